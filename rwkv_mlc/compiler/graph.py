@@ -1,0 +1,81 @@
+"""From a config, a scheme and a target to a Relax module."""
+
+from __future__ import annotations
+
+import json
+
+import tvm
+from tvm import relax, tirx
+
+from ..config import RWKVConfig
+from ..models import model_module
+from ..ops.cpu import CPUOps
+from ..quantization.schemes import Scheme
+from .state import ExplicitState
+from .targets import CompileTarget
+from .weights import Weights, runtime_tensors
+
+FAMILIES = {"cpu": CPUOps}
+PHASES = {"prefill": "prefill", "score": "prefill", "decode": "decode"}
+
+
+def build_module(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> tvm.IRModule:
+    """The functions of a library.
+
+    ``prefill``, ``score`` and ``decode`` all take (tokens int32 [T], segment_ends int32 [B], slots int32 [B], states,
+    params): the tokens of B sequences one after the other, where each ends, the state slot of each, the tuple of state
+    tensors [S, ...] in the order of ``models.<generation>.states`` layer by layer, updated in place, and the tuple of
+    parameters in the order of ``_metadata()["params"]``. ``prefill`` and ``decode`` (one token a sequence, T = B) return
+    the logits after each sequence's last token, float32 [1, B, V]; ``score`` those at every position, [1, T, V].
+    ``_metadata`` returns a JSON string.
+    """
+    builder = relax.BlockBuilder()
+    for name in PHASES:
+        _emit_function(builder, name, config, scheme, target)
+    with builder.function("_metadata", []):
+        text = json.dumps(metadata(config, scheme, target))
+        builder.emit_func_output(tvm.ir.StringImm(text))
+    return builder.finalize()
+
+
+def metadata(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> dict:
+    """What a runner must know to call the library: the parameters in order, with the layout each is wanted in."""
+    tensors = runtime_tensors(model_module(config).parameters(config), scheme)
+    return {
+        "model_config": config.to_dict(),
+        "quantization": scheme.name,
+        "target": target.name,
+        "params": [{"name": t.name, "shape": t.shape, "dtype": t.dtype, "layout": t.layout} for t in tensors],
+    }
+
+
+def _emit_function(
+    builder: relax.BlockBuilder, name: str, config: RWKVConfig, scheme: Scheme, target: CompileTarget
+) -> None:
+    model, phase = model_module(config), PHASES[name]
+    batch, num_slots = tirx.Var("batch", "int64"), tirx.Var("num_slots", "int64")
+    rows = batch if phase == "decode" else tirx.Var("rows", "int64")
+    parameters = model.parameters(config)
+    tensors = runtime_tensors(parameters, scheme)
+    roles = [(layer, state) for layer in range(config.num_hidden_layers) for state in model.states(config)]
+
+    tokens = relax.Var("tokens", relax.TensorType([rows], "int32"))
+    segment_ends = relax.Var("segment_ends", relax.TensorType([batch], "int32"))
+    slots = relax.Var("slots", relax.TensorType([batch], "int32"))
+    states = relax.Var(
+        "states", relax.TupleType([relax.TensorType([num_slots, *state.shape], "float32") for _, state in roles])
+    )
+    params = relax.Var("params", relax.TupleType([relax.TensorType(list(t.shape), t.dtype) for t in tensors]))
+
+    with builder.function(name, [tokens, segment_ends, slots, states, params]):
+        with builder.dataflow():
+            variables = {t.name: builder.emit(params[i]) for i, t in enumerate(tensors)}
+            weights = Weights.of(parameters, scheme, variables)
+            state = ExplicitState({(layer, s.role): builder.emit(states[i]) for i, (layer, s) in enumerate(roles)})
+            ops = FAMILIES[target.family](builder, config, target, phase, tokens, segment_ends, slots)
+            x = model.forward(config, ops, weights, state, tokens)
+            if name != "score":
+                x = ops.last_rows(x)
+            x = ops.layer_norm(x, weights.norm("model.ln_out"))
+            logits = builder.emit_output(ops.linear(x, weights.matrix("head")))
+        builder.emit_func_output(logits)

@@ -1,0 +1,85 @@
+"""A model's parameters as a graph sees them: Relax variables in the layout of a target's kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tir_kernels.packed import Packed, PackedFloat, PackedGroup
+from tvm import relax
+
+from ..models import Parameter
+from ..quantization.layouts import LAYOUTS
+from ..quantization.schemes import FloatForm, GroupForm, Scheme
+
+
+@dataclass(frozen=True)
+class RuntimeTensor:
+    """One tensor that the compiled functions take: its stored name, shape and dtype in memory, and the layout that
+    leads from one to the other."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class MatrixWeight:
+    """A matrix [N, K] (or table [V, C]) in the form in which kernels read it."""
+
+    form: Packed
+    shape: tuple[int, int]
+    tensors: tuple[relax.Expr, ...]
+
+
+def packed_form(form: FloatForm | GroupForm) -> Packed:
+    if isinstance(form, FloatForm):
+        return PackedFloat(form.dtype)
+    return PackedGroup(form.bits, form.group, form.scale_dtype)
+
+
+def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> str:
+    if parameter.role in ("vector", "embedding"):
+        return "stored"
+    return "column_blocks" if isinstance(form, GroupForm) and form.transposed else "row_blocks"
+
+
+def runtime_tensors(parameters: list[Parameter], scheme: Scheme) -> list[RuntimeTensor]:
+    """Every tensor of a model in the order in which the compiled functions take them."""
+    result = []
+    for parameter in parameters:
+        layout = layout_of(parameter, scheme.form(parameter.role))
+        for name, (shape, dtype) in scheme.stored(parameter).items():
+            result.append(RuntimeTensor(name, LAYOUTS[layout].shape(shape), dtype, layout))
+    return result
+
+
+class Weights:
+    """Looks parameters up by name below a prefix: ``weights.at("model.blocks.0").matrix("attention.key")``."""
+
+    def __init__(self, parameters: dict[str, MatrixWeight | relax.Expr], prefix: str = ""):
+        self.parameters, self.prefix = parameters, prefix
+
+    @classmethod
+    def of(cls, parameters: list[Parameter], scheme: Scheme, variables: dict[str, relax.Expr]) -> Weights:
+        """``variables`` holds one Relax variable for every stored tensor, by its name."""
+        found = {}
+        for p in parameters:
+            tensors = tuple(variables[name] for name in scheme.stored(p))
+            is_vector = p.role == "vector"
+            found[p.name] = (
+                tensors[0] if is_vector else MatrixWeight(packed_form(scheme.form(p.role)), p.shape, tensors)
+            )
+        return cls(found)
+
+    def at(self, name: str) -> Weights:
+        return Weights(self.parameters, f"{self.prefix}{name}.")
+
+    def vector(self, name: str) -> relax.Expr:
+        return self.parameters[f"{self.prefix}{name}"]
+
+    def matrix(self, name: str) -> MatrixWeight:
+        return self.parameters[f"{self.prefix}{name}.weight"]
+
+    def norm(self, name: str) -> tuple[relax.Expr, relax.Expr]:
+        return self.vector(f"{name}.weight"), self.vector(f"{name}.bias")

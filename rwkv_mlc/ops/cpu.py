@@ -1,0 +1,130 @@
+"""The CPU family: every operation a hand-written kernel, float32 activations, weights in 16-row blocks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tir_kernels.embedding import embedding
+from tir_kernels.gemm import gemm
+from tir_kernels.gemv import Matrix, gemv
+from tir_kernels.group_norm import group_norm
+from tir_kernels.layer_norm import layer_norm
+from tir_kernels.packed import PackedGroup
+from tir_kernels.quantize_activation import quantize_activation
+from tir_kernels.segments import border_slots, last_rows
+from tir_kernels.token_shift import norm_shift_mix
+from tir_kernels.wkv4 import wkv4
+from tir_kernels.wkv5 import wkv5
+from tvm import relax
+
+from ..compiler.targets import CompileTarget
+from ..config import RWKVConfig
+from ..compiler.weights import MatrixWeight
+
+
+class CPUOps:
+    """See ``rwkv_mlc.ops``. ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are
+    read at the memory's speed, ``prefill`` for many."""
+
+    def __init__(
+        self,
+        builder: relax.BlockBuilder,
+        config: RWKVConfig,
+        target: CompileTarget,
+        phase: Literal["prefill", "decode"],
+        tokens: relax.Expr,
+        segment_ends: relax.Expr,
+        slots: relax.Expr,
+    ):
+        self.builder, self.config, self.target, self.phase = builder, config, target, phase
+        self.segment_ends, self.slots = segment_ends, slots
+        self.rows, self.batch = tokens.ty.shape[0], segment_ends.ty.shape[0]
+        self.borders = [slots, slots]
+        if phase == "prefill":
+            shape = [self.rows]
+            self.borders = self._call(border_slots(), [tokens, segment_ends, slots], [shape, shape], dtype="int32")
+
+    def embedding(self, tokens, table: MatrixWeight):
+        kernel = embedding(*table.shape, table.form)
+        return self._call(kernel, [tokens, *table.tensors], [self._shape(table.shape[1])])[0]
+
+    def layer_norm(self, x, norm):
+        kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon)
+        return self._call(kernel, [x, *norm], [x.ty.shape])[0]
+
+    def norm_shift_mix(self, x, norm, mixes, previous):
+        channels = self.config.hidden_size
+        kernel = norm_shift_mix(channels, len(mixes), self.config.layer_norm_epsilon)
+        args = [x, *norm, *mixes, previous, *self.borders]
+        shape = [len(mixes), self.rows, channels]
+        (last,), (mixed,) = self._update(kernel, args, [3 + len(mixes)], [shape])
+        return mixed, last
+
+    def linears(self, x, matrices: list[MatrixWeight], activations: list[str | None], gate=None, residual=None):
+        form, columns = matrices[0].form, matrices[0].shape[1]
+        outputs = tuple(Matrix(m.shape[0], activation) for m, activation in zip(matrices, activations))
+        rows, inputs = x.ty.shape[1], [x]
+        fused = {"gated": gate is not None, "residual": residual is not None}
+        if self.phase == "decode":
+            integer_dot = self.target.integer_dot if isinstance(form, PackedGroup) else None
+            if integer_dot:
+                inputs = self._quantize(x, columns, form)
+            kernel = gemv(outputs, columns, form, integer_dot, **fused)
+        else:
+            kernel = gemm(outputs, columns, form, self.target.gemm_tile, **fused)
+        args = [*inputs, *(tensor for m in matrices for tensor in m.tensors)]
+        args += [extra for extra in (gate, residual) if extra is not None]
+        return self._call(kernel, args, [[1, rows, m.rows] for m in outputs])
+
+    def linear(self, x, matrix: MatrixWeight, gate=None, residual=None):
+        return self.linears(x, [matrix], [None], gate, residual)[0]
+
+    def wkv4(self, r, k, v, w, u, previous):
+        kernel = wkv4(self.config.hidden_size, self.phase, in_place=True)
+        args = [r, k, v, w, u, *previous, *self._sequences()]
+        updated, (out,) = self._update(kernel, args, [5, 6, 7], [r.ty.shape])
+        return out, updated
+
+    def wkv5(self, r, k, v, w, u, previous):
+        kernel = wkv5(self.config.num_heads, self.config.head_size, self.phase, in_place=True)
+        (updated,), (out,) = self._update(kernel, [r, k, v, w, u, previous, *self._sequences()], [5], [r.ty.shape])
+        return out, updated
+
+    def group_norm(self, x, norm, groups: int, epsilon: float, gate=None):
+        kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gated=gate is not None)
+        return self._call(kernel, [x, *norm, *([] if gate is None else [gate])], [x.ty.shape])[0]
+
+    def last_rows(self, x):
+        if self.phase == "decode":
+            return x
+        channels = self.config.hidden_size
+        return self._call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
+
+    def _quantize(self, x, columns: int, form: PackedGroup):
+        inputs, rows, _ = x.ty.shape
+        groups = form.groups(columns)
+        shapes = [[inputs, rows, groups * form.group // 2], [inputs, rows, groups], [inputs, rows, groups]]
+        return self._call(quantize_activation(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
+
+    def _sequences(self):
+        return [self.slots] if self.phase == "decode" else [self.segment_ends, self.slots]
+
+    def _shape(self, channels: int):
+        return [1, self.rows, channels]
+
+    def _call(self, kernel, args, shapes, dtype="float32"):
+        """Emit one kernel call; returns its outputs."""
+        dtypes = [dtype] * len(shapes) if isinstance(dtype, str) else dtype
+        types = [relax.TensorType(shape, dtype) for shape, dtype in zip(shapes, dtypes)]
+        name = self.builder.add_func(kernel, kernel.attrs["kernel"])
+        call = self.builder.emit(relax.call_tir(name, args, types if len(types) > 1 else types[0]))
+        return [self.builder.emit(call[i]) for i in range(len(types))] if len(types) > 1 else [call]
+
+    def _update(self, kernel, args, in_place: list[int], shapes):
+        """Emit a kernel call that updates ``args[i]`` for i in ``in_place``; returns the updated and the new tensors."""
+        types = [args[i].ty for i in in_place] + [relax.TensorType(shape, "float32") for shape in shapes]
+        name = self.builder.add_func(kernel, kernel.attrs["kernel"])
+        indices = [*in_place, *([-1] * len(shapes))]
+        call = self.builder.emit(relax.op.call_tir_inplace(name, args, indices, types))
+        results = [self.builder.emit(call[i]) for i in range(len(types))]
+        return results[: len(in_place)], results[len(in_place) :]

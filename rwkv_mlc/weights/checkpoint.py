@@ -1,0 +1,55 @@
+"""What every checkpoint reader returns: lazy tensors under BlinkDL's names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is still in its file.
+
+    ``dtype`` is the stored one (``float32``, ``float16`` or ``bfloat16``); ``read()`` returns a new C-contiguous
+    float32 array of ``shape``, or float64 where the reader had to compute the value.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint of any format: ``tensors`` under the names of a BlinkDL ``.pth`` (``blocks.0.att.key.weight``)
+    with BlinkDL's values (decay before its exponentials, matrices [out, in]).
+
+    ``source`` is what the user named; ``files`` are the files that hold the tensors, in order; ``tokenizer_files`` are
+    vocabulary files found beside them; ``head_size_divisor`` is set where the format implies one.
+    """
+
+    name: str
+    format: str
+    source: str
+    tensors: dict[str, LazyTensor]
+    files: list[Path] = field(default_factory=list)
+    tokenizer_files: list[Path] = field(default_factory=list)
+    head_size_divisor: int | None = None
+    context_length: int | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def sha256(self) -> str:
+        """Hash of the files' bytes, in order; of the name where there is no file (random weights)."""
+        digest = hashlib.sha256(b"" if self.files else self.source.encode())
+        for path in self.files:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 24):
+                    digest.update(chunk)
+        return digest.hexdigest()

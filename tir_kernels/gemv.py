@@ -1,0 +1,204 @@
+"""Matrix products of single tokens, weight bytes bound: several matrices in one parallel region."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .builder import arg, prim_func
+from .packed import Packed, PackedFloat, PackedGroup
+from .simd import ACTIVATIONS, LANES, constant, intrinsic, span, splat, widen
+
+PREFETCH = 64  # words ahead, 4 KB: past what the hardware prefetchers of the two streams reach
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One product of a fused call: output rows N and what is applied to each output (a key of ``ACTIVATIONS``)."""
+
+    rows: int
+    activation: str | None = None
+
+
+def each_block(matrices: tuple[Matrix, ...], rows_per_block: int, emit: Callable) -> None:
+    """Run ``emit(matrix index, block)`` in parallel over the row blocks of all matrices."""
+    starts = [0]
+    for matrix in matrices:
+        starts.append(starts[-1] - (-matrix.rows // rows_per_block))
+
+    def dispatch(i: int, block):
+        if i == len(matrices) - 1:
+            return emit(i, block - starts[i])
+        with T.If(block < starts[i + 1]):
+            with T.Then():
+                emit(i, block - starts[i])
+            with T.Else():
+                dispatch(i + 1, block)
+
+    with T.parallel(0, starts[-1]) as block:
+        dispatch(0, block)
+
+
+def store_block(target, value, row, block, rows: int):
+    """Write the 16 lanes of output block ``block`` that exist in a matrix of ``rows`` rows."""
+    if rows % LANES == 0:
+        T.buffer_store(target, value, [0, row, T.ramp(block * LANES, 1, LANES)])
+        return
+    with T.If(block < rows // LANES):
+        with T.Then():
+            T.buffer_store(target, value, [0, row, T.ramp(block * LANES, 1, LANES)])
+        with T.Else():
+            lanes = T.alloc_buffer((LANES,), scope="local")
+            T.buffer_store(lanes, value, [span(0, LANES)])
+            for i in range(rows % LANES):
+                T.buffer_store(target, lanes[i], [0, row, block * LANES + i])
+
+
+def load_block(source, row, block, rows: int):
+    """The 16 lanes of output block ``block``; past ``rows`` they repeat the last row."""
+    at = T.ramp(block * LANES, 1, LANES)
+    if rows % LANES:
+        at = T.min(at, splat(T.int64(rows - 1), LANES))
+    return source[0, row, at]
+
+
+def dot_vnni(acc, weights, activations):
+    """acc + the sums of products of int16 pairs: int32x16, AVX-512 VNNI."""
+    pairs = (T.reinterpret(v, dtype="int16x32") for v in (weights, activations))
+    return intrinsic("llvm.x86.avx512.vpdpwssd.512", "int32x16", acc, *pairs)
+
+
+def dot_avx512(acc, weights, activations):
+    """The same on AVX-512 BW."""
+    pairs = (T.reinterpret(v, dtype="int16x32") for v in (weights, activations))
+    return acc + intrinsic("llvm.x86.avx512.pmaddw.d.512", "int32x16", *pairs)
+
+
+INTEGER_DOTS = {"vnni": dot_vnni, "avx512": dot_avx512}
+
+
+@lru_cache(None)
+def gemv(
+    matrices: tuple[Matrix, ...],
+    columns: int,
+    form: Packed,
+    integer_dot: str | None = None,
+    gated: bool = False,
+    residual: bool = False,
+) -> tirx.PrimFunc:
+    """(x.., weights.. [, gate][, residual] -> out..); CPU form.
+
+    x is float32 [n, T, K] with one plane a matrix; with ``integer_dot`` (a key of ``INTEGER_DOTS``, group forms only) it
+    is what ``quantize_activation`` returns. Weights of each matrix as ``packed`` says. out_i float32 [1, T, N_i] =
+    activation(W_i x_i); ``gate`` [1, T, N_0] multiplies it, ``residual`` [1, T, N_0] is added.
+    T is expected to be small: the weights are read from memory once and from the cache for every further row.
+    """
+    inputs = len(matrices)
+
+    @prim_func
+    def kernel():
+        rows = T.int64()
+        if integer_dot:
+            padded = form.padded(columns)
+            pairs = arg("pairs", (inputs, rows, padded // 2), "int32")
+            scales = arg("scales", (inputs, rows, form.groups(columns)))
+            offsets = arg("offsets", (inputs, rows, form.groups(columns)), "int32")
+        else:
+            x = arg("x", (inputs, rows, columns))
+        weights = [form.args(f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
+        gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
+        skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
+        outs = [arg(f"out{i}", (1, rows, matrix.rows)) for i, matrix in enumerate(matrices)]
+        lanes = span(0, LANES)
+
+        def float_product(i, block, t):
+            """Four accumulators hide the latency of the additions."""
+            chains = 4 if columns % 4 == 0 else 1
+            (weight,) = weights[i]
+            acc = T.alloc_buffer((chains, LANES), scope="local")
+            for j in range(chains):
+                T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
+            with T.serial(0, columns // chains) as k:
+                for j in range(chains):
+                    w = widen(weight[block, k * chains + j, lanes], "float32", LANES)
+                    T.buffer_store(acc, acc[j, lanes] + w * splat(x[i, t, k * chains + j], LANES), [j, lanes])
+            if chains == 1:
+                return acc[0, lanes]
+            return (acc[0, lanes] + acc[1, lanes]) + (acc[2, lanes] + acc[3, lanes])
+
+        def group_product(i, block, t):
+            q_weight, q_scale = weights[i]
+            acc = T.alloc_buffer((2, LANES), scope="local")
+            T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
+
+            def add_group(g, length: int):
+                T.buffer_store(acc, constant(0.0, LANES), [1, lanes])
+                for k in range(length):
+                    word = q_weight[block, g * form.words + k // form.fields, lanes]
+                    product = form.field(word, k % form.fields) * splat(x[i, t, g * form.group + k], LANES)
+                    T.buffer_store(acc, acc[1, lanes] + product, [1, lanes])
+                scale = widen(q_scale[block, g, lanes], "float32", LANES)
+                T.buffer_store(acc, acc[0, lanes] + acc[1, lanes] * scale, [0, lanes])
+
+            with T.serial(0, columns // form.group) as g:
+                add_group(g, form.group)
+            if columns % form.group:
+                add_group(columns // form.group, columns % form.group)
+            return acc[0, lanes]
+
+        def integer_product(i, block, t):
+            q_weight, q_scale = weights[i]
+            dot, half = INTEGER_DOTS[integer_dot], form.fields // 2
+            chains = min(4, half)
+            acc = T.alloc_buffer((1, LANES), scope="local")
+            partial = T.alloc_buffer((chains, LANES), "int32", scope="local")
+            T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
+            with T.serial(0, form.groups(columns)) as g:
+                for j in range(chains):
+                    start = offsets[i, t, g] if j == 0 else T.int32(0)
+                    T.buffer_store(partial, splat(start, LANES), [j, lanes])
+                for word in range(form.words):
+                    at = g * form.words + word
+                    ahead = T.address_of(q_weight[block, at + PREFETCH, 0])
+                    prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+                    T.evaluate(
+                        T.call_llvm_intrin(prefetch, ahead, T.int32(0), T.int32(3), T.int32(1), dtype="void")
+                    )
+                    words = T.bind(q_weight[block, at, lanes])
+                    for j in range(half):
+                        chain = (word * half + j) % chains
+                        activation = splat(pairs[i, t, at * half + j], LANES)
+                        updated = dot(partial[chain, lanes], form.pair(words, j), activation)
+                        T.buffer_store(partial, updated, [chain, lanes])
+                total = partial[0, lanes]
+                for j in range(1, chains):
+                    total = total + partial[j, lanes]
+                scale = widen(q_scale[block, g, lanes], "float32", LANES) * splat(scales[i, t, g], LANES)
+                T.buffer_store(acc, acc[0, lanes] + widen(total, "float32", LANES) * scale, [0, lanes])
+            return acc[0, lanes]
+
+        if integer_dot:
+            product = integer_product
+        else:
+            product = float_product if isinstance(form, PackedFloat) else group_product
+
+        def block_of_rows(i, block):
+            matrix = matrices[i]
+            with T.serial(0, rows) as t:
+                y = ACTIVATIONS[matrix.activation](product(i, block, t), LANES)
+                if gated:
+                    y = y * load_block(gate, t, block, matrix.rows)
+                if residual:
+                    y = y + load_block(skip, t, block, matrix.rows)
+                store_block(outs[i], y, t, block, matrix.rows)
+
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            each_block(matrices, LANES, block_of_rows)
+
+    return kernel

@@ -1,0 +1,87 @@
+"""Vector expressions that the CPU kernels are written in.
+
+A kernel is a Python function that builds TIR: Python loops unroll, ``T`` frames loop at run time. Vectors have up to
+16 lanes; LLVM splits them where the machine's registers are narrower.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+LANES = 16
+
+
+def vector_width(extent: int) -> int:
+    """The widest vector, up to ``LANES``, that divides an extent."""
+    return math.gcd(extent, LANES)
+
+
+def span(base, width: int):
+    """Index of ``width`` consecutive elements."""
+    return base if width == 1 else T.ramp(base, 1, width)
+
+
+def splat(value, width: int):
+    """One value in every lane."""
+    return value if width == 1 else T.broadcast(value, width)
+
+
+def constant(value: float, width: int):
+    return splat(T.float32(value), width)
+
+
+def vector_type(dtype: str, width: int) -> str:
+    return dtype if width == 1 else f"{dtype}x{width}"
+
+
+def widen(value, dtype: str, width: int):
+    """Convert every lane of a vector to ``dtype``."""
+    return tirx.Cast(vector_type(dtype, width), value)
+
+
+def intrinsic(name: str, dtype: str, *args):
+    """A call of an LLVM intrinsic without side effects."""
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
+
+
+def exp(x, width: int):
+    """exp(x) of float32 lanes, relative error 1e-7: Cephes' expf, with x clamped to +-87."""
+    x = T.bind(T.max(T.min(x, constant(87.0, width)), constant(-87.0, width)))
+    n = T.bind(T.floor(x * constant(1.44269504088896341, width) + constant(0.5, width)))
+    f = T.bind(x - n * constant(0.693359375, width) - n * constant(-2.12194440e-4, width))
+    series = constant(1.9875691500e-4, width)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        series = series * f + constant(c, width)
+    power = (widen(n, "int32", width) + splat(T.int32(127), width)) << splat(T.int32(23), width)
+    return T.bind((series * f * f + f + constant(1.0, width)) * T.reinterpret(power, dtype=vector_type("float32", width)))
+
+
+def sigmoid(x, width: int):
+    return constant(1.0, width) / (constant(1.0, width) + exp(constant(0.0, width) - x, width))
+
+
+def silu(x, width: int):
+    x = T.bind(x)
+    return x * sigmoid(x, width)
+
+
+def squared_relu(x, width: int):
+    positive = T.bind(T.max(x, constant(0.0, width)))
+    return positive * positive
+
+
+def reduce_add(x, width: int):
+    """Sum of the lanes, pairwise."""
+    if width == 1:
+        return x
+    while width > 2:
+        width //= 2
+        half = vector_type("float32", width)
+        x = T.bind(T.vectorlow(half, x) + T.vectorhigh(half, x))
+    return T.Shuffle([x], [0]) + T.Shuffle([x], [1])
+
+
+ACTIVATIONS = {None: lambda x, width: x, "sigmoid": sigmoid, "silu": silu, "squared_relu": squared_relu}
