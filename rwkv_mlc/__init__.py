@@ -1,3 +1,32 @@
-"""RWKV language models, compiled ahead of time for the device they run on."""
+"""RWKV language models, compiled ahead of time for the device they run on.
+
+from rwkv_mlc import Engine
+
+engine = Engine("dist/rwkv-5-village-q4f16_1")
+for text in engine.stream("Once upon a time", temperature=0):
+    print(text, end="")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+__all__ = ["Chat", "Engine", "SamplingParams", "UserError"]
+
+if TYPE_CHECKING:
+    from .engine.chat import Chat
+    from .engine.engine import Engine
+    from .engine.sampler import SamplingParams
+    from .errors import UserError
+
+_HOMES = {"Chat": "engine.chat", "Engine": "engine.engine", "SamplingParams": "engine.sampler", "UserError": "errors"}
+
+
+def __getattr__(name: str):
+    """Import on first use: converting a checkpoint needs no runtime, and `rwkv-mlc --help` should not wait for one."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,6 +30,11 @@ class CompileTarget:
     integer_dot: str | None
     gemm_tile: tuple[int, int]
 
+    @property
+    def attributes(self) -> dict:
+        """TVM's description of the target as JSON data."""
+        return json.loads(str(self.tvm))
+
 
 @dataclass(frozen=True)
 class TargetEntry:
@@ -40,10 +45,10 @@ class TargetEntry:
 
 
 def _llvm(options: dict) -> CompileTarget:
-    attributes = {"kind": "llvm", **options}
+    triple = options.get("mtriple") or tvm.get_global_func("target.llvm_get_system_triple")()
+    attributes = {"kind": "llvm", "mtriple": triple, **options}
     if "mcpu" not in options and "mtriple" not in options:
         attributes["mcpu"] = tvm.get_global_func("target.llvm_get_system_cpu")()
-    triple = options.get("mtriple") or tvm.get_global_func("target.llvm_get_system_triple")()
     cpu = attributes.get("mcpu", "generic")
     if not tvm.get_global_func("target.llvm_is_valid_cpu")(cpu, triple):
         raise UserError(f"LLVM knows no CPU {cpu!r} for {triple}; leave --mcpu out to build for this machine.")

@@ -1,0 +1,131 @@
+"""An artifact on disk, read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import RWKVConfig
+from ..errors import UserError
+from ..models import Parameter, model_module
+from ..quantization.schemes import Scheme, get_scheme
+from .disk import digest, read_json
+from .names import CHAT_CONFIG, PARAMS, TENSOR_INDEX
+from .record import BuildRecord, LibraryRecord
+from .shards import Shard, read_index, verify
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """What ``dist/<model>-<quantization>/`` holds; ``Artifact.open`` reads one."""
+
+    path: Path
+    config: RWKVConfig
+    scheme: Scheme
+    chat_config: dict[str, Any]
+    tokenizer_files: list[Path]
+    shards: list[Shard]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Artifact:
+        """The artifact in a folder, or around a ``params`` folder.
+
+        Raises UserError when the folder is no artifact, and for a damaged, missing or unknown part of one; checksums
+        are computed at the first opening and remembered in a small file beside the shards."""
+        path = Path(path)
+        if path.name == PARAMS and (path / CHAT_CONFIG).is_file():
+            path = path.resolve().parent
+        params = path / PARAMS
+        if not (params / CHAT_CONFIG).is_file() and not (params / TENSOR_INDEX).is_file():
+            raise UserError(
+                f"{path} is no artifact: it has no {PARAMS}/{CHAT_CONFIG}; name a folder written by rwkv-mlc build."
+            )
+        chat_config = read_json(params / CHAT_CONFIG)
+        config = _model_config(chat_config, params / CHAT_CONFIG)
+        scheme = get_scheme(_entry(chat_config, "quantization", str, params / CHAT_CONFIG))
+        names = _entry(chat_config, "tokenizer_files", list, params / CHAT_CONFIG)
+        tokenizer_files = [params / Path(str(name)).name for name in names]
+        for file in tokenizer_files:
+            if not file.is_file():
+                raise UserError(f"The artifact lacks its tokenizer {file}; write it again with rwkv-mlc gen-config.")
+        shards = read_index(params)
+        verify(params, shards)
+        return cls(path, config, scheme, chat_config, tokenizer_files, shards)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @cached_property
+    def record(self) -> BuildRecord:
+        """Raises UserError when the build record is missing or damaged."""
+        return BuildRecord.read(self.path)
+
+    @property
+    def model_parameters(self) -> list[Parameter]:
+        """The model's parameters, in the order in which the compiled functions take what is stored of them."""
+        return model_module(self.config).parameters(self.config)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Read-only views on the mapped shards by stored name, in the order of ``model_parameters``.
+
+        Raises one UserError that lists every tensor that is missing, surplus or not of the scheme's shape and dtype."""
+        found = {name: array for shard in self.shards for name, array in shard.arrays().items()}
+        expected = {name: form for p in self.model_parameters for name, form in self.scheme.stored(p).items()}
+        problems = [f"missing {name}" for name in expected if name not in found]
+        problems += [f"unknown {name}" for name in found if name not in expected]
+        for name, (shape, dtype) in expected.items():
+            if name in found and (found[name].shape, found[name].dtype.name) != (shape, dtype):
+                array = found[name]
+                problems.append(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")
+        if problems:
+            raise UserError(
+                f"The parameters in {self.path / PARAMS} do not fit their configuration, {len(problems)} tensors are "
+                f"wrong: {'; '.join(problems)}; build the artifact again."
+            )
+        return {name: found[name] for name in expected}
+
+    def dequantized_parameters(self) -> dict[str, np.ndarray]:
+        """Float32 parameters, matrices [out, in], by ``Parameter.name``: what the compiled model computes with."""
+        stored = self.parameters()
+        return {p.name: self.scheme.dequantize(p, stored) for p in self.model_parameters}
+
+    def libraries(self) -> dict[str, LibraryRecord]:
+        """Every library in the build record by its target's name."""
+        return self.record.libraries
+
+    def library(self, target_name: str) -> LibraryRecord:
+        """The library for a target. Raises UserError when there is none, or when its file is missing or changed."""
+        libraries = self.libraries()
+        command = f"rwkv-mlc compile {self.path} --target {target_name}"
+        if target_name not in libraries:
+            available = ", ".join(libraries) or "none"
+            raise UserError(f"{self.path} has no library for {target_name} (available: {available}); run {command}.")
+        library = libraries[target_name]
+        if not library.path.is_file():
+            raise UserError(f"The library {library.path} is missing; run {command}.")
+        if digest(library.path, "sha256") != library.sha256:
+            raise UserError(f"The library {library.path} is damaged: its checksum differs; run {command}.")
+        return library
+
+
+def _entry(data: dict[str, Any], key: str, kind: type, path: Path) -> Any:
+    if not isinstance(data.get(key), kind):
+        raise UserError(f"{path} should hold a {kind.__name__} under {key}; write it again with rwkv-mlc gen-config.")
+    return data[key]
+
+
+def _model_config(chat_config: dict[str, Any], path: Path) -> RWKVConfig:
+    config = RWKVConfig.from_dict(_entry(chat_config, "model_config", dict, path))
+    kinds = {"str": str, "int": int, "float": (int, float)}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not isinstance(value, kinds[field.type]) or isinstance(value, (int, float)) and value < 0:
+            raise UserError(
+                f"{path} gives {field.name} of the model as {value!r}; write it again with rwkv-mlc gen-config."
+            )
+    return config

@@ -1,0 +1,109 @@
+"""Files and folders that are either whole or absent, whenever the process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def staging(final: Path) -> Iterator[Path]:
+    """Build the folder ``final`` in a sibling folder, which takes its place when the body ends without an exception.
+
+    An exception, a full disk or the end of the process leaves ``final`` as it was; what a process that died has left is
+    removed by the next build. Raises UserError when the disk is full or another process is building ``final``."""
+    staged, previous = (final.parent / f".{final.name}.{what}" for what in ("staged", "previous"))
+    with writing(final):
+        if previous.exists() and not final.exists():
+            previous.rename(final)
+        shutil.rmtree(previous, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        try:
+            yield staged
+            if final.exists():
+                final.rename(previous)
+            try:
+                staged.rename(final)
+            except BaseException:
+                if previous.exists():
+                    previous.rename(final)
+                raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Hold ``path`` against other processes that write it. Raises UserError when one does, or when the disk is full."""
+    try:
+        with _locked(path):
+            yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise UserError(f"The disk that holds {path} is full; free some space and repeat.") from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path.parent / f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another process is building {path}; wait until it is done.") from None
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"Cannot write into {path.parent} ({error.strerror}); choose another folder.") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write beside ``path`` and rename."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """Raises UserError for a file that is missing or holds no JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; build the artifact again.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); build the artifact again.") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} should hold a JSON object; build the artifact again.")
+    return data
+
+
+def digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal hash of a file's bytes."""
+    hasher = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()

@@ -1,0 +1,21 @@
+"""Names of the files of an artifact."""
+
+from __future__ import annotations
+
+PARAMS = "params"
+CHAT_CONFIG = "mlc-chat-config.json"
+BUILD_RECORD = "build-record.json"
+TENSOR_INDEX = "tensor-cache.json"
+TENSOR_INDEX_2023 = "ndarray-cache.json"
+SHARD = "params_shard_{}.bin"
+VERIFIED = ".verified.json"
+
+
+def artifact_name(model: str, quantization: str) -> str:
+    return f"{model}-{quantization}"
+
+
+def library_name(name: str, target: str, suffix: str) -> str:
+    """The file of the artifact ``name``'s library; ``suffix`` with its dot."""
+    return f"{name}-{target}{suffix}"
+

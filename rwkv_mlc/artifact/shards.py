@@ -1,0 +1,151 @@
+"""Parameters on disk: raw little-endian tensors one after another in shards, with a JSON index.
+
+The format is that of TVM's ``tvm.contrib.tvmjs.dump_tensor_cache``, always with the encoding ``raw``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .disk import digest, read_json, write_json
+from .names import SHARD, TENSOR_INDEX, TENSOR_INDEX_2023, VERIFIED
+
+SHARD_CAPACITY = 32 << 20
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float16", "uint32")}
+
+
+class ShardWriter:
+    """Writes tensors into shards of 32 MB; one of half a shard or more that no longer fits gets a shard of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.shards: list[dict[str, Any]] = []
+        self.nbytes = 0
+        self._data, self._tensors = bytearray(), []
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        array = np.ascontiguousarray(array, DTYPES[array.dtype.name])
+        tensor = {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "format": "raw"}
+        tensor["nbytes"] = array.nbytes
+        data = memoryview(array).cast("B")
+        self.nbytes += array.nbytes
+        if len(self._data) + array.nbytes >= SHARD_CAPACITY:
+            if 2 * array.nbytes >= SHARD_CAPACITY:
+                self._write(data, [{**tensor, "byteOffset": 0}])
+                return
+            self._flush()
+        self._tensors.append({**tensor, "byteOffset": len(self._data)})
+        self._data += data
+
+    def finish(self, parameter_count: int) -> None:
+        """Write the last shard and the index under both names; ``parameter_count`` counts unquantised weights."""
+        self._flush()
+        metadata = {
+            "ParamSize": sum(len(shard["records"]) for shard in self.shards),
+            "ParamBytes": self.nbytes,
+            "BitsPerParam": 8 * self.nbytes / parameter_count,
+        }
+        for name in (TENSOR_INDEX, TENSOR_INDEX_2023):
+            write_json(self.folder / name, {"metadata": metadata, "records": self.shards})
+
+    def _flush(self) -> None:
+        if self._data:
+            self._write(self._data, self._tensors)
+            self._data, self._tensors = bytearray(), []
+
+    def _write(self, data: bytearray | memoryview, tensors: list[dict[str, Any]]) -> None:
+        path = self.folder / SHARD.format(len(self.shards))
+        path.write_bytes(data)
+        shard = {"dataPath": path.name, "format": "raw-shard", "nbytes": len(data), "records": tensors}
+        shard["md5sum"] = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        self.shards.append(shard)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    path: Path
+    nbytes: int
+    md5sum: str
+    tensors: dict[str, StoredTensor]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Read-only views on the mapped file."""
+        with open(self.path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return {name: np.ndarray(t.shape, DTYPES[t.dtype], mapped, t.offset) for name, t in self.tensors.items()}
+
+
+def read_index(folder: Path) -> list[Shard]:
+    """The shards that the index of ``folder`` describes. Raises UserError for an index that is damaged."""
+    path = folder / TENSOR_INDEX
+    try:
+        return [_read_shard(folder, shard) for shard in read_json(path)["records"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is no valid index of parameters; build the artifact again.") from None
+
+
+def _read_shard(folder: Path, shard: dict[str, Any]) -> Shard:
+    tensors = {}
+    for record in shard["records"]:
+        tensor = StoredTensor(tuple(record["shape"]), record["dtype"], record["byteOffset"])
+        nbytes = DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape)
+        sound = all(type(n) is int and n > 0 for n in tensor.shape) and record["format"] == "raw"
+        if not sound or not 0 <= tensor.offset <= shard["nbytes"] - nbytes:
+            raise ValueError(record["name"])
+        tensors[record["name"]] = tensor
+    name = shard["dataPath"]
+    if Path(name).name != name:
+        raise ValueError(name)
+    return Shard(folder / name, shard["nbytes"], shard["md5sum"], tensors)
+
+
+def verify(folder: Path, shards: list[Shard]) -> None:
+    """Check that every shard is there, whole and unchanged; raises UserError that names the first which is not.
+
+    A shard that passed is not read again until its size or time of change differs."""
+    stamps = {shard.path.name: _stamp(shard) for shard in shards}
+    marker = folder / VERIFIED
+    try:
+        verified = read_json(marker)
+    except UserError:
+        verified = {}
+    suspects = [shard for shard in shards if verified.get(shard.path.name) != stamps[shard.path.name]]
+    if not suspects:
+        return
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for shard, found in zip(suspects, pool.map(lambda shard: digest(shard.path, "md5"), suspects)):
+            if found != shard.md5sum:
+                raise UserError(f"{shard.path} is damaged: its checksum differs; build the artifact again.")
+    try:
+        write_json(marker, stamps)
+    except OSError:
+        pass  # a read-only folder is checked every time
+
+
+def _stamp(shard: Shard) -> list[int | str]:
+    try:
+        status = shard.path.stat()
+    except FileNotFoundError:
+        raise UserError(f"The artifact lacks {shard.path}; build or copy it again.") from None
+    if status.st_size != shard.nbytes:
+        raise UserError(
+            f"{shard.path} is damaged: it has {status.st_size} bytes, expected {shard.nbytes}; build or copy it again."
+        )
+    return [status.st_size, status.st_mtime_ns, shard.md5sum]

@@ -1,0 +1,29 @@
+"""Whether a library can run here, found out before it is loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from ..artifact import LibraryRecord
+from ..cpu_features import host_architecture, host_features
+from ..errors import UserError
+
+
+def check_library(library: LibraryRecord) -> None:
+    """Raises UserError for a library of another architecture, of a CPU with features that this one lacks, or of another
+    version of TVM, whose runtime format may differ."""
+    architecture = library.target.get("mtriple", host_architecture()).partition("-")[0]
+    again = "build it again on this machine"
+    if architecture != host_architecture():
+        raise UserError(f"{library.path} is for {architecture} and this machine is {host_architecture()}; {again}.")
+    features = host_features()
+    missing = [] if features is None else [name for name in library.cpu_features if name not in features]
+    if missing:
+        cpu = library.target.get("mcpu", "another CPU")
+        raise UserError(f"{library.path} is for {cpu} and needs {', '.join(missing)}, which this CPU lacks; {again}.")
+    built, installed = library.versions.get("apache-tvm"), importlib.metadata.version("apache-tvm")
+    if built != installed:
+        raise UserError(
+            f"{library.path} was built with apache-tvm {built} and {installed} is installed; build it again, or install "
+            f"apache-tvm=={built}."
+        )

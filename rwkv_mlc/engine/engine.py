@@ -1,0 +1,187 @@
+"""An artifact made ready to run: text in, text out, with the recurrent state in the caller's hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..artifact import Artifact
+from ..errors import UserError
+from ..tokenizer import END_OF_TEXT, load_tokenizer
+from .compatibility import check_library
+from .runner import Runner, State
+from .sampler import Sampler, SamplingParams
+from .state_file import load_state, save_state
+from .stream import TextStream
+from .templates import Template
+
+SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
+TARGET_OF_DEVICE = {"cpu": "llvm"}
+
+
+@dataclass
+class Stats:
+    """Tokens read and written, and the seconds that took."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        prefill = self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+        decode = self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+        return f"prefill: {prefill:.1f} tok/s, decode: {decode:.1f} tok/s"
+
+
+@dataclass
+class Answer:
+    """One generation while it runs and after it.
+
+    Iterating yields text as it becomes certain. ``tokens`` are the ids generated, ``fed`` those of them that the state has
+    read; ``finish_reason`` is "stop" (end of text or a stop string), "length" or None (not finished); ``seed`` is the one
+    drawn from."""
+
+    engine: Engine
+    logits: np.ndarray
+    state: State
+    params: SamplingParams
+    tokens: list[int] = field(default_factory=list)
+    fed: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+
+    def __post_init__(self):
+        self._sampler = Sampler(self.params, self.engine.valid_ids)
+        self._stream = TextStream(self.params.stop)
+        self.seed = self._sampler.seed
+
+    def __iter__(self) -> Iterator[str]:
+        """Raises UserError when the model's logits are not finite."""
+        while self.finish_reason is None:
+            token = self._sampler.sample(self.logits)
+            self.tokens.append(token)
+            text = "" if token == END_OF_TEXT else self._stream.push(self.engine.tokenizer.token_bytes(token))
+            if token == END_OF_TEXT or self._stream.stopped:
+                self.finish_reason = "stop"
+            elif len(self.tokens) >= self.params.max_tokens:
+                self.finish_reason = "length"
+            else:
+                self.logits = self.engine.decode(token, self.state)
+                self.fed.append(token)
+            yield from self._release(text)
+        yield from self._release(self._stream.finish())
+
+    def _release(self, text: str) -> Iterator[str]:
+        self.text += text
+        if text:
+            yield text
+
+    @property
+    def released(self) -> bytes:
+        """Bytes of ``text``, before the stop string."""
+        return bytes(self._stream.released)
+
+
+class Engine:
+    """A model with its tokenizer and prompt template.
+
+        engine = Engine("dist/rwkv-5-village-q4f16_1")
+        print(engine.generate("Tom the cat", max_tokens=20).text)
+
+    ``artifact``, ``config``, ``tokenizer``, ``template`` and ``defaults`` (sampling) describe the model; ``stats`` adds up
+    over all calls. A ``State`` belongs to the caller: calls update the one they are given in place.
+    """
+
+    def __init__(self, path: Path | str, device: str = "auto"):
+        """Load ``dist/<model>-<quantization>`` for ``device`` ("auto" or "cpu").
+
+        Raises UserError for a damaged artifact, one without a library for the device, and a library that this CPU or
+        this version of TVM cannot run."""
+        device = "cpu" if device == "auto" else device
+        if device not in TARGET_OF_DEVICE:
+            raise UserError(f"Unknown device {device!r}; valid devices are auto, {', '.join(TARGET_OF_DEVICE)}.")
+        self.artifact = Artifact.open(path)
+        self.tokenizer = load_tokenizer(self.artifact.tokenizer_files)
+        library = self.artifact.library(TARGET_OF_DEVICE[device])
+        check_library(library)
+        self.runner = Runner(library.path, self.artifact.parameters(), device)
+        if self.runner.config != self.artifact.config:
+            raise UserError(f"{library.path} was compiled for another model than its parameters; build it again.")
+        self.config = self.runner.config
+        self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
+        settings = self.artifact.chat_config
+        self.template = Template.from_dict(settings["conv_template"])
+        self.prefill_chunk = int(settings["prefill_chunk_size"])
+        names = {f.name for f in dataclasses.fields(SamplingParams)}
+        self.defaults = SamplingParams(**{name: settings[name] for name in names & settings.keys()})
+        self.stats = Stats()
+
+    @property
+    def name(self) -> str:
+        return self.artifact.name
+
+    def new_state(self) -> State:
+        """The state before the first token."""
+        return self.runner.new_state()
+
+    def prefill(self, tokens: Sequence[int], state: State) -> np.ndarray:
+        """Read tokens, in chunks; returns the logits after the last, float32 [V]. Raises UserError for no tokens or an id
+        outside the vocabulary."""
+        if not len(tokens):
+            raise UserError("There is nothing to read: give at least one token.")
+        began = time.perf_counter()
+        for start in range(0, len(tokens), self.prefill_chunk):
+            logits = self.runner.run("prefill", [tokens[start : start + self.prefill_chunk]], state)
+        self.stats.prefill_tokens += len(tokens)
+        self.stats.prefill_seconds += time.perf_counter() - began
+        return logits[0]
+
+    def decode(self, token: int, state: State) -> np.ndarray:
+        """Read one token; returns the logits after it, float32 [V]."""
+        began = time.perf_counter()
+        logits = self.runner.run("decode", [[token]], state)[0]
+        self.stats.decode_tokens += 1
+        self.stats.decode_seconds += time.perf_counter() - began
+        return logits
+
+    def score(self, tokens: Sequence[int], state: State) -> Iterator[np.ndarray]:
+        """Read tokens; yields the logits at every position in order, float32 [up to SCORE_CHUNK, V] at a time."""
+        for start in range(0, len(tokens), SCORE_CHUNK):
+            yield self.runner.run("score", [tokens[start : start + SCORE_CHUNK]], state)
+
+    def stream(
+        self, prompt: str | bytes | Sequence[int], params: SamplingParams | None = None, state: State | None = None, **changes
+    ) -> Answer:
+        """Read a prompt and return the running ``Answer`` to iterate over.
+
+        ``params`` (the artifact's defaults where None) with ``changes`` applied, such as ``temperature=0``; ``state``
+        goes on from an earlier call. The end-of-text token stands for an empty prompt, as in training."""
+        params = dataclasses.replace(params or self.defaults, **changes)
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+        state = self.new_state() if state is None else state
+        return Answer(self, self.prefill(tokens or [END_OF_TEXT], state), state, params)
+
+    def generate(
+        self, prompt: str | bytes | Sequence[int], params: SamplingParams | None = None, state: State | None = None, **changes
+    ) -> Answer:
+        """As ``stream``, run to its end."""
+        answer = self.stream(prompt, params, state, **changes)
+        for _ in answer:
+            pass
+        return answer
+
+    def save_state(self, state: State, path: Path) -> None:
+        """Write a state with the model's identity beside it. Raises UserError when the file cannot be written."""
+        save_state(path, self.artifact, self.runner.state_names(), state.arrays())
+
+    def load_state(self, path: Path) -> State:
+        """Raises UserError for a file that holds no state, or that of another model."""
+        template = self.new_state()
+        shapes = [tuple(tensor.shape) for tensor in template.tensors]
+        return self.runner.state_from(load_state(path, self.artifact, self.runner.state_names(), shapes))

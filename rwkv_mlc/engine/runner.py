@@ -1,0 +1,103 @@
+"""A compiled library with its parameters on a device: tokens and state in, logits out. Needs TVM's runtime only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tvm_ffi
+from tvm.runtime import Tensor, device, empty, load_module, tensor
+from tvm.runtime.vm import VirtualMachine
+
+from ..config import RWKVConfig
+from ..errors import UserError
+from ..models import StateTensor, model_module
+from ..quantization.layouts import LAYOUTS
+
+
+@dataclass
+class State:
+    """Recurrent state of ``slots`` sequences: one tensor a layer and role, float32 [slots, ...], in the order in which the
+    library takes them. Calls update it in place; ``copy`` gives an independent one."""
+
+    tensors: list[Tensor]
+
+    def __post_init__(self):
+        self.packed = tvm_ffi.convert(self.tensors)
+
+    @property
+    def slots(self) -> int:
+        return int(self.tensors[0].shape[0])
+
+    def copy(self) -> State:
+        return State([tensor(t.numpy(), t.device) for t in self.tensors])
+
+    def arrays(self) -> list[np.ndarray]:
+        """Copies of the tensors, in order."""
+        return [t.numpy() for t in self.tensors]
+
+
+class Runner:
+    """Calls ``prefill``, ``score`` and ``decode`` of a library.
+
+    ``parameters`` are the stored tensors by name, as an artifact maps them; each is permuted into the layout that the
+    library's metadata asks for. Raises UserError when the library asks for a tensor that is not there."""
+
+    def __init__(self, library: Path, parameters: Mapping[str, np.ndarray], device_name: str = "cpu"):
+        self.device = device(device_name)
+        self.vm = VirtualMachine(load_module(str(library)), self.device)
+        metadata = json.loads(self.vm["_metadata"]())
+        self.config = RWKVConfig.from_dict(metadata["model_config"])
+        self.state_layout: list[StateTensor] = model_module(self.config).states(self.config)
+        missing = [p["name"] for p in metadata["params"] if p["name"] not in parameters]
+        if missing:
+            raise UserError(f"{library} asks for parameters that are not there: {', '.join(missing)}; build it again.")
+
+        def load(spec: dict) -> Tensor:
+            target = empty(tuple(spec["shape"]), spec["dtype"], self.device)
+            source = LAYOUTS[spec["layout"]].permute(parameters[spec["name"]])
+            np.copyto(np.from_dlpack(target), source)
+            return target
+
+        with ThreadPoolExecutor() as pool:
+            self.params = tvm_ffi.convert(list(pool.map(load, metadata["params"])))
+        self.functions = {name: self.vm[name] for name in ("prefill", "score", "decode")}
+
+    def new_state(self, slots: int = 1) -> State:
+        """The state before the first token, for ``slots`` sequences."""
+        return self.state_from(
+            np.full((slots, *role.shape), role.initial, np.float32)
+            for _ in range(self.config.num_hidden_layers)
+            for role in self.state_layout
+        )
+
+    def state_from(self, arrays) -> State:
+        return State([tensor(np.ascontiguousarray(array), self.device) for array in arrays])
+
+    def state_names(self) -> list[str]:
+        """``blocks.{layer}.{role}`` of each state tensor, in order."""
+        layers = range(self.config.num_hidden_layers)
+        return [f"blocks.{layer}.{role.role}" for layer in layers for role in self.state_layout]
+
+    def run(
+        self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Feed one run of tokens to each sequence; updates ``state`` in place.
+
+        ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
+        ``prefill`` and ``decode`` (one token each) return float32 [B, V], the logits after each sequence's last token;
+        ``score`` returns [T, V], those at every position."""
+        tokens = np.concatenate([np.asarray(tokens, np.int32) for tokens in sequences])
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            raise UserError(
+                f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {tokens.min()} to {tokens.max()}."
+            )
+        ends = np.cumsum([len(tokens) for tokens in sequences], dtype=np.int32)
+        chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
+        inputs = (tensor(array, self.device) for array in (tokens, ends, chosen))
+        logits = self.functions[function](*inputs, state.packed, self.params).numpy()
+        return logits.reshape(-1, self.config.vocab_size)

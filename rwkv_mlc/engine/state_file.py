@@ -1,0 +1,57 @@
+"""Recurrent states in files: safetensors, with the model's identity in the header."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..artifact import Artifact
+from ..errors import UserError
+
+FORMAT = "rwkv_mlc state 1"
+
+
+def save_state(path: Path, artifact: Artifact, names: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+    """Write named arrays, float32; the file appears whole or not at all. Raises UserError when it cannot be written."""
+    metadata = {
+        "format": FORMAT,
+        "model": artifact.record.source_sha256,
+        "name": artifact.name,
+        "quantization": artifact.scheme.name,
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(dict(zip(names, arrays)), partial, metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The state cannot be written to {path}: {error}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_state(
+    path: Path, artifact: Artifact, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> list[np.ndarray]:
+    """The arrays in the order of ``names``. A state of the same checkpoint in another quantisation is accepted.
+
+    Raises UserError for a file that is no state, and for a state of another model."""
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} holds no saved state; give a file written by /save or Engine.save_state.")
+            if metadata.get("model") != artifact.record.source_sha256:
+                raise UserError(
+                    f"{path} is a state of {metadata.get('name')}, another model than {artifact.name}; a state means "
+                    "something only to the model that made it."
+                )
+            arrays = [file.get_tensor(name) for name in names]
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The state {path} cannot be read: {error}.") from None
+    if [array.shape for array in arrays] != list(shapes) or any(array.dtype != np.float32 for array in arrays):
+        raise UserError(f"The state {path} does not have this model's shapes; it is damaged.")
+    return arrays

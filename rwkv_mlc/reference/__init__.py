@@ -1,0 +1,46 @@
+"""The models in plain numpy and float64: what every kernel, scheme and target is measured against."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..config import RWKVConfig
+from ..models import model_module, resolve
+from ..weights.checkpoint import Checkpoint
+
+State = dict[tuple[int, str], np.ndarray]
+
+
+def load(checkpoint: Checkpoint) -> tuple[RWKVConfig, dict[str, np.ndarray]]:
+    """The config and every parameter, in float64 under ``Parameter.name``. Raises UserError as ``models.resolve``."""
+    config, parameters, tensors = resolve(checkpoint)
+    return config, {p.name: p.convert(tensors[p.source].read(), np.float64) for p in parameters}
+
+
+def initial_state(config: RWKVConfig) -> State:
+    """The state before the first token: float64 by (layer, role), roles and shapes of the model's ``states``."""
+    return {
+        (layer, tensor.role): np.full(tensor.shape, tensor.initial, np.float64)
+        for layer in range(config.num_hidden_layers)
+        for tensor in model_module(config).states(config)
+    }
+
+
+def forward(
+    config: RWKVConfig,
+    parameters: Mapping[str, np.ndarray],
+    tokens: Sequence[int],
+    state: Mapping[tuple[int, str], np.ndarray] | None = None,
+) -> tuple[np.ndarray, State]:
+    """Logits [T, V] after each of T tokens, and the state after the last, both float64.
+
+    ``parameters`` are by ``Parameter.name``, in any float dtype; no ``state`` means ``initial_state``. The arguments
+    stay as they are and the results share no memory with them."""
+    generation = importlib.import_module(f".{config.model_type}", __name__)
+    if state is None:
+        state = initial_state(config)
+    copy = {key: np.array(array, np.float64) for key, array in state.items()}
+    return generation.forward(config, parameters, np.asarray(tokens, np.intp), copy)

@@ -1,0 +1,53 @@
+"""What the generations have in common. T tokens, C channels; parameters by their names below ``model.blocks.i.``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+Parameters = Mapping[str, np.ndarray]
+
+
+def below(parameters: Parameters, prefix: str) -> Parameters:
+    """The parameters whose names start with ``prefix``, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in parameters.items() if name.startswith(prefix)}
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def normalize(x: np.ndarray, epsilon: float) -> np.ndarray:
+    """Zero mean and unit variance over the last axis."""
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+
+
+def layer_norm(p: Parameters, name: str, x: np.ndarray, epsilon: float) -> np.ndarray:
+    """[T, C] -> [T, C]."""
+    return normalize(x, epsilon) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def linear(p: Parameters, name: str, x: np.ndarray) -> np.ndarray:
+    """[T, in] -> [T, out] by a matrix [out, in]."""
+    return x @ p[f"{name}.weight"].T
+
+
+def token_shift(x: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x_{t-1} for every t of x [T, C], where ``last`` [C] comes before x_0; and the last of all for the next call."""
+    padded = np.concatenate([last[None], x])
+    return padded[:-1], padded[-1]
+
+
+def mix(p: Parameters, name: str, x: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """mu x_t + (1 - mu) x_{t-1}."""
+    return previous + p[name].reshape(-1) * (x - previous)
+
+
+def channel_mixing(p: Parameters, x: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sigma(r) * W_v max(k, 0)^2: [T, C] -> [T, C], and the x [C] to shift in before the next token."""
+    previous, last = token_shift(x, last)
+    r = linear(p, "feed_forward.receptance", mix(p, "feed_forward.time_mix_receptance", x, previous))
+    k = linear(p, "feed_forward.key", mix(p, "feed_forward.time_mix_key", x, previous))
+    return sigmoid(r) * linear(p, "feed_forward.value", np.maximum(k, 0) ** 2), last

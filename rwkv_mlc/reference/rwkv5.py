@@ -1,0 +1,64 @@
+"""RWKV-5: Peng et al. 2024, "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence", section 4.
+
+5.2 is the paper's Eagle. In 5.1 decay and bonus are one number per head, and 5.0 has no gate either.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import RWKVConfig
+from .layers import Parameters, below, channel_mixing, layer_norm, linear, mix, normalize, sigmoid, token_shift
+
+
+def wkv(
+    r: np.ndarray, k: np.ndarray, v: np.ndarray, w: np.ndarray, u: np.ndarray, s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """r_t (s_{t-1} + diag(u) k_t^T v_t), where s_t = diag(w) s_{t-1} + k_t^T v_t.
+
+    r, k, v: [T, H, N]; w (decay per token, 0 to 1) and u (bonus): [H, N]; s: [H, N, N], key before value.
+    Returns the heads' outputs [T, H, N] and the next s."""
+    w, u = w[:, :, None], u[:, :, None]
+    out = np.empty_like(v)
+    for t in range(len(k)):
+        kv = k[t][:, :, None] * v[t][:, None, :]
+        out[t] = (r[t][:, None, :] @ (s + u * kv))[:, 0]
+        s = w * s + kv
+    return out, s
+
+
+def time_mixing(
+    config: RWKVConfig, p: Parameters, x: np.ndarray, last: np.ndarray, s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W_o (SiLU(g) * GroupNorm(wkv)): [T, C] -> [T, C], followed by the next ``last`` and s."""
+    previous, last = token_shift(x, last)
+
+    def project(name: str) -> np.ndarray:
+        return linear(p, f"attention.{name}", mix(p, f"attention.time_mix_{name}", x, previous))
+
+    r, k, v = (
+        project(name).reshape(-1, config.num_heads, config.head_size) for name in ("receptance", "key", "value")
+    )
+    out, s = wkv(r, k, v, p["attention.time_decay"], p["attention.time_faaaa"], s)
+    out = normalize(out, config.group_norm_epsilon).reshape(x.shape)
+    out = out * p["attention.ln_x.weight"] + p["attention.ln_x.bias"]
+    if config.generation != "5.0":
+        g = project("gate")
+        out = out * g * sigmoid(g)
+    return linear(p, "attention.output", out), last, s
+
+
+def forward(config: RWKVConfig, parameters: Parameters, tokens: np.ndarray, state: dict) -> tuple[np.ndarray, dict]:
+    """Logits [T, V] of ``tokens`` [T]; ``state``, by (layer, role), gets new arrays."""
+    epsilon = config.layer_norm_epsilon
+    x = parameters["model.embeddings.weight"][tokens].astype(np.float64)
+    x = layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon)
+    for i in range(config.num_hidden_layers):
+        p = below(parameters, f"model.blocks.{i}.")
+        out, state[i, "att_x"], state[i, "att_kv"] = time_mixing(
+            config, p, layer_norm(p, "ln1", x, epsilon), state[i, "att_x"], state[i, "att_kv"]
+        )
+        x = x + out
+        out, state[i, "ffn_x"] = channel_mixing(p, layer_norm(p, "ln2", x, epsilon), state[i, "ffn_x"])
+        x = x + out
+    return linear(parameters, "head", layer_norm(parameters, "model.ln_out", x, epsilon)), state

@@ -1,0 +1,70 @@
+"""What every tokenizer offers, over a table from token id to bytes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+
+END_OF_TEXT = 0
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back, byte for byte.
+
+    ``files`` are the vocabulary files, ``kind`` is ``"world"`` or ``"pile"``. Id 0 is the end of text in every RWKV
+    vocabulary: it decodes to nothing and no text encodes to it.
+    """
+
+    kind: str
+
+    def __init__(self, files: list[Path], tokens: Mapping[int, bytes]):
+        """``tokens`` maps each id that stands for text to its bytes."""
+        self.files = files
+        self.tokens = {**tokens, END_OF_TEXT: b""}
+
+    @property
+    def max_id(self) -> int:
+        return max(self.tokens)
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Token ids of ``text``; bytes need not be UTF-8, and a str may carry undecodable bytes as ``surrogateescape``
+        left them (a command line argument). Raises UserError for text that the vocabulary cannot spell."""
+        if isinstance(text, str):
+            try:
+                text = text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"The text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, "
+                    "which no encoding can write; remove it."
+                ) from None
+        return self.encode_bytes(text)
+
+    @abstractmethod
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids whose bytes, joined, are ``data``."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes of one token, which may be part of a character. Raises UserError for an id that is no token."""
+        if token not in self.tokens:
+            raise UserError(
+                f"Token {token} is not in the vocabulary {self.files[0].name}, whose ids go up to {self.max_id}."
+            )
+        return self.tokens[token]
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        return b"".join(map(self.token_bytes, tokens))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Text of ``tokens``, with U+FFFD for bytes that are not UTF-8."""
+        return self.decode_bytes(tokens).decode("utf-8", "replace")
+
+    def valid_ids(self, vocab_size: int) -> np.ndarray:
+        """bool [vocab_size]: False for padding, which a model's head has rows for but no text belongs to."""
+        valid = np.zeros(vocab_size, dtype=bool)
+        valid[list(self.tokens)] = True
+        return valid

@@ -1,0 +1,133 @@
+"""Hugging Face's folders and safetensors: which files hold the weights, and their names in BlinkDL's words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  gives numpy its bfloat16, which safetensors asks for by name
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..errors import UserError
+from .checkpoint import LazyTensor
+
+STORED_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+WEIGHT_FILES = [
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "*.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "*.pth",
+]
+
+# transformers' modeling_rwkv.py and the remote code of RWKV-5 (modeling_rwkv5.py)
+NAME_RULES = [
+    (r"rwkv\.", ""),
+    (r"embeddings\.", "emb."),
+    (r"(blocks\.\d+)\.pre_ln\.", r"\1.ln0."),
+    (r"(blocks\.\d+)\.attention\.", r"\1.att."),
+    (r"(blocks\.\d+)\.feed_forward\.", r"\1.ffn."),
+    (r"(blocks\.\d+\.\w+\.time_mix_[kvrg])(?:ey|alue|eceptance|ate)$", r"\1"),
+]
+
+
+def blinkdl_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The same tensors under BlinkDL's names, which stay as they are where they already are BlinkDL's."""
+
+    def rename(name: str) -> str:
+        for pattern, replacement in NAME_RULES:
+            name = re.sub(f"^{pattern}", replacement, name)
+        return name
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a safetensors file under their own names. Raises UserError for a damaged file or another dtype."""
+
+    def lazy_tensor(name: str, shape: tuple[int, ...], dtype: str) -> LazyTensor:
+        def read() -> np.ndarray:
+            # Opened for this read only: what stays mapped counts as the process's memory.
+            with safe_open(path, "np") as file:
+                return file.get_tensor(name).astype(np.float32, copy=False)
+
+        return LazyTensor(shape, STORED_TYPES[dtype], read)
+
+    tensors = {}
+    try:
+        with safe_open(path, "np") as file:
+            for name in file.keys():
+                entry = file.get_slice(name)
+                if entry.get_dtype() not in STORED_TYPES:
+                    raise UserError(
+                        f"{path} holds {name} as {entry.get_dtype()}; expected float32, float16 or bfloat16 weights."
+                    )
+                tensors[name] = lazy_tensor(name, tuple(entry.get_shape()), entry.get_dtype())
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or damaged ({error}); download it again.") from None
+    return tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderConfig:
+    """What ``config.json`` says beyond the tensors' shapes."""
+
+    context_length: int | None = None
+    head_size_divisor: int | None = None
+    tie_word_embeddings: bool = False
+
+
+def read_config(folder: Path) -> FolderConfig:
+    """The folder's ``config.json``. Raises UserError where it is missing or a value has the wrong type."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json; expected a Hugging Face folder, or give the weight file's path.")
+    data = _read_json(path)
+    values = {}
+    for field in ("context_length", "head_size_divisor"):
+        if (value := data.get(field)) is not None:
+            if type(value) is not int or value < 1:
+                raise UserError(f"{path} gives {field} as {value!r}; expected a positive integer.")
+            values[field] = value
+    return FolderConfig(tie_word_embeddings=bool(data.get("tie_word_embeddings")), **values)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, by the first of ``WEIGHT_FILES`` that is there.
+
+    Raises UserError when there are none, several to choose from, or a shard of an index is missing."""
+    for pattern in WEIGHT_FILES:
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(f"{folder} holds several checkpoints ({names}) and no index; give the path of one of them.")
+        if found:
+            return _shards(found[0]) if pattern.endswith(".json") else found
+    raise UserError(f"{folder} holds no weights; expected one of {', '.join(WEIGHT_FILES)}.")
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
+    shards = [index.parent / name for name in sorted(set(weight_map.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise UserError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; download it again.")
+    return shards
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download it again.") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}; expected an object.")
+    return data

@@ -1,0 +1,201 @@
+"""PyTorch's zip checkpoints (``.pth``, ``pytorch_model.bin``) without PyTorch.
+
+The archive holds a pickle that describes the tensors and one uncompressed member per storage, so that a tensor is a
+strided view on a part of the file (PyTorch's ``torch/serialization.py``, ``_save`` and ``_load``).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from .checkpoint import LazyTensor
+
+MAGIC = b"PK\x03\x04"
+LOCAL_HEADER_SIZE = 30
+STORED_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+
+
+class Storage(NamedTuple):
+    """A storage of ``size`` bytes: the archive's member ``data/<key>``."""
+
+    dtype: str
+    key: str
+    size: int
+
+
+class View(NamedTuple):
+    """A tensor: ``offset`` and ``strides`` count elements of ``dtype`` in the storage."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Dtype(NamedTuple):
+    name: str
+
+
+class Rebuild(NamedTuple):
+    """A function that a pickle may call. A tuple, since a pickle may also try to set attributes on what it names."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+def _rebuild_tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> View:
+    return View(storage, storage.dtype, offset, shape, strides)
+
+
+def _rebuild_tensor_of_dtype(
+    storage: Storage, offset: int, shape: tuple, strides: tuple, _grad: bool, _hooks: Any, dtype: Dtype, *_: Any
+) -> View:
+    return View(storage, dtype.name, offset, shape, strides)
+
+
+GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "FloatStorage"): Dtype("float32"),
+    ("torch", "HalfStorage"): Dtype("float16"),
+    ("torch", "BFloat16Storage"): Dtype("bfloat16"),
+    ("torch.storage", "UntypedStorage"): Dtype("uint8"),
+    ("torch", "float32"): Dtype("float32"),
+    ("torch", "float16"): Dtype("float16"),
+    ("torch", "bfloat16"): Dtype("bfloat16"),
+    ("torch._utils", "_rebuild_tensor_v2"): Rebuild(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): Rebuild(_rebuild_tensor_of_dtype),
+    ("torch._utils", "_rebuild_parameter"): Rebuild(lambda data, *_: data),
+}
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Knows ``GLOBALS`` and nothing else: no import takes place, whatever the pickle names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in GLOBALS:
+            raise UserError(
+                f"the pickle asks for {module}.{name}, which is refused: a checkpoint may hold only a flat dictionary "
+                "of float32, float16 or bfloat16 tensors"
+            )
+        return GLOBALS[module, name]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        _, dtype, key, _, numel = pid
+        return Storage(dtype.name, key, numel * np.dtype(STORED_TYPES.get(dtype.name, "u1")).itemsize)
+
+
+class Archive:
+    """The members of a zip file as ranges of bytes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.size = path.stat().st_size
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self.members = {info.filename: info for info in archive.infolist()}
+        except (zipfile.BadZipFile, EOFError, ValueError, OSError, NotImplementedError) as error:
+            raise UserError(f"{path} is truncated or damaged ({error}); download it again.") from None
+        roots = [name[: -len("data.pkl")] for name in self.members if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise UserError(f"{path} is a zip file but no PyTorch checkpoint: it has {len(roots)} data.pkl, not one.")
+        self.root = roots[0]
+
+    def __contains__(self, name: str) -> bool:
+        return self.root + name in self.members
+
+    def locate(self, name: str) -> tuple[int, int]:
+        """Where a member's bytes lie in the file: (offset, size)."""
+        info = self.members.get(self.root + name)
+        if info is None:
+            raise UserError(f"{self.path} lacks {name}, which its pickle names; download it again.")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise UserError(f"{self.path} is compressed or encrypted; save it again with torch.save.")
+        header = self._bytes(info.header_offset, LOCAL_HEADER_SIZE)
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        offset = info.header_offset + LOCAL_HEADER_SIZE + lengths
+        if not header.startswith(MAGIC) or offset + info.file_size > self.size:
+            raise UserError(f"{self.path} is truncated or damaged at {name}; download it again.")
+        return offset, info.file_size
+
+    def read(self, name: str) -> bytes:
+        return self._bytes(*self.locate(name))
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(min(max(offset, 0), self.size))
+            return file.read(size)
+
+
+def read_pth(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a PyTorch zip checkpoint under their own names.
+
+    Raises UserError for a damaged file, a big-endian one, anything but a flat dictionary of float tensors, and a pickle
+    that names anything beyond what such a dictionary needs; nothing in the pickle is ever run."""
+    archive = Archive(path)
+    if "byteorder" in archive and archive.read("byteorder") != b"little":
+        raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one.")
+    unpickler = RestrictedUnpickler(io.BytesIO(archive.read("data.pkl")))
+    try:
+        content = unpickler.load()
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} has a damaged pickle ({type(error).__name__}: {error}); download it again.") from None
+    if type(content) not in (dict, OrderedDict):
+        raise UserError(f"{path} holds no dictionary; expected a flat dictionary of tensors.")
+    return {name: _lazy_tensor(archive, name, value) for name, value in dict.items(content)}
+
+
+def _lazy_tensor(archive: Archive, name: Any, value: Any) -> LazyTensor:
+    if not isinstance(name, str) or not isinstance(value, View):
+        raise UserError(
+            f"{archive.path} holds a {type(value).__name__} under {name!r}, expected a flat dictionary of tensors; "
+            "save its dictionary of weights alone."
+        )
+    if not _is_sound(value):
+        raise UserError(f"{archive.path} describes the tensor {name} wrongly; download it again.")
+    stored = np.dtype(STORED_TYPES[value.dtype])
+    offset, size = archive.locate(f"data/{value.storage.key}")
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(value.shape, value.strides))
+    if (value.offset + extent) * stored.itemsize > min(size, value.storage.size):
+        raise UserError(f"{archive.path} is damaged: the tensor {name} reaches beyond its storage; download it again.")
+    start = offset + value.offset * stored.itemsize
+    strides = tuple(stride * stored.itemsize for stride in value.strides)
+
+    def read() -> np.ndarray:
+        # Mapped for this read only: what stays mapped counts as the process's memory.
+        flat = np.memmap(archive.path, stored, "r", start, (extent,))
+        view = np.lib.stride_tricks.as_strided(flat, value.shape, strides)
+        if value.dtype != "bfloat16":
+            return np.array(view, np.float32, order="C")
+        bits = np.array(view, np.uint32, order="C")
+        bits <<= 16
+        return bits.view(np.float32)
+
+    return LazyTensor(value.shape, value.dtype, read)
+
+
+def _is_sound(view: View) -> bool:
+    """Whether what the pickle says of a tensor has the right types and no negative or empty axis."""
+    return (
+        isinstance(view.storage, Storage)
+        and view.dtype in STORED_TYPES
+        and isinstance(view.shape, tuple)
+        and isinstance(view.strides, tuple)
+        and len(view.shape) == len(view.strides)
+        and all(type(n) is int for n in (view.storage.size, view.offset, *view.shape, *view.strides))
+        and min((view.offset, *view.strides)) >= 0
+        and all(n > 0 for n in view.shape)
+    )

@@ -1,0 +1,117 @@
+"""rwkv.cpp's model files in FP32 and FP16.
+
+The format is that of its ``docs/FILE_FORMAT.md``, the values those that ``python/convert_pytorch_to_ggml.py`` writes.
+"""
+
+from __future__ import annotations
+
+import struct
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from .checkpoint import LazyTensor
+
+MAGIC = struct.pack("<I", 0x67676D66)
+VERSIONS = (100, 101)
+STORED_TYPES = {0: ("float32", np.dtype("<f4")), 1: ("float16", np.dtype("<f2"))}
+QUANTIZED_TYPES = "Q4_0 Q4_1 Q4_1_O Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K".split()
+
+# What stands for 0, 1 and infinity, whose logarithms are not finite; in float32 they are 0, 1 and its largest number.
+NEXT_TO_ZERO, NEXT_TO_ONE, LARGEST = 2.0**-151, 1.0 - 2.0**-26, float(np.finfo(np.float32).max)
+
+
+def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of an rwkv.cpp file under BlinkDL's names, with BlinkDL's shapes and values.
+
+    rwkv.cpp stores the decay after its exponentials, the 5.0 bonus after its exponential and both with trailing axes of
+    length 1; the inverses are computed in float64. Raises UserError for a damaged or quantised file."""
+    size = path.stat().st_size
+    stored: dict[str, tuple[int, tuple[int, ...], int]] = {}
+    try:
+        with open(path, "rb") as file:
+
+            def integers(count: int) -> tuple[int, ...]:
+                return struct.unpack(f"<{count}i", file.read(4 * count))
+
+            _, version, _, hidden_size, _, data_type = integers(6)
+            _check(version in VERSIONS, f"has format version {version}, expected 100 or 101")
+            _check_type(data_type)
+            while file.tell() < size:
+                dimensions, name_length, data_type = integers(3)
+                _check(0 < dimensions <= 4 and 0 < name_length < 256, "is damaged")
+                shape = integers(dimensions)[::-1]
+                name = file.read(name_length).decode()
+                _check_type(data_type)
+                offset = file.tell()
+                end = offset + prod(shape) * STORED_TYPES[data_type][1].itemsize
+                _check(min(shape) > 0 and end <= size, f"is truncated or damaged at {name}")
+                stored[name] = (offset, shape, data_type)
+                file.seek(end)
+    except (struct.error, UnicodeDecodeError):
+        raise UserError(f"{path} is truncated or damaged; convert or download it again.") from None
+    except UserError as error:
+        raise UserError(f"{path} {error}.") from None
+
+    has_heads = "blocks.0.att.ln_x.weight" in stored
+    return {name: _lazy_tensor(path, name, *entry, has_heads, hidden_size) for name, entry in stored.items()}
+
+
+def _check(condition: bool, problem: str) -> None:
+    if not condition:
+        raise UserError(f"{problem}; convert or download it again")
+
+
+def _check_type(data_type: int) -> None:
+    if data_type in STORED_TYPES:
+        return
+    index = data_type - len(STORED_TYPES)
+    _check(0 <= index < len(QUANTIZED_TYPES), f"has the unknown data type {data_type}")
+    raise UserError(f"is quantised ({QUANTIZED_TYPES[index]}); start from its FP32 or FP16 file, or from the .pth")
+
+
+def _lazy_tensor(
+    path: Path, name: str, offset: int, shape: tuple[int, ...], data_type: int, has_heads: bool, hidden_size: int
+) -> LazyTensor:
+    dtype, numpy_type = STORED_TYPES[data_type]
+    if has_heads and name.endswith((".time_decay", ".time_first", ".time_faaaa")):
+        shape = _blinkdl_shape(shape, hidden_size)
+    if name.endswith(".time_decay"):
+        invert = _invert_head_decay if has_heads else _invert_channel_decay
+    elif name.endswith(".time_first") and has_heads:
+        invert = _log
+    else:
+        invert = None
+
+    def read() -> np.ndarray:
+        array = np.memmap(path, numpy_type, "r", offset, shape)
+        return np.array(array, np.float32) if invert is None else invert(array.astype(np.float64))
+
+    return LazyTensor(shape, dtype, read)
+
+
+def _blinkdl_shape(shape: tuple[int, ...], hidden_size: int) -> tuple[int, ...]:
+    """[H, N, 1] to [H, N]; [H, 1] and [H, 1, 1] to [H]; [N, 1], what is left of a single head's [1, N], to [1, N]."""
+    if prod(shape) == hidden_size:
+        return (1, hidden_size) if len(shape) == 2 else shape[:2]
+    return shape[:1]
+
+
+# A value out of range gives NaN, which the conversion refuses by the tensor's name.
+
+
+def _log(array: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.log(np.where(array == 0.0, NEXT_TO_ZERO, array))
+
+
+def _invert_head_decay(decay: np.ndarray) -> np.ndarray:
+    """w from exp(-exp(w))."""
+    return _log(-_log(np.where(decay == 1.0, NEXT_TO_ONE, decay)))
+
+
+def _invert_channel_decay(decay: np.ndarray) -> np.ndarray:
+    """w from -exp(w)."""
+    return _log(np.where(decay == -np.inf, LARGEST, -decay))

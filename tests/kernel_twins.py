@@ -1,0 +1,110 @@
+"""The kernels of ``tir_kernels`` once more, in plain NumPy and in the dtype of the arrays given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def wkv4(r, k, v, w, u, a, b, p):
+    """r, k, v [T, C]; the others [C]. Returns out [T, C] and the state (a, b, p) after the last row."""
+    out = np.empty_like(v)
+    for t in range(len(k)):
+        top = np.maximum(p, u + k[t])
+        old, new = np.exp(p - top), np.exp(u + k[t] - top)
+        out[t] = r[t] * (old * a + new * v[t]) / (old * b + new)
+        top = np.maximum(p + w, k[t])
+        old, new = np.exp(p + w - top), np.exp(k[t] - top)
+        a, b, p = old * a + new * v[t], old * b + new, top
+    return out, (a, b, p)
+
+
+def wkv5(r, k, v, w, u, state):
+    """r, k, v [T, H * N]; w, u [H, N]; state [H, N, N]. Returns out [T, H * N] and (the state after the last row,)."""
+    r, k, v = (x.reshape(-1, *w.shape) for x in (r, k, v))
+    out = np.empty_like(v)
+    for t in range(len(k)):
+        for h in range(len(w)):
+            kv = np.outer(k[t, h], v[t, h])
+            out[t, h] = r[t, h] @ (state[h] + u[h, :, None] * kv)
+            state = state.copy()
+            state[h] = w[h, :, None] * state[h] + kv
+    return out.reshape(len(out), -1), (state,)
+
+
+def layer_norm(x, weight, bias, epsilon):
+    """Over the last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * weight + bias
+
+
+def group_norm(x, weight, bias, num_groups, epsilon):
+    """x [T, C]: every group of channels of every row by itself."""
+    centred = x.reshape(len(x), num_groups, -1)
+    centred = centred - centred.mean(-1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    return normed.reshape(x.shape) * weight + bias
+
+
+def norm_shift_mix(x, weight, bias, mixes, state, segment_ends, slots, epsilon):
+    """x [T, C], mixes [n, C], state [S, C]. Returns out [n, T, C] and the new state."""
+    y, state = layer_norm(x, weight, bias, epsilon), state.copy()
+    previous = np.empty_like(y)
+    for first, end, slot in zip(np.r_[0, segment_ends[:-1]], segment_ends, slots):
+        previous[first] = state[slot]
+        previous[first + 1 : end] = y[first : end - 1]
+        state[slot] = y[end - 1]
+    return np.stack([y * mix + previous * (1 - mix) for mix in mixes]), state
+
+
+def border_slots(rows, segment_ends, slots):
+    first_slots, last_slots = np.full((2, rows), -1, np.int32)
+    for first, end, slot in zip(np.r_[0, segment_ends[:-1]], segment_ends, slots):
+        first_slots[first], last_slots[end - 1] = slot, slot
+    return first_slots, last_slots
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+ACTIVATIONS = {
+    None: lambda x: x,
+    "sigmoid": sigmoid,
+    "silu": lambda x: x * sigmoid(x),
+    "squared_relu": lambda x: np.maximum(x, 0) ** 2,
+}
+
+
+def product(x, weight, activation=None, gate=1, residual=0):
+    """x [T, K], weight [N, K]."""
+    return ACTIVATIONS[activation](x @ weight.T) * gate + residual
+
+
+def join_fields(fields, bits):
+    """Words [N, M] of 32 // bits fields each, lowest bits first; fields [N, M * (32 // bits)]."""
+    per_word = 32 // bits
+    words = np.zeros((len(fields), fields.shape[1] // per_word), np.uint32)
+    for i in range(per_word):
+        words |= fields[:, i::per_word].astype(np.uint32) << np.uint32(bits * i)
+    return words
+
+
+def dequantize(fields, scale, bits, group):
+    """fields [N, G * group], scale [N, G] -> [N, G * group]."""
+    return (fields.astype(scale.dtype) - (2 ** (bits - 1) - 1)) * np.repeat(scale, group, 1)
+
+
+def pack(stored):
+    """[N, M] -> [ceil(N / 16), M, 16], zeros past N."""
+    padded = np.pad(stored, ((0, -len(stored) % 16), (0, 0)))
+    return np.stack([padded[n : n + 16].T for n in range(0, len(padded), 16)])
+
+
+def quantize_activation(x, group, fields, max_int):
+    """x [T, K] -> pairs [T, Kp / 2], scales [T, G], offsets [T, G]."""
+    x = np.pad(x, ((0, 0), (0, -x.shape[1] % group))).reshape(len(x), -1, group)
+    scales = np.abs(x).max(-1) / 32767
+    q = np.rint(x / np.where(scales, scales, 1)[..., None]).astype(np.int32)
+    words = q.reshape(len(x), -1, 2, fields // 2)
+    pairs = (words[:, :, 0] & 0xFFFF) | words[:, :, 1] << 16
+    return pairs.reshape(len(x), -1), scales, -max_int * q.sum(-1)
