@@ -16,18 +16,18 @@ from .targets import CompileTarget
 from .weights import Weights, runtime_tensors
 
 FAMILIES = {"cpu": CPUOps}
-PHASES = {"prefill": "prefill", "score": "prefill", "decode": "decode"}
+PHASES = {"prefill": "prefill", "score": "prefill", "decode": "decode", "batch_decode": "decode"}
 
 
 def build_module(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> tvm.IRModule:
     """The functions of a library.
 
-    ``prefill``, ``score`` and ``decode`` all take (tokens int32 [T], segment_ends int32 [B], slots int32 [B], states,
+    ``prefill``, ``score``, ``decode`` and ``batch_decode`` all take (tokens int32 [T], segment_ends int32 [B], slots int32 [B], states,
     params): the tokens of B sequences one after the other, where each ends, the state slot of each, the tuple of state
     tensors [S, ...] in the order of ``models.<generation>.states`` layer by layer, updated in place, and the tuple of
-    parameters in the order of ``_metadata()["params"]``. ``prefill`` and ``decode`` (one token a sequence, T = B) return
-    the logits after each sequence's last token, float32 [1, B, V]; ``score`` those at every position, [1, T, V].
-    ``_metadata`` returns a JSON string.
+    parameters in the order of ``_metadata()["params"]``. ``prefill``, ``batch_decode`` (one token a sequence, T = B) and
+    ``decode`` (T = B = 1) return the logits after each sequence's last token, float32 [1, B, V]; ``score`` those at every
+    position, [1, T, V]. ``_metadata`` returns a JSON string.
     """
     builder = relax.BlockBuilder()
     for name in PHASES:
@@ -53,7 +53,8 @@ def _emit_function(
     builder: relax.BlockBuilder, name: str, config: RWKVConfig, scheme: Scheme, target: CompileTarget
 ) -> None:
     model, phase = model_module(config), PHASES[name]
-    batch, num_slots = tirx.Var("batch", "int64"), tirx.Var("num_slots", "int64")
+    batch = 1 if name == "decode" else tirx.Var("batch", "int64")
+    num_slots = tirx.Var("num_slots", "int64")
     rows = batch if phase == "decode" else tirx.Var("rows", "int64")
     parameters = model.parameters(config)
     tensors = runtime_tensors(parameters, scheme)
@@ -62,16 +63,26 @@ def _emit_function(
     tokens = relax.Var("tokens", relax.TensorType([rows], "int32"))
     segment_ends = relax.Var("segment_ends", relax.TensorType([batch], "int32"))
     slots = relax.Var("slots", relax.TensorType([batch], "int32"))
-    states = relax.Var(
-        "states", relax.TupleType([relax.TensorType([num_slots, *state.shape], "float32") for _, state in roles])
-    )
-    params = relax.Var("params", relax.TupleType([relax.TensorType(list(t.shape), t.dtype) for t in tensors]))
+    states, params = relax.Var("states", relax.ObjectType()), relax.Var("params", relax.ObjectType())
 
     with builder.function(name, [tokens, segment_ends, slots, states, params]):
         with builder.dataflow():
-            variables = {t.name: builder.emit(params[i]) for i, t in enumerate(tensors)}
+
+            def item(container: relax.Var, index: int, shape: list, dtype: str) -> relax.Var:
+                """A tensor of a tuple that is typed as an object: the VM would check each field of a tuple type at every
+                call, a tenth of a small model's decoding; the kernels check what they are given."""
+                get = relax.ExternFunc("vm.builtin.tuple_getitem")
+                args = [container, tirx.IntImm("int64", index)]
+                return builder.emit(relax.op.call_pure_packed(get, *args, ty_args=relax.TensorType(shape, dtype)))
+
+            variables = {t.name: item(params, i, list(t.shape), t.dtype) for i, t in enumerate(tensors)}
             weights = Weights.of(parameters, scheme, variables)
-            state = ExplicitState({(layer, s.role): builder.emit(states[i]) for i, (layer, s) in enumerate(roles)})
+            state = ExplicitState(
+                {
+                    (layer, s.role): item(states, i, [num_slots, *s.shape], "float32")
+                    for i, (layer, s) in enumerate(roles)
+                }
+            )
             ops = FAMILIES[target.family](builder, config, target, phase, tokens, segment_ends, slots)
             x = model.forward(config, ops, weights, state, tokens)
             if name != "score":

@@ -42,7 +42,7 @@ class State:
 
 
 class Runner:
-    """Calls ``prefill``, ``score`` and ``decode`` of a library.
+    """Calls ``prefill``, ``score``, ``decode`` and ``batch_decode`` of a library.
 
     ``parameters`` are the stored tensors by name, as an artifact maps them; each is permuted into the layout that the
     library's metadata asks for. Raises UserError when the library asks for a tensor that is not there."""
@@ -65,7 +65,7 @@ class Runner:
 
         with ThreadPoolExecutor() as pool:
             self.params = tvm_ffi.convert(list(pool.map(load, metadata["params"])))
-        self.functions = {name: self.vm[name] for name in ("prefill", "score", "decode")}
+        self.functions = {name: self.vm[name] for name in ("prefill", "score", "decode", "batch_decode")}
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences."""
@@ -89,8 +89,8 @@ class Runner:
         """Feed one run of tokens to each sequence; updates ``state`` in place.
 
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
-        ``prefill`` and ``decode`` (one token each) return float32 [B, V], the logits after each sequence's last token;
-        ``score`` returns [T, V], those at every position."""
+        ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
+        logits after each sequence's last token; ``score`` returns [T, V], those at every position."""
         tokens = np.concatenate([np.asarray(tokens, np.int32) for tokens in sequences])
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
             raise UserError(
