@@ -17,7 +17,7 @@ from .config import RWKVConfig
 from .errors import UserError
 from .models import Parameter, resolve
 from .quantization.schemes import Scheme
-from .weights.checkpoint import Checkpoint
+from .weights.checkpoint import Checkpoint, LazyTensor
 
 MEMORY_BUDGET = 1 << 30
 
@@ -54,8 +54,7 @@ def convert_weights(
     writer = ShardWriter(params_dir)
 
     def quantize(parameter: Parameter) -> Stored:
-        array = _finite(tensors[parameter.source].read(), parameter)
-        return scheme.quantize(parameter, _finite(parameter.convert(array), parameter))
+        return scheme.quantize(parameter, read_parameter(parameter, tensors[parameter.source]))
 
     pool = ThreadPoolExecutor(threads or os.cpu_count())
     count = 0
@@ -71,6 +70,11 @@ def convert_weights(
     weights = sum(math.prod(parameter.shape) for parameter in parameters)
     writer.finish(weights)
     return Conversion(config, total, len(writer.shards), writer.nbytes, weights)
+
+
+def read_parameter(parameter: Parameter, tensor: LazyTensor) -> np.ndarray:
+    """The float32 parameter of a checkpoint's tensor. Raises UserError for a NaN or infinite weight."""
+    return _finite(parameter.convert(_finite(tensor.read(), parameter)), parameter)
 
 
 def _in_order(pool: Executor, job: Callable[[Parameter], Stored], parameters: list[Parameter]) -> Iterator[Stored]:

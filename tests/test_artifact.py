@@ -21,7 +21,6 @@ from rwkv_mlc.artifact import (
     add_library,
     artifact_name,
     chat_config,
-    copy_tokenizer,
     library_name,
     staging,
     write_json,
@@ -58,9 +57,8 @@ def build_params(folder: Path, generation: str = "5.2", quantization: str = "q4f
     checkpoint, scheme = in_memory(synthetic_checkpoint(generation, seed=seed)), get_scheme(quantization)
     name = artifact_name(checkpoint.name, quantization)
     config = convert_weights(checkpoint, scheme, folder / PARAMS).config
-    vocabulary = folder.parent / "tokenizer_model"
-    vocabulary.write_bytes(b"\x80")
-    files = copy_tokenizer([vocabulary], folder / PARAMS)
+    files = ["tokenizer_model"]
+    (folder / PARAMS / "tokenizer_model").write_bytes(b"\x80")
     write_json(folder / PARAMS / CHAT_CONFIG, chat_config(config, scheme, name, TEMPLATE, files, 90, 64))
     BuildRecord.of(name, checkpoint, checkpoint.sha256(), config, scheme).write(folder)
     return checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from rwkv_mlc.weights import open_checkpoint
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from demo.text import CAST, PLACES, THINGS, Grammar, is_held_out  # noqa: E402
+from demo.stories import is_held_out, tell  # noqa: E402
+from demo.text import Grammar  # noqa: E402
 from demo.vocabulary import Vocabulary  # noqa: E402
+from demo.world import CAST, PLACES, THINGS  # noqa: E402
 
 DEMO = ROOT / "configs" / "demo"
 MODELS = {"rwkv-5-village": "5.2", "rwkv-4-village": "4"}
@@ -59,8 +62,8 @@ def test_held_out_stories_are_about_combinations_that_training_never_sees():
     assert 0.08 < share < 0.18
 
     def openings(seed: int, held_out: bool) -> set[str]:
-        grammar = Grammar(seed, held_out)
-        first = {grammar.story(brief=True).sentences[0] for _ in range(3000)}
+        rng = random.Random(seed)
+        first = {tell(rng, held_out, brief=True).sentences[0] for _ in range(3000)}
         return {s for s in first if any(thing in s for thing in THINGS) and any(place in s for place in PLACES)}
 
     assert openings(1, False) & openings(2, False)
@@ -143,15 +146,15 @@ def test_parallel_wkv_is_the_recurrence(generation: str):
 def test_training_writes_a_folder_that_loads(generation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch = pytest.importorskip("torch")
     import train_demo
+    from demo import corpus
     from demo.model import RWKV, Size
 
-    monkeypatch.setattr(train_demo, "VOCABULARY_DOCUMENTS", 200)
-    monkeypatch.setattr(train_demo, "HELD_OUT_BYTES", 2000)
+    monkeypatch.setattr(corpus, "VOCABULARY_DOCUMENTS", 200)
+    monkeypatch.setattr(corpus, "HELD_OUT_BYTES", 2000)
     out = tmp_path / "tiny"
     torch.set_num_threads(1)
-    train_demo.main(
-        ["--generation", generation, "--out", str(out), "--steps", "3", "--layers", "2", "--hidden-size", "64", "--batch", "2"]
-    )
+    tiny = ["--steps", "3", "--layers", "2", "--hidden-size", "64", "--batch", "2"]
+    train_demo.main(["--generation", generation, "--out", str(out), *tiny])
     config, parameters = reference.load(open_checkpoint(str(out)))
     assert (config.generation, config.num_hidden_layers, config.hidden_size) == (generation, 2, 64)
 

@@ -307,17 +307,12 @@ def test_spatial_time_is_silently_wrong():
         schedule_time(declare(spatial_time(), "SRSSS"), "vectorize")
 
 
+GPU_SCANS = [Scan(4, 1, 50), Scan(5, 3, 8)]
+every_gpu_scan = pytest.mark.parametrize("scan", GPU_SCANS, ids=str)
+
+
 def gpu_kernels() -> dict[str, tirx.PrimFunc]:
-    return {name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in (SCANS[2], SCANS[4]) for form in FORMS}
-
-
-every_gpu_kernel = pytest.mark.parametrize("scan", [SCANS[2], SCANS[4]], ids=str)
-
-
-@every_gpu_kernel
-@every_form
-def test_gpu_form_runs_its_threads_in_any_order(threads_as_loops, scan, phase, in_place):
-    check_ragged(threads_as_loops[name(scan, phase, in_place)], scan, phase, in_place)
+    return {name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in GPU_SCANS for form in FORMS}
 
 
 @pytest.fixture(scope="module")
@@ -330,12 +325,16 @@ def threads_as_loops():
             return loop
         return tirx.For(loop.loop_var, loop.min, loop.extent, kinds[loop.thread_binding.thread_tag], loop.body)
 
-    return build(
-        {
-            label: kernel.with_body(tvm_ffi.structural_map(kernel.body, (tirx.For, change), order="post"))
-            for label, kernel in gpu_kernels().items()
-        }
-    )
+    def serial(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+        return kernel.with_body(tvm_ffi.structural_map(kernel.body, (tirx.For, change), order="post"))
+
+    return build({label: serial(kernel) for label, kernel in gpu_kernels().items()})
+
+
+@every_gpu_scan
+@every_form
+def test_gpu_form_on_a_cpu(threads_as_loops, scan, phase, in_place):
+    check_ragged(threads_as_loops[name(scan, phase, in_place)], scan, phase, in_place)
 
 
 GPU_TARGETS = {
@@ -371,7 +370,7 @@ def opencl():
     return cl, cl.CommandQueue(context), device_source("opencl")
 
 
-@every_gpu_kernel
+@every_gpu_scan
 def test_opencl_code_on_this_machine(opencl, scan):
     """One work item for each channel of each sequence: none runs along the tokens."""
     cl, queue, source = opencl

@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 
 from .builder import arg, prim_func
 from .segments import sequence
-from .simd import constant, exp, span, vector_width
+from .simd import exp, span, vector_width
 
 CHAINS = 4  # vectors in flight: a channel's recurrence is one long dependency chain
 
@@ -54,6 +54,9 @@ def wkv4(
         out = arg("out", (1, rows, channels))
         out_state = state if in_place else [arg(f"out_{name}", (batch, channels)) for name in "abp"]
 
+        def power(x):
+            return exp(x, width) if device == "cpu" else T.bind(T.exp(x))
+
         def scan(b, c):
             """Run channels c to c + block of sequence b."""
             slot, first, length = sequence(b, slots, ends)
@@ -74,12 +77,12 @@ def wkv4(
                         key, value = T.bind(k[0, row, channel]), T.bind(v[0, row, channel])
                         current = T.bind(u[channel] + key)
                         top = T.bind(T.max(p, current))
-                        old, new = exp(p - top, width), exp(current - top, width)
+                        old, new = power(p - top), power(current - top)
                         wkv = (old * a + new * value) / (old * b_ + new)
                         T.buffer_store(out, r[0, row, channel] * wkv, [0, row, channel])
                         decayed = T.bind(p + w[channel])
                         top = T.bind(T.max(decayed, key))
-                        old, new = exp(decayed - top, width), exp(key - top, width)
+                        old, new = power(decayed - top), power(key - top)
                         for i, updated in enumerate((old * a + new * value, old * b_ + new, top)):
                             T.buffer_store(local, updated, [i, j, lanes])
             for i, target in enumerate(out_state):

@@ -48,6 +48,9 @@ class Artifact:
         config = _model_config(chat_config, params / CHAT_CONFIG)
         scheme = get_scheme(_entry(chat_config, "quantization", str, params / CHAT_CONFIG))
         names = _entry(chat_config, "tokenizer_files", list, params / CHAT_CONFIG)
+        _entry(chat_config, "conv_template", dict, params / CHAT_CONFIG)
+        if _entry(chat_config, "prefill_chunk_size", int, params / CHAT_CONFIG) < 1:
+            raise UserError(f"{params / CHAT_CONFIG} should give a prefill_chunk_size of at least 1.")
         tokenizer_files = [params / Path(str(name)).name for name in names]
         for file in tokenizer_files:
             if not file.is_file():

@@ -77,14 +77,25 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write beside ``path`` and rename."""
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A sibling file to write, which takes the place of ``path`` when the body ends without an exception.
+
+    Raises IsADirectoryError for a path that names no file, such as ``/``."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write beside ``path`` and rename."""
+    with beside(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:

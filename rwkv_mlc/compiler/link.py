@@ -5,42 +5,71 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tvm.runtime import Executable
-from tvm.support import cc
+from tvm.support import cc, tar
 
 from ..cpu_features import host_architecture
 from ..errors import UserError
 from .targets import CompileTarget
 
+# A library and its object files take a few MB, whatever the model. LLVM ends the process when it cannot write them.
+ROOM = 32 << 20
 
-def export_library(executable: Executable, target: CompileTarget, path: Path) -> None:
-    """Write a shared library (or, for the suffix ``.tar``, its object files).
-
-    This machine's C++ compiler links for this architecture, zig (PyPI's ``ziglang``) for others. Raises UserError where
-    there is none, and OSError when the disk is full."""
-    options = {}
-    triple = target.attributes["mtriple"]
-    architecture = triple.partition("-")[0]
-    if path.suffix != ".tar":
-        if architecture != host_architecture():
-            options["fcompile"] = _zig(architecture)
-        elif not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "clang", "c++")))):
-            raise UserError("Linking a library needs a C++ compiler; install g++ or clang and repeat.")
-    try:
-        executable.export_library(str(path), **options)
-    except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        raise
+Linker = Callable[[str, list[str]], None]
 
 
-def _zig(architecture: str):
+def find_linker(target: CompileTarget, system_lib: bool = False) -> Linker:
+    """What makes a library out of object files: this machine's C++ compiler for its own architecture, zig (PyPI's
+    ``ziglang``) for others; for a system library, which is linked into a program later, tar.
+
+    Raises UserError where there is none."""
+    if system_lib:
+        return tar.tar
+    architecture = target.attributes["mtriple"].partition("-")[0]
+    if architecture != host_architecture():
+        return _zig(architecture)
+    compiler = cc.get_cc()
+    if compiler is None:
+        raise UserError("Linking a library needs a C++ compiler; install g++ or clang and repeat.")
+    if shutil.which(compiler) is None:
+        raise UserError(f"There is no C++ compiler {compiler}, which CXX or CC names; install it or unset the variable.")
+    return cc.create_shared
+
+
+def export_library(executable: Executable, linker: Linker, path: Path) -> None:
+    """Write a library, with its object files in a folder of their own beside it for the time being.
+
+    Raises UserError when the linker fails, and OSError when the disk is full."""
+    if shutil.disk_usage(path.parent).free < ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with tempfile.TemporaryDirectory(dir=path.parent) as objects:
+        try:
+            executable.export_library(str(path), fcompile=linker, workspace_dir=objects)
+        except RuntimeError as error:
+            title, _, output = str(error).partition("\n")
+            if title not in ("Compilation error:", "Tar error:"):
+                raise
+            if os.strerror(errno.ENOSPC) in output:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+            raise UserError(f"Linking {path.name} failed ({output.splitlines()[0]}); check the linker.") from None
+
+
+def _zig(architecture: str) -> Linker:
     try:
         import ziglang  # noqa: F401
     except ImportError:
         raise UserError(f"Linking for {architecture} needs zig; install it with pip install ziglang.") from None
-    options = ["-target", f"{architecture}-linux-gnu"]
-    return cc.cross_compiler([sys.executable, "-m", "ziglang", "c++"], options=options)
+
+    def link(output: str, objects: list[str]) -> None:
+        zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{architecture}-linux-gnu"]
+        result = subprocess.run([*zig, "-shared", "-o", output, *objects], capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(f"Compilation error:\n{result.stderr}")
+
+    return link

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm
-from tvm.target import Target
+from tvm.target import Target, codegen
 
-from ..cpu_features import REQUIRED_FEATURES
+from ..cpu_features import REQUIRED_FEATURES, host_features
 from ..errors import UserError
 
 
@@ -36,75 +36,85 @@ class CompileTarget:
         return json.loads(str(self.tvm))
 
 
-@dataclass(frozen=True)
-class TargetEntry:
-    """What ``--target NAME`` means; ``resolve(options)`` gets TVM target attributes that override the defaults."""
-
-    description: str
-    resolve: Callable[[dict], CompileTarget]
-
-
 def _llvm(options: dict) -> CompileTarget:
-    triple = options.get("mtriple") or tvm.get_global_func("target.llvm_get_system_triple")()
-    attributes = {"kind": "llvm", "mtriple": triple, **options}
-    if "mcpu" not in options and "mtriple" not in options:
-        attributes["mcpu"] = tvm.get_global_func("target.llvm_get_system_cpu")()
-    cpu = attributes.get("mcpu", "generic")
-    if not tvm.get_global_func("target.llvm_is_valid_cpu")(cpu, triple):
-        raise UserError(f"LLVM knows no CPU {cpu!r} for {triple}; leave --mcpu out to build for this machine.")
+    """CPUs through LLVM: this machine's, unless ``mcpu`` or ``mtriple`` says otherwise."""
+    attributes = {"kind": "llvm", "mtriple": codegen.llvm_get_system_triple(), **options}
+    mattr = options.get("mattr", [])
+    if not options.keys() & {"mcpu", "mtriple"}:
+        attributes["mcpu"] = codegen.llvm_get_system_cpu()
+        attributes["mattr"] = [*_host_differences(attributes), *mattr]
+    cpu, triple = attributes.get("mcpu", "generic"), attributes["mtriple"]
+    known = {str(name) for name in codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))}
+    if cpu not in known | {"generic"}:
+        near = difflib.get_close_matches(cpu, known, 1)
+        hint = f"did you mean {near[0]}?" if near else "leave --mcpu out to build for this machine."
+        raise UserError(f"LLVM knows no CPU {cpu!r} for {triple}; {hint}")
     target = Target(attributes)
-    with target:
-        available = {str(name) for name in tvm.get_global_func("target.llvm_get_cpu_features")(target)}
-    features = tuple(name for name in REQUIRED_FEATURES if name in available)
+    available = _cpu_features(target)
+    if unknown := sorted({name[1:] for name in mattr if name.startswith("+")} - available):
+        raise UserError(f"LLVM knows no feature {', '.join(unknown)} of {triple}; see clang's list for its -m options.")
     wide = {"avx512f", "avx512bw", "avx512vl"} <= available
     return CompileTarget(
         name="llvm",
         tvm=target,
         family="cpu",
         suffix=".so",
-        features=features,
+        features=tuple(name for name in REQUIRED_FEATURES if name in available),
         integer_dot=("vnni" if "avx512vnni" in available else "avx512") if wide else None,
         gemm_tile=(6, 4) if wide else (4, 1),
     )
 
 
-TARGETS: dict[str, TargetEntry] = {
-    "llvm": TargetEntry("CPUs through LLVM; this machine's unless --mcpu or -mtriple says otherwise", _llvm),
-}
+def _cpu_features(target: Target) -> set[str]:
+    return {str(name) for name in codegen.llvm_get_cpu_features(target)}
+
+
+def _host_differences(attributes: dict) -> list[str]:
+    """LLVM features to switch on and off, so that code for the CPU of this name runs on this very machine: a virtual
+    machine may hide features that its CPU has, and a system that is older than the CPU does not know them all."""
+    named = _cpu_features(Target({key: attributes[key] for key in ("kind", "mtriple", "mcpu")}))
+    detected = {str(name): bool(has) for name, has in tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")().items()}
+    reported = host_features()
+    unreported = set() if reported is None else set(REQUIRED_FEATURES) - reported
+    present = {name for name, has in detected.items() if has} - unreported
+    absent = {name for name, has in detected.items() if not has} | unreported
+    return [f"+{name}" for name in sorted(present - named)] + [f"-{name}" for name in sorted(absent & named)]
+
+
+TARGETS: dict[str, Callable[[dict], CompileTarget]] = {"llvm": _llvm}
+
+
+def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
+    """The target a user named: ``auto``, a name of ``TARGETS`` with TVM options, or JSON; ``mcpu`` goes before an
+    ``mcpu`` of the text. Raises UserError."""
+    kind, options = _parse(text)
+    kind = "llvm" if kind == "auto" else kind
+    if kind not in TARGETS:
+        near = difflib.get_close_matches(kind, TARGETS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"Unknown target {kind!r}; {hint}Valid are auto, {', '.join(TARGETS)}.")
+    if mcpu:
+        options["mcpu"] = mcpu
+    try:
+        return TARGETS[kind](options)
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise UserError(f"TVM does not accept the target {text!r}: {reason}") from None
 
 
 def _parse(text: str) -> tuple[str, dict]:
-    """``llvm``, ``llvm -mcpu=NAME -mtriple=NAME`` or a TVM target as JSON."""
+    """``llvm``, ``llvm -mcpu=NAME -mattr=+x,-y -opt-level=3`` or a TVM target as JSON."""
     if text.lstrip().startswith("{"):
         try:
             attributes = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"--target {text!r} is not valid JSON ({error}).") from None
-        return attributes.pop("kind", ""), attributes
-    kind, *words = text.split()
+        return str(attributes.pop("kind", "")), attributes
+    kind, *words = text.split() or [""]
     options = {}
     for word in words:
         key, separator, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or not separator:
             raise UserError(f"--target {text!r}: expected -key=value after the name, found {word!r}.")
-        options[key] = value.split(",") if key == "mattr" else value
+        options[key] = value.split(",") if key == "mattr" else int(value) if value.isdecimal() else value
     return kind, options
-
-
-def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
-    """The target a user named: ``auto``, a name of ``TARGETS`` with TVM options, or JSON. Raises UserError."""
-    if not text.strip():
-        raise UserError(f"--target is empty; valid targets are {', '.join(TARGETS)}.")
-    kind, options = _parse(text)
-    kind = "llvm" if kind == "auto" else kind
-    if kind not in TARGETS:
-        near = difflib.get_close_matches(kind, TARGETS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"Unknown target {kind!r}; valid targets are auto, {', '.join(TARGETS)}.{hint}")
-    if mcpu:
-        options["mcpu"] = mcpu
-    try:
-        return TARGETS[kind].resolve(options)
-    except (ValueError, TypeError, AttributeError, KeyError, tvm.error.TVMError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise UserError(f"TVM does not accept the target {text!r}: {reason}") from None

@@ -6,45 +6,55 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from .engine import Engine
+from .engine import Answer, Engine
+from .runner import State
 from .sampler import SamplingParams
 
 
 class Chat:
     """Turns of a conversation with a model; the state holds all that was said.
 
-    ``params`` are the sampling settings of the next answer, with the template's stop strings; assign to change them."""
+    ``params`` are the sampling settings of the next answer, with the template's stop strings; assign to change them.
+    ``answer`` is the last ``Answer``, while it runs and after it."""
 
     def __init__(self, engine: Engine, params: SamplingParams | None = None):
         self.engine = engine
         self.params = params or dataclasses.replace(engine.defaults, stop=engine.template.stop_str)
+        self.answer: Answer | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt is read again."""
-        self.state = self.engine.new_state()
-        self._read(self.engine.template.system_prompt().encode("utf-8"))
+        state = self.engine.new_state()
+        self._read(self.engine.template.system_prompt().encode("utf-8"), state)
+        self.state = state
 
     def send(self, text: str) -> Iterator[str]:
         """Yield the answer to a message as it becomes certain.
 
-        Closing the iterator stops the answer; what was said until then counts as the whole of it. Raises UserError for
-        text that the vocabulary cannot spell."""
-        answer = self.engine.stream(self.engine.template.user_turn(text), self.params, self.state)
+        Closing the iterator stops the answer; what was said until then counts as the whole of it. A message whose
+        reading fails counts as never sent. Raises UserError for text that the vocabulary cannot spell."""
+        before = self.state.copy()
+        try:
+            answer = self.engine.stream(self.engine.template.user_turn(text), self.params, self.state)
+        except BaseException:
+            self.state = before
+            raise
+        self.answer = answer
         try:
             yield from answer
         finally:
             fed = self.engine.tokenizer.decode_bytes(answer.fed)
-            self._read(self.engine.template.after_answer(answer.released, fed))
+            self._read(self.engine.template.after_answer(answer.released, fed), self.state)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the conversation's state to a file."""
         self.engine.save_state(self.state, path)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path | str) -> None:
         """Go on from a saved state. Raises UserError, and changes nothing, for a state of another model."""
         self.state = self.engine.load_state(path)
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes, state: State) -> None:
         if data:
-            self.engine.prefill(self.engine.tokenizer.encode(data), self.state)
+            self.engine.prefill(self.engine.tokenizer.encode(data), state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,21 +33,30 @@ class Stats:
     decode_tokens: int = 0
     decode_seconds: float = 0.0
 
+    @property
+    def prefill_rate(self) -> float:
+        """Tokens a second, 0 before the first."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second, 0 before the first."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
     def __str__(self) -> str:
-        prefill = self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-        decode = self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
-        return f"prefill: {prefill:.1f} tok/s, decode: {decode:.1f} tok/s"
+        return f"prefill: {self.prefill_rate:.1f} tok/s, decode: {self.decode_rate:.1f} tok/s"
 
 
 @dataclass
 class Answer:
     """One generation while it runs and after it.
 
-    Iterating yields text as it becomes certain. ``tokens`` are the ids generated, ``fed`` those of them that the state has
-    read; ``finish_reason`` is "stop" (end of text or a stop string), "length" or None (not finished); ``seed`` is the one
+    Iterating yields text as it becomes certain. ``prompt`` are the ids read before it, ``tokens`` those generated, ``fed``
+    those of them that the state has read; ``finish_reason`` is "stop" (end of text or a stop string), "length" or None (not finished); ``seed`` is the one
     drawn from."""
 
     engine: Engine
+    prompt: Sequence[int]
     logits: np.ndarray
     state: State
     params: SamplingParams
@@ -94,25 +103,26 @@ class Engine:
         engine = Engine("dist/rwkv-5-village-q4f16_1")
         print(engine.generate("Tom the cat", max_tokens=20).text)
 
-    ``artifact``, ``config``, ``tokenizer``, ``template`` and ``defaults`` (sampling) describe the model; ``stats`` adds up
+    ``artifact``, ``library``, ``config``, ``tokenizer``, ``template`` and ``defaults`` (sampling) describe the model; ``stats`` adds up
     over all calls. A ``State`` belongs to the caller: calls update the one they are given in place.
     """
 
-    def __init__(self, path: Path | str, device: str = "auto"):
+    def __init__(self, path: Path | str, device: str = "auto", progress: Callable[[int, int], None] | None = None):
         """Load ``dist/<model>-<quantization>`` for ``device`` ("auto" or "cpu").
 
-        Raises UserError for a damaged artifact, one without a library for the device, and a library that this CPU or
+        ``progress(read, total)`` is called after each chunk of a prompt; an exception from it ends the reading. Raises UserError for a damaged artifact, one without a library for the device, and a library that this CPU or
         this version of TVM cannot run."""
         device = "cpu" if device == "auto" else device
         if device not in TARGET_OF_DEVICE:
             raise UserError(f"Unknown device {device!r}; valid devices are auto, {', '.join(TARGET_OF_DEVICE)}.")
+        self.progress = progress
         self.artifact = Artifact.open(path)
         self.tokenizer = load_tokenizer(self.artifact.tokenizer_files)
-        library = self.artifact.library(TARGET_OF_DEVICE[device])
-        check_library(library)
-        self.runner = Runner(library.path, self.artifact.parameters(), device)
+        self.library = self.artifact.library(TARGET_OF_DEVICE[device])
+        check_library(self.library)
+        self.runner = Runner(self.library.path, self.artifact.parameters(), device)
         if self.runner.config != self.artifact.config:
-            raise UserError(f"{library.path} was compiled for another model than its parameters; build it again.")
+            raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")
         self.config = self.runner.config
         self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
         settings = self.artifact.chat_config
@@ -138,6 +148,8 @@ class Engine:
         began = time.perf_counter()
         for start in range(0, len(tokens), self.prefill_chunk):
             logits = self.runner.run("prefill", [tokens[start : start + self.prefill_chunk]], state)
+            if self.progress:
+                self.progress(min(start + self.prefill_chunk, len(tokens)), len(tokens))
         self.stats.prefill_tokens += len(tokens)
         self.stats.prefill_seconds += time.perf_counter() - began
         return logits[0]
@@ -164,8 +176,9 @@ class Engine:
         goes on from an earlier call. The end-of-text token stands for an empty prompt, as in training."""
         params = dataclasses.replace(params or self.defaults, **changes)
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+        tokens = tokens if len(tokens) else [END_OF_TEXT]
         state = self.new_state() if state is None else state
-        return Answer(self, self.prefill(tokens or [END_OF_TEXT], state), state, params)
+        return Answer(self, tokens, self.prefill(tokens, state), state, params)
 
     def generate(
         self, prompt: str | bytes | Sequence[int], params: SamplingParams | None = None, state: State | None = None, **changes
@@ -176,11 +189,11 @@ class Engine:
             pass
         return answer
 
-    def save_state(self, state: State, path: Path) -> None:
+    def save_state(self, state: State, path: Path | str) -> None:
         """Write a state with the model's identity beside it. Raises UserError when the file cannot be written."""
         save_state(path, self.artifact, self.runner.state_names(), state.arrays())
 
-    def load_state(self, path: Path) -> State:
+    def load_state(self, path: Path | str) -> State:
         """Raises UserError for a file that holds no state, or that of another model."""
         template = self.new_state()
         shapes = [tuple(tensor.shape) for tensor in template.tensors]

@@ -18,6 +18,8 @@ from ..errors import UserError
 from ..models import StateTensor, model_module
 from ..quantization.layouts import LAYOUTS
 
+FUNCTIONS = ("prefill", "score", "decode", "batch_decode")
+
 
 @dataclass
 class State:
@@ -65,7 +67,10 @@ class Runner:
 
         with ThreadPoolExecutor() as pool:
             self.params = tvm_ffi.convert(list(pool.map(load, metadata["params"])))
-        self.functions = {name: self.vm[name] for name in ("prefill", "score", "decode", "batch_decode")}
+        try:
+            self.functions = {name: self.vm[name] for name in FUNCTIONS}
+        except AttributeError:
+            raise UserError(f"{library} lacks one of {', '.join(FUNCTIONS)}: it is of another version; build it again.") from None
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences."""
@@ -91,13 +96,13 @@ class Runner:
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position."""
-        tokens = np.concatenate([np.asarray(tokens, np.int32) for tokens in sequences])
+        tokens = np.concatenate([np.asarray(tokens) for tokens in sequences])
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
             raise UserError(
                 f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {tokens.min()} to {tokens.max()}."
             )
         ends = np.cumsum([len(tokens) for tokens in sequences], dtype=np.int32)
         chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
-        inputs = (tensor(array, self.device) for array in (tokens, ends, chosen))
+        inputs = (tensor(array, self.device) for array in (tokens.astype(np.int32), ends, chosen))
         logits = self.functions[function](*inputs, state.packed, self.params).numpy()
         return logits.reshape(-1, self.config.vocab_size)

@@ -10,12 +10,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..artifact import Artifact
+from ..artifact.disk import beside
 from ..errors import UserError
 
 FORMAT = "rwkv_mlc state 1"
 
 
-def save_state(path: Path, artifact: Artifact, names: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+def save_state(path: Path | str, artifact: Artifact, names: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
     """Write named arrays, float32; the file appears whole or not at all. Raises UserError when it cannot be written."""
     metadata = {
         "format": FORMAT,
@@ -23,18 +24,15 @@ def save_state(path: Path, artifact: Artifact, names: Sequence[str], arrays: Seq
         "name": artifact.name,
         "quantization": artifact.scheme.name,
     }
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(dict(zip(names, arrays)), partial, metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
+        with beside(Path(path)) as partial:
+            save_file(dict(zip(names, arrays)), partial, metadata)
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"The state cannot be written to {path}: {error}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_state(
-    path: Path, artifact: Artifact, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
+    path: Path | str, artifact: Artifact, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray]:
     """The arrays in the order of ``names``. A state of the same checkpoint in another quantisation is accepted.
 

@@ -1,7 +1,7 @@
 """RWKV-4 and RWKV-5.2 in plain PyTorch, for training small models; parameters carry their Hugging Face names.
 
-Sources of the equations: RWKV-4, Peng et al. 2023, section 3; RWKV-5, Peng et al. 2024, section 4. Initial decays and mixes
-follow RWKV-LM's conventions.
+Sources of the equations: RWKV-4, Peng et al. 2023, section 3; RWKV-5, Peng et al. 2024, section 4. Initial decays and
+mixes follow RWKV-LM's conventions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Size:
         return 4 * self.hidden_size if self.generation == "4" else int(3.5 * self.hidden_size) // 32 * 32
 
 
-def wkv4(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def wkv4(
+    k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: tuple[Tensor, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The weighted mean of RWKV-4 over chunks of equal length.
 
     k, v [B, T, C]; w [C], the log of the decay; u [C]. The state is the mean so far and the log of its total weight,
@@ -50,7 +52,8 @@ def wkv4(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: tuple[Tensor, Tensor
 
     i = torch.arange(chunk, device=k.device)
     gap = i[None, :] - 1 - i[:, None]  # [from, to]
-    weights = torch.exp(w[:, None, None] * gap.clamp(min=0)) * (gap >= 0) + torch.diag_embed(torch.exp(u)[:, None].expand(-1, chunk))
+    earlier = torch.exp(w[:, None, None] * gap.clamp(min=0)) * (gap >= 0)
+    weights = earlier + torch.exp(u)[:, None, None] * torch.eye(chunk, device=k.device)
     inside = (x.flatten(1, 2) @ weights).view_as(x)
     sums = torch.einsum("cbgi,ci->gcb", x, torch.exp(w[:, None] * (chunk - 1 - i)))
     whole = torch.exp(w * chunk)[:, None]
@@ -199,7 +202,8 @@ class RWKV(nn.Module):
 
     def initial_state(self, batch: int) -> list:
         return [
-            (block.attention.initial_state(batch), block.attention.initial_state(batch)[0]) for block in self.rwkv.blocks
+            (attention, torch.zeros_like(attention[0]))
+            for attention in (block.attention.initial_state(batch) for block in self.rwkv.blocks)
         ]
 
     def forward(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:

@@ -1,0 +1,225 @@
+"""``chat``: a conversation in a terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from . import options
+
+HELP = """\
+You can use the following special commands:
+  /help               print the special commands
+  /exit               leave, as does Ctrl-D
+  /stats              print the speed of reading and writing
+  /reset              start the conversation afresh
+  /reload [model]     load this model again, or another artifact
+  /set key=value;...  change settings, such as temperature=0.5;top_p=0.8;seed=23;max_tokens=100;stop=a,b
+                      (seed=none draws a new one for each answer, \\n in stop is a line end); alone, print them
+  /save FILE          write the state of the conversation to a file
+  /load FILE          go on from a saved state
+Esc and Enter begin a new line, Ctrl-C stops an answer."""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("chat", help="talk with a model", formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   description=f"Talk with a model.\n\n{HELP}")
+    options.add_engine(parser)
+    options.add_sampling(parser)
+    parser.add_argument("--system", metavar="TEXT", help="system message, in place of the template's")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="go on from a saved state")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    session = Session(args)
+    for line in _lines(session):
+        if not session.handle(line):
+            break
+    return 0
+
+
+class Session:
+    """A conversation and the settings that outlive a change of the model."""
+
+    def __init__(self, args: argparse.Namespace):
+        """Raises UserError for a model that cannot be loaded, and for bad settings."""
+        self.device, self.system, self.model = args.device, args.system, args.model
+        self.settings = options.given_settings(args)
+        self.interrupted = False
+        self.load_model(self.model)
+        if args.state:
+            self.chat.load(args.state)
+        print(HELP, flush=True)
+
+    def label(self, role: str) -> str:
+        """What stands before the lines of ``user`` or ``assistant``."""
+        name = self.chat.engine.template.roles[role]
+        return f"{name}: " if name else ""
+
+    def handle(self, line: str) -> bool:
+        """Run a command or answer a message; whether to go on."""
+        name, _, argument = line.strip().partition(" ")
+        with self._deferred_interrupt():
+            try:
+                if name == "/exit":
+                    return False
+                if name.startswith("/"):
+                    self.command(name, argument.strip())
+                elif name:
+                    self.answer(line)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                print("Stopped before the whole message was read; it counts as never sent.", file=sys.stderr)
+        return True
+
+    def answer(self, text: str) -> None:
+        """Print the answer as it comes, until it ends or Ctrl-C."""
+        label = self.label("assistant")
+        try:
+            with closing(self.chat.send(text)) as pieces:
+                for piece in options.without_leading_space(pieces):
+                    print(label + piece, end="", flush=True)
+                    label = ""
+                    if self.interrupted:
+                        break
+        finally:
+            print(label, flush=True)
+
+    def command(self, name: str, argument: str) -> None:
+        """Raises UserError for an unknown command and for what the command refuses."""
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: print(HELP),
+            "/stats": lambda _: print(self.chat.engine.stats),
+            "/reset": self._reset,
+            "/reload": lambda path: self.load_model(_path(path) if path else self.model),
+            "/set": self._set,
+            "/save": self._save,
+            "/load": self._load,
+        }
+        if name not in commands:
+            raise UserError(f"Unknown command {name}; /help lists the commands.")
+        commands[name](argument)
+        sys.stdout.flush()
+
+    def load_model(self, path: Path) -> None:
+        """Begin a conversation with the artifact ``path``. Raises UserError, and keeps the model there was."""
+        from ..artifact import CHAT_CONFIG, PARAMS
+        from ..artifact.names import TENSOR_INDEX
+        from ..engine.chat import Chat
+        from ..engine.engine import Engine
+
+        print("Loading model...", flush=True)
+        engine = Engine(path, self.device, self._progress())
+        print(f'Use MLC config: "{engine.artifact.path / PARAMS / CHAT_CONFIG}"')
+        print(f'Use model weights: "{engine.artifact.path / PARAMS / TENSOR_INDEX}"')
+        print(f'Use model library: "{engine.library.path}"')
+        print("Loading finished\nRunning system prompts...", flush=True)
+        if self.system is not None:
+            engine.template = dataclasses.replace(engine.template, system_message=self.system)
+        self.chat = Chat(engine, options.sampling_params(engine, self.settings, chat=True))
+        self.model = path
+        print("System prompts finished", flush=True)
+
+    def _reset(self, _: str) -> None:
+        self.chat.reset()
+        print("RESET CHAT SUCCESS")
+
+    def _set(self, argument: str) -> None:
+        settings = {**self.settings, **dict(map(_setting, filter(str.strip, argument.split(";"))))}
+        self.chat.params = options.sampling_params(self.chat.engine, settings, chat=True)
+        self.settings = settings
+        print("; ".join(f"{name}={_spelled(value)}" for name, value in vars(self.chat.params).items()))
+
+    def _save(self, argument: str) -> None:
+        self.chat.save(_path(argument))
+        print(f"Saved the conversation to {argument}")
+
+    def _load(self, argument: str) -> None:
+        self.chat.load(_path(argument))
+        print(f"Go on from {argument}")
+
+    def _progress(self) -> Callable[[int, int], None]:
+        show = options.prompt_progress()
+
+        def progress(read: int, total: int) -> None:
+            stop = self.interrupted and read < total
+            show(total if stop else read, total)
+            if stop:
+                raise KeyboardInterrupt
+
+        return progress
+
+    @contextmanager
+    def _deferred_interrupt(self) -> Iterator[None]:
+        """Ctrl-C sets ``interrupted``, which is looked at between pieces: an exception in the midst of a call could leave
+        the state and the account of what it has read apart."""
+
+        def interrupt(*_: Any) -> None:
+            self.interrupted = True
+
+        self.interrupted = False
+        previous = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _lines(session: Session) -> Iterator[str]:
+    """The user's lines, until end of file."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8", "surrogateescape")
+        return
+
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    prompt = PromptSession(multiline=True, key_bindings=keys)
+    while True:
+        try:
+            yield prompt.prompt(session.label("user") or "> ")
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """One ``key=value`` of ``/set``."""
+    name, separator, value = (part.strip() for part in text.partition("="))
+    if name == "stop" and separator:
+        return name, tuple(stop.replace("\\n", "\n") for stop in value.split(",") if stop)
+    if name not in options.SAMPLING or not separator:
+        raise UserError(f"/set takes key=value with a key of {', '.join((*options.SAMPLING, 'stop'))}, not {text!r}.")
+    if name == "seed" and value == "none":
+        return name, None
+    kind = options.SAMPLING[name][0]
+    try:
+        return name, kind(value)
+    except ValueError:
+        raise UserError(f"{name} must be {'a number' if kind is float else 'an integer'}, not {value!r}.") from None
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value).replace("\n", "\\n")
+    return "none" if value is None else str(value)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise UserError("Give the name of a file.")
+    return Path(text).expanduser()

@@ -1,0 +1,101 @@
+"""``generate``: text that goes on from a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..errors import UserError
+from . import options
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("generate", help="go on from a prompt", description=(
+        "Print what the model writes after a prompt, which is read from stdin where none is given. Prompts need not be "
+        "UTF-8; the end-of-text token stands for an empty one."
+    ))
+    options.add_engine(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompt-file", metavar="FILE", help="- is stdin")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    options.add_sampling(parser)
+    parser.add_argument("--state", type=Path, metavar="FILE", help="go on from a saved state")
+    parser.add_argument("--save-state", type=Path, metavar="FILE", help="write the state after prompt and answer")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text as it comes")
+    parser.add_argument("--stats", action="store_true", help="print counts, seed and speed on stderr")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..engine.chat import Chat
+    from ..engine.engine import Engine
+
+    prompt = _prompt(args)
+    engine = Engine(args.model, args.device, options.prompt_progress())
+    params = options.sampling_params(engine, options.given_settings(args), args.chat)
+    if args.chat:
+        chat = Chat(engine, params)
+        if args.state:
+            chat.load(args.state)
+        pieces = options.without_leading_space(chat.send(prompt))
+    else:
+        state = engine.load_state(args.state) if args.state else engine.new_state()
+        pieces = answer = engine.stream(prompt, params, state)
+    text = ""
+    for piece in pieces:
+        text += piece
+        if not args.json:
+            print(piece, end="", flush=True)
+    if args.chat:
+        answer = chat.answer
+    if args.json:
+        print(json.dumps(_report(engine, answer, prompt, text), ensure_ascii=False))
+    else:
+        print(flush=True)
+    if args.stats:
+        counts = f"prompt: {len(answer.prompt)} tokens, answer: {len(answer.tokens)} tokens ({answer.finish_reason})"
+        print(f"{counts}, seed: {answer.seed}, {engine.stats}", file=sys.stderr)
+    if args.save_state:
+        if not args.chat:
+            engine.prefill(answer.tokens[len(answer.fed) :], state)
+        engine.save_state(answer.state, args.save_state)
+    return 0
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    """The prompt's bytes as text, those that are not UTF-8 as ``surrogateescape`` writes them, which is how the system
+    gives arguments and how tokenizers take text."""
+    if args.prompt is not None:
+        return args.prompt
+    if args.prompt_file in (None, "-"):
+        data = sys.stdin.buffer.read()
+    else:
+        try:
+            data = Path(args.prompt_file).read_bytes()
+        except (OSError, ValueError) as error:
+            raise UserError(f"The prompt {args.prompt_file} cannot be read: {error}.") from None
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _report(engine, answer, prompt: str, text: str) -> dict:
+    stats = engine.stats
+    return {
+        "model": engine.name,
+        "prompt": prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+        "text": text,
+        "tokens": answer.tokens,
+        "finish_reason": answer.finish_reason,
+        "seed": answer.seed,
+        "prompt_tokens": len(answer.prompt),
+        "stats": {
+            "prefill_tokens": stats.prefill_tokens,
+            "prefill_seconds": stats.prefill_seconds,
+            "prefill_tokens_per_second": stats.prefill_rate,
+            "decode_tokens": stats.decode_tokens,
+            "decode_seconds": stats.decode_seconds,
+            "decode_tokens_per_second": stats.decode_rate,
+        },
+    }

@@ -1,0 +1,224 @@
+"""``inspect``: what a checkpoint or an artifact holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+ALL = "all"
+WIDE = 1000  # columns where stdout is no terminal: no row is cut
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("inspect", help="show what a checkpoint or an artifact holds")
+    parser.add_argument("path", metavar="PATH", help="artifact folder; checkpoint file, folder or hub repository")
+    parser.add_argument(
+        "--errors",
+        nargs="?",
+        const="",
+        metavar="CHECKPOINT",
+        help="show what each quantised tensor of an artifact lost against a checkpoint (the one it was built from), or "
+        "of a checkpoint in the schemes of --quantization",
+    )
+    parser.add_argument(
+        "--quantization", action="append", default=[], metavar="SCHEME",
+        help=f"show what a scheme would cost a checkpoint; may be given several times, {ALL} for every scheme",
+    )
+    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of generation 5's group norm, where not 8")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..artifact import CHAT_CONFIG, PARAMS
+
+    folder = Path(args.path)
+    is_artifact = (folder / PARAMS).is_dir() or folder.name == PARAMS and (folder / CHAT_CONFIG).is_file()
+    summary = (_artifact if is_artifact else _checkpoint)(args)
+    if args.json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        _print(summary)
+    return 0
+
+
+def _artifact(args: argparse.Namespace) -> dict[str, Any]:
+    from .. import inspection
+    from ..artifact import Artifact
+
+    if args.quantization:
+        raise UserError(f"{args.path} is quantised already; give --quantization with a checkpoint.")
+    artifact = Artifact.open(args.path)
+    summary = inspection.artifact_summary(artifact)
+    if args.errors is not None:
+        with _progress("Measuring") as progress:
+            summary["errors"] = inspection.artifact_errors(artifact, args.errors or None, progress)
+    return summary
+
+
+def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
+    from .. import inspection
+    from ..quantization.schemes import SCHEMES, get_scheme
+    from ..weights import open_checkpoint
+
+    if args.errors:
+        raise UserError(f"{args.path} is a checkpoint itself; give --errors {args.errors} with an artifact.")
+    if args.errors is not None and not args.quantization:
+        raise UserError("The errors of a checkpoint are those of a scheme; name one with --quantization.")
+    names = list(SCHEMES) if ALL in args.quantization else args.quantization
+    schemes = [get_scheme(name) for name in names]
+    checkpoint = open_checkpoint(args.path, args.head_size_divisor)
+    summary = inspection.checkpoint_summary(checkpoint)
+    if schemes:
+        summary["schemes"] = []
+    for scheme in schemes:
+        try:
+            with _progress(scheme.name) as progress:
+                cost = inspection.scheme_cost(checkpoint, scheme, progress)
+        except UserError as error:
+            if ALL not in args.quantization:
+                raise
+            cost = {"quantization": scheme.name, "problem": str(error)}
+        if args.errors is None:
+            cost.pop("tensors", None)
+        summary["schemes"].append(cost)
+    return summary
+
+
+@contextmanager
+def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's stderr; the function moves it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
+    console.print(f"{summary['name']} ({summary['kind']})")
+    console.print(_pairs(_facts(summary)))
+    console.print(_groups(summary))
+    for library in summary.get("libraries", ()):
+        console.print(f"Library for {library['target']}")
+        console.print(_pairs(_library_facts(library)))
+    if "schemes" in summary:
+        console.print(_schemes(summary["schemes"]))
+    tables = {scheme["quantization"]: scheme["tensors"] for scheme in summary.get("schemes", ()) if "tensors" in scheme}
+    if "errors" in summary:
+        tables[summary["quantization"]] = summary["errors"]
+    for name, errors in tables.items():
+        console.print(f"Errors of {name}")
+        console.print(_errors(errors))
+    if tables or "schemes" in summary:
+        console.print("Errors are root mean squares, as parts of the tensor's own.")
+
+
+def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    model, tokenizer = summary["model"], summary["tokenizer"]
+    heads = f", {model['num_heads']} heads of {model['head_size']}" if model["num_heads"] else ""
+    yield "model", (
+        f"RWKV-{model['generation']}, {model['num_hidden_layers']} layers of {model['hidden_size']}{heads}, "
+        f"feed-forward {model['intermediate_size']}, vocabulary {model['vocab_size']}, context {model['context_length']}"
+    )
+    if model["num_heads"]:
+        yield "group norm", f"epsilon 1e-5 x {model['head_size_divisor']}^2"
+    yield "state", f"{model['state_bytes']:,} bytes a sequence"
+    if "problem" in tokenizer:
+        yield "tokenizer", f"none: {tokenizer['problem']}"
+    else:
+        yield "tokenizer", f"{tokenizer['kind']}, {tokenizer['tokens']} tokens, {tokenizer['file']}"
+    if summary["kind"] == "checkpoint":
+        yield "format", f"{summary['format']}, {', '.join(summary['dtypes'])}"
+        for file in summary["files"]:
+            yield "file", f"{file['file']}, {file['bytes']:,} bytes"
+        return
+    source = summary["source"]
+    yield "template", str(summary["template"])
+    yield "quantization", f"{summary['quantization']}, {summary['bits_per_weight']:.2f} bits per weight"
+    yield "source", f"{source['source']} ({source['format']})"
+    yield "sha256", source["sha256"]
+    yield "converted", f"{summary['time']} by {_versions(summary['versions'])}"
+
+
+def _library_facts(library: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "file", f"{library['file']}, {library['bytes']:,} bytes"
+    yield "CPU", f"{library['cpu'] or 'any'}, {library['triple']}"
+    yield "CPU features", " ".join(library["cpu_features"]) or "none"
+    yield "compiled", f"{library['time']} by {_versions(library['versions'])}"
+    yield "runs here", "yes" if library["runs_here"] else f"no: {library['problem']}"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
+def _pairs(facts: Iterable[tuple[str, str]]):
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in facts:
+        table.add_row(f"  {key}", value)
+    return table
+
+
+def _groups(summary: dict[str, Any]):
+    table = _table("group", "tensors", "parameters", "bytes", "of all bytes")
+    for group in (*summary["groups"], {**summary, "name": "all", "tensors": sum(g["tensors"] for g in summary["groups"])}):
+        share = f"{group['bytes'] / summary['bytes']:.1%}"
+        table.add_row(group["name"], *(f"{group[key]:,}" for key in ("tensors", "parameters", "bytes")), share)
+    return table
+
+
+def _schemes(schemes: list[dict[str, Any]]):
+    table = _table("scheme", "bytes", "bits per weight", "relative RMS", "worst group")
+    for scheme in schemes:
+        if "problem" in scheme:
+            table.add_row(scheme["quantization"], scheme["problem"])
+        else:
+            table.add_row(
+                scheme["quantization"],
+                f"{scheme['bytes']:,}",
+                f"{scheme['bits_per_weight']:.2f}",
+                *(f"{scheme[key]:.2e}" for key in ("relative_rms", "worst_group")),
+            )
+    return table
+
+
+def _errors(errors: list[dict[str, Any]]):
+    table = _table("tensor", "shape", "stored as", "relative RMS", "worst group", "at row, column")
+    for error in errors:
+        table.add_row(
+            error["name"],
+            " x ".join(map(str, error["shape"])),
+            error["stored"],
+            f"{error['relative_rms']:.2e}",
+            f"{error['worst_group']:.2e}",
+            f"{error['worst_row']}, {error['worst_column']}",
+        )
+    return table
+
+
+def _table(first: str, *others: str):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table

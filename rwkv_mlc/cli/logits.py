@@ -1,0 +1,49 @@
+"""``logits``: what the model computes at every position, for scripts and doubters."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError
+from . import options
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("logits", help="write the logits after every token to a .npy file")
+    options.add_engine(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tokens", type=_token_list, metavar="1,2,3", help="token ids")
+    source.add_argument("--prompt", metavar="TEXT", help="text; the end-of-text token stands for an empty one")
+    parser.add_argument("--decode", action="store_true", help="feed the tokens one by one, as in generation")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="float32 [tokens, vocabulary]")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from ..artifact.disk import beside
+    from ..engine.engine import Engine
+    from ..tokenizer import END_OF_TEXT
+
+    engine = Engine(args.model, args.device)
+    tokens = args.tokens or engine.tokenizer.encode(args.prompt) or [END_OF_TEXT]
+    state = engine.new_state()
+    rows = (engine.decode(token, state) for token in tokens) if args.decode else engine.score(tokens, state)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(tokens), engine.config.vocab_size)}
+    try:
+        with beside(args.out) as partial, open(partial, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for logits in rows:
+                file.write(np.ascontiguousarray(logits, "<f4"))
+    except OSError as error:
+        raise UserError(f"The logits cannot be written to {args.out}: {error.strerror}.") from None
+    return 0
+
+
+def _token_list(text: str) -> list[int]:
+    try:
+        return [int(token) for token in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected token ids with commas between them, found {text!r}") from None

@@ -1,0 +1,75 @@
+"""Arguments that several commands share, and what they show while a prompt is read."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..engine.sampler import SamplingParams
+
+SAMPLING = {
+    "temperature": (float, "0 takes the likeliest token"),
+    "top_p": (float, "keep the likeliest tokens that make up this part; 1 keeps all"),
+    "top_k": (int, "keep this many of the likeliest tokens; 0 keeps all"),
+    "presence_penalty": (float, "subtracted from the logit of a token that came before"),
+    "frequency_penalty": (float, "subtracted for every time that it came"),
+    "repetition_penalty": (float, "divides the logit of a token that came before; 1 is off"),
+    "penalty_decay": (float, "factor on the counts of tokens at every step"),
+    "seed": (int, "of the random numbers; drawn anew for each answer where not given"),
+    "max_tokens": (int, "longest answer"),
+}
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="DIST", type=Path, help="artifact folder, such as dist/rwkv-5-village-q4f16_1")
+    parser.add_argument("--device", default="auto", help="auto or cpu")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling", "where not given, as the artifact's mlc-chat-config.json says")
+    for name, (kind, text) in SAMPLING.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling settings that the command line gives, by the names of ``SamplingParams``."""
+    settings = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    return settings | ({"stop": tuple(args.stop)} if args.stop else {})
+
+
+def sampling_params(engine: Engine, settings: Mapping[str, Any], chat: bool) -> SamplingParams:
+    """The model's defaults with ``settings``; in a chat the template's stop strings stay. Raises UserError."""
+    stop = (*(engine.template.stop_str if chat else ()), *settings.get("stop", ()))
+    return dataclasses.replace(engine.defaults, **{**settings, "stop": tuple(dict.fromkeys(stop))})
+
+
+def without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
+    """The answer as a chat shows it: the model writes the space behind ``Assistant:`` itself."""
+    started = False
+    for piece in pieces:
+        piece = piece if started else piece.lstrip(" ")
+        started = started or bool(piece)
+        yield piece
+
+
+def prompt_progress() -> Callable[[int, int], None]:
+    """Shows on a terminal how much of a prompt of several chunks was read; for ``Engine(progress=...)``."""
+
+    def show(read: int, total: int) -> None:
+        nonlocal shown
+        if read < total and sys.stderr.isatty():
+            shown = True
+            print(f"\rReading the prompt: {read} of {total} tokens", end="", file=sys.stderr, flush=True)
+        elif shown:
+            shown = False
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    shown = False
+    return show

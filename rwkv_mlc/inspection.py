@@ -1,0 +1,210 @@
+"""What a checkpoint or an artifact holds, and what quantisation costs it, as plain data for ``rwkv-mlc inspect``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .artifact import Artifact, LibraryRecord
+from .config import RWKVConfig
+from .convert import read_parameter
+from .engine.compatibility import check_library
+from .errors import UserError
+from .models import Parameter, model_module, resolve
+from .quantization.schemes import FloatForm, Scheme
+from .tokenizer import find_vocabulary, load_tokenizer
+from .weights import open_checkpoint
+from .weights.checkpoint import Checkpoint
+
+THREADS = 4  # each holds one tensor in float32
+
+Progress = Callable[[int, int], None]
+
+
+def checkpoint_summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Model, tokenizer, and parameters and bytes by group, as stored. Raises UserError for what is no RWKV checkpoint."""
+    config, parameters, tensors = resolve(checkpoint)
+    sources = {p.source: tensors[p.source] for p in parameters}
+    sizes = {p: math.prod(sources[p.source].shape) for p in parameters}
+    nbytes = {p: sizes[p] * (2 if sources[p.source].dtype.endswith("16") else 4) for p in parameters}
+    return {
+        "kind": "checkpoint",
+        "name": checkpoint.name,
+        "source": checkpoint.source,
+        "format": checkpoint.format,
+        "dtypes": sorted({tensor.dtype for tensor in sources.values()}),
+        "files": [{"file": str(file), "bytes": file.stat().st_size} for file in checkpoint.files],
+        "model": _model(config),
+        "tokenizer": _tokenizer(lambda: find_vocabulary(checkpoint, config)),
+        **_sizes(parameters, sizes, nbytes),
+    }
+
+
+def artifact_summary(artifact: Artifact) -> dict[str, Any]:
+    """Model, tokenizer, scheme, parameters and bytes by group, what it was built from, and its libraries, each with
+    whether this machine can run it. Raises UserError for a damaged artifact."""
+    parameters, record = artifact.model_parameters, artifact.record
+    artifact.parameters()
+    sizes = {p: math.prod(p.shape) for p in parameters}
+    nbytes = {p: stored_bytes(artifact.scheme, p) for p in parameters}
+    return {
+        "kind": "artifact",
+        "name": artifact.name,
+        "path": str(artifact.path),
+        "model": _model(artifact.config),
+        "tokenizer": _tokenizer(lambda: artifact.tokenizer_files),
+        "template": artifact.chat_config.get("conv_template", {}).get("name"),
+        "quantization": artifact.scheme.name,
+        **_sizes(parameters, sizes, nbytes),
+        "bits_per_weight": 8 * sum(nbytes.values()) / sum(sizes.values()),
+        "source": {"source": record.source, "format": record.source_format, "sha256": record.source_sha256},
+        "time": record.time,
+        "versions": record.versions,
+        "libraries": [_library(artifact, target, library) for target, library in record.libraries.items()],
+    }
+
+
+def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) -> list[dict[str, Any]]:
+    """What every quantised tensor of an artifact lost against the checkpoint ``source``; where None, against the one it
+    was built from.
+
+    Raises UserError when that is not there or has changed, and for a checkpoint of another shape."""
+    record = artifact.record
+    if source is None and not Path(record.source).exists():
+        raise UserError(
+            f"The errors are measured against {record.source}, which is not here; name the checkpoint with --errors PATH."
+        )
+    checkpoint = open_checkpoint(source or record.source, record.head_size_divisor)
+    if source is None and checkpoint.sha256() != record.source_sha256:
+        raise UserError(f"{record.source} has changed since {artifact.path} was built; build it again.")
+    config, parameters, tensors = resolve(checkpoint)
+    if dataclasses.replace(config, context_length=artifact.config.context_length) != artifact.config:
+        raise UserError(f"{checkpoint.source} is of another shape than {artifact.path}; name the checkpoint it was built from.")
+    stored = artifact.parameters()
+
+    def measure(parameter: Parameter) -> dict[str, Any]:
+        array = read_parameter(parameter, tensors[parameter.source])
+        return _error(artifact.scheme, parameter, array, stored)
+
+    return _measured(measure, parameters, progress)
+
+
+def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> dict[str, Any]:
+    """Bytes, bits per weight and errors of a checkpoint in a scheme; nothing is written.
+
+    ``relative_rms`` is the root mean square of the tensors' own over all quantised weights. Raises UserError for weights
+    that are not finite or that the scheme cannot hold."""
+    _, parameters, tensors = resolve(checkpoint)
+
+    def measure(parameter: Parameter) -> dict[str, Any]:
+        array = read_parameter(parameter, tensors[parameter.source])
+        return _error(scheme, parameter, array, scheme.quantize(parameter, array))
+
+    errors = _measured(measure, parameters, progress)
+    nbytes = sum(stored_bytes(scheme, p) for p in parameters)
+    weights = sum(math.prod(error["shape"]) for error in errors)
+    squares = sum(math.prod(error["shape"]) * error["relative_rms"] ** 2 for error in errors)
+    return {
+        "quantization": scheme.name,
+        "bytes": nbytes,
+        "bits_per_weight": 8 * nbytes / sum(math.prod(p.shape) for p in parameters),
+        "relative_rms": math.sqrt(squares / weights),
+        "worst_group": max(error["worst_group"] for error in errors),
+        "tensors": errors,
+    }
+
+
+def stored_bytes(scheme: Scheme, parameter: Parameter) -> int:
+    """Bytes of a parameter in an artifact."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in scheme.stored(parameter).values())
+
+
+def group_of(parameter: Parameter) -> str:
+    """The part of a model that a parameter belongs to."""
+    if parameter.role in ("embedding", "head"):
+        return parameter.role
+    if parameter.role == "vector":
+        return "vectors"
+    return "attention matrices" if ".attention." in parameter.name else "feed-forward matrices"
+
+
+def _error(scheme: Scheme, parameter: Parameter, array: np.ndarray, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    error = dataclasses.asdict(scheme.error(parameter, array, stored))
+    form = scheme.form(parameter.role)
+    how = form.dtype if isinstance(form, FloatForm) else f"{form.bits} bits, groups of {form.group}"
+    return {"name": parameter.name, "shape": list(parameter.shape), "stored": how, **error}
+
+
+def _measured(
+    measure: Callable[[Parameter], dict[str, Any]], parameters: Iterable[Parameter], progress: Progress
+) -> list[dict[str, Any]]:
+    """The results for all that a scheme may change, in order."""
+    matrices = [p for p in parameters if p.role != "vector"]
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    results = []
+    try:
+        for result in pool.map(measure, matrices):
+            results.append(result)
+            progress(len(results), len(matrices))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results
+
+
+def _model(config: RWKVConfig) -> dict[str, Any]:
+    states = model_module(config).states(config)
+    per_layer = sum(math.prod(state.shape) for state in states)
+    return {
+        **config.to_dict(),
+        "num_heads": config.num_heads,
+        "state_bytes": 4 * config.num_hidden_layers * per_layer,
+    }
+
+
+def _tokenizer(find: Callable[[], list[Path]]) -> dict[str, Any]:
+    try:
+        tokenizer = load_tokenizer(find())
+    except UserError as error:
+        return {"problem": str(error)}
+    return {"kind": tokenizer.kind, "tokens": len(tokenizer.tokens), "file": str(tokenizer.files[0])}
+
+
+def _sizes(parameters: list[Parameter], sizes: dict[Parameter, int], nbytes: dict[Parameter, int]) -> dict[str, Any]:
+    groups: dict[str, dict[str, Any]] = {}
+    for p in parameters:
+        group = groups.setdefault(group_of(p), {"name": group_of(p), "tensors": 0, "parameters": 0, "bytes": 0})
+        group["tensors"] += 1
+        group["parameters"] += sizes[p]
+        group["bytes"] += nbytes[p]
+    return {
+        "groups": list(groups.values()),
+        "parameters": sum(sizes.values()),
+        "bytes": sum(nbytes.values()),
+    }
+
+
+def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[str, Any]:
+    problem = None
+    try:
+        check_library(artifact.library(target))
+    except UserError as error:
+        problem = str(error)
+    return {
+        "target": target,
+        "file": library.path.name,
+        "bytes": library.path.stat().st_size if library.path.is_file() else 0,
+        "triple": library.target.get("mtriple"),
+        "cpu": library.target.get("mcpu"),
+        "cpu_features": library.cpu_features,
+        "versions": library.versions,
+        "time": library.time,
+        "runs_here": problem is None,
+        "problem": problem,
+    }
