@@ -1,4 +1,7 @@
-"""Checkpoint in, artifact out: the steps of ``build``, each also a command of its own."""
+"""Checkpoint in, artifact out: the steps of ``build``, each also a command of its own.
+
+Every step writes into a folder that ``artifact.staging`` provides, so that an artifact changes as a whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,25 @@ from pathlib import Path
 from .artifact import (
     CHAT_CONFIG,
     PARAMS,
+    Artifact,
     BuildRecord,
     LibraryRecord,
     add_library,
     chat_config,
     library_name,
+    package_versions,
     write_json,
 )
-from .artifact.disk import read_json
-from .artifact.names import TENSOR_INDEX
+from .artifact.disk import digest
+from .artifact.names import BUILD_RECORD, CONFIG_FILES
+from .artifact.shards import read_index, verify
 from .config import RWKVConfig
 from .configs import config_names
 from .convert import Conversion, convert_weights
 from .engine.templates import Template, default_template, load_template
 from .errors import UserError
 from .models import resolve
-from .quantization.schemes import Scheme, get_scheme
+from .quantization.schemes import Scheme
 from .tokenizer import find_vocabulary, load_tokenizer, write_tokenizer_files
 from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
@@ -78,7 +84,7 @@ def open_source(
         source = str(local) if not Path(model).exists() and local.exists() else model
         if source in config_names("models") and not Path(source).exists():
             raise UserError(f"{model} is a preset, which has no weights of its own; add --random-weights to draw some.")
-        checkpoint = open_checkpoint(source, head_size_divisor, revision)
+        checkpoint = open_checkpoint(source, revision=revision)
     if head_size_divisor is not None:
         checkpoint.head_size_divisor = head_size_divisor
     if context_length is not None:
@@ -86,24 +92,52 @@ def open_source(
     return checkpoint
 
 
-def write_config(source: Source, scheme: Scheme, name: str, params_dir: Path) -> Path:
-    """Write tokenizer files and ``mlc-chat-config.json``; returns the latter's path."""
-    params_dir.mkdir(parents=True, exist_ok=True)
-    files = write_tokenizer_files(source.vocabulary, params_dir, source.config.vocab_size)
-    active = load_tokenizer(source.vocabulary).max_id + 1
-    config = chat_config(source.config, scheme, name, source.template.to_dict(), files, active, PREFILL_CHUNK)
-    write_json(params_dir / CHAT_CONFIG, config)
-    return params_dir / CHAT_CONFIG
+def is_config(name: str) -> bool:
+    """Whether a file of an artifact is one that ``write_config`` writes."""
+    return name in CONFIG_FILES
 
 
-def convert(
+def is_no_config(name: str) -> bool:
+    return not is_config(name)
+
+
+def check_output(folder: Path) -> None:
+    """Raises UserError where an artifact would take the place of something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name another folder for the artifact.")
+    marks = (BUILD_RECORD, f"{PARAMS}/{CHAT_CONFIG}")
+    if folder.exists() and any(folder.iterdir()) and not any((folder / mark).is_file() for mark in marks):
+        raise UserError(f"{folder} holds other files and no artifact; name a new folder, so that they are not replaced.")
+
+
+def matching_parameters(folder: Path, source: Source, scheme: Scheme) -> bool:
+    """Whether an artifact in ``folder`` already holds this checkpoint's parameters in this scheme, undamaged."""
+    try:
+        record = BuildRecord.read(folder)
+        verify(folder / PARAMS, read_index(folder / PARAMS))
+    except UserError:
+        return False
+    return record.params_match(source.sha256, source.config, scheme)
+
+
+def write_parameters(
     source: Source, scheme: Scheme, name: str, folder: Path, progress: Callable[[int, int, str, int], None] | None = None
 ) -> Conversion:
-    """Write parameters, tokenizer, chat config and build record into ``folder``."""
+    """Write the shards and a build record into ``folder``. Raises UserError for a NaN or infinite weight."""
     conversion = convert_weights(source.checkpoint, scheme, folder / PARAMS, progress=progress)
-    write_config(source, scheme, name, folder / PARAMS)
     BuildRecord.of(name, source.checkpoint, source.sha256, source.config, scheme).write(folder)
     return conversion
+
+
+def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Path:
+    """Write tokenizer files and ``mlc-chat-config.json`` into ``folder``; returns the latter's path."""
+    params = folder / PARAMS
+    params.mkdir(parents=True, exist_ok=True)
+    files = write_tokenizer_files(source.vocabulary, params, source.config.vocab_size)
+    active = load_tokenizer(source.vocabulary).max_id + 1
+    config = chat_config(source.config, scheme, name, source.template.to_dict(), files, active, PREFILL_CHUNK)
+    write_json(params / CHAT_CONFIG, config)
+    return params / CHAT_CONFIG
 
 
 def compile_library(
@@ -116,8 +150,10 @@ def compile_library(
     dump_dir: Path | None = None,
     system_lib: bool = False,
 ) -> LibraryRecord:
-    """Compile the library of an artifact for a target and add it to ``folder``. Raises UserError for an unknown target,
-    where there is no linker, and when the disk is full."""
+    """Compile the library of an artifact for a target and add it to ``folder``, in place of an older one for that target.
+
+    ``dump_dir`` gets the module after every phase. Raises UserError for an unknown target, where there is no linker, and
+    when the disk is full."""
     from .compiler.graph import build_module
     from .compiler.link import export_library
     from .compiler.pipeline import compile_module
@@ -129,44 +165,24 @@ def compile_library(
     if system_lib:
         module = module.with_attr("system_lib_prefix", re.sub(r"\W", "_", name) + "_")
     executable = compile_module(module, target, dump_dir, system_lib)
-    with tempfile.TemporaryDirectory() as scratch:
-        suffix = ".tar" if system_lib else target.suffix
-        built = Path(scratch) / library_name(name, target.name, suffix)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch) / library_name(name, target.name, ".tar" if system_lib else target.suffix)
         export_library(executable, target, built)
         return add_library(folder, built, target.name, target.attributes, list(target.features))
 
 
 def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Path) -> LibraryRecord:
     """Add a library of another artifact of the same model shape to ``folder``. Raises UserError where it does not fit."""
-    record = BuildRecord.read(prebuilt.parent)
-    for target, library in record.libraries.items():
-        if library.path.name == prebuilt.name:
-            break
-    else:
-        raise UserError(f"{prebuilt} is in no artifact's build record; name a library inside an artifact folder.")
-    settings = read_json(prebuilt.parent / PARAMS / CHAT_CONFIG)
-    theirs = dataclasses.replace(RWKVConfig.from_dict(settings["model_config"]), context_length=config.context_length)
-    if theirs != config or settings["quantization"] != scheme.name:
+    if not (prebuilt.parent / BUILD_RECORD).is_file():
+        raise UserError(f"{prebuilt} lies in no artifact; name a library inside a folder written by rwkv-mlc build.")
+    artifact = Artifact.open(prebuilt.parent)
+    targets = [target for target, library in artifact.libraries().items() if library.path.name == prebuilt.name]
+    if not targets:
+        raise UserError(f"{prebuilt} is not in its artifact's build record; name one of the libraries in there.")
+    library, versions = artifact.library(targets[0]), package_versions()
+    same_length = dataclasses.replace(artifact.config, context_length=config.context_length)
+    if same_length != config or artifact.scheme != scheme:
         raise UserError(f"{prebuilt} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
-    return add_library(folder, prebuilt, target, library.target, library.cpu_features)
-
-
-def artifact_config(folder: Path) -> tuple[RWKVConfig, Scheme]:
-    """Model shape and scheme of an artifact, from its chat config. Raises UserError where there is none."""
-    path = folder / PARAMS / CHAT_CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} is no artifact: it has no {PARAMS}/{CHAT_CONFIG}; name a folder written by rwkv-mlc build.")
-    settings = read_json(path)
-    return RWKVConfig.from_dict(settings.get("model_config", {})), get_scheme(str(settings.get("quantization")))
-
-
-def matching_parameters(folder: Path, source: Source, scheme: Scheme) -> bool:
-    """Whether an artifact in ``folder`` already holds this checkpoint's parameters in this scheme."""
-    try:
-        record = BuildRecord.read(folder)
-    except UserError:
-        return False
-    if not (folder / PARAMS / TENSOR_INDEX).is_file():
-        return False
-    return record.params_match(source.sha256, source.config, scheme)
-
+    if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
+        raise UserError(f"{prebuilt} was compiled by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
+    return add_library(folder, prebuilt, targets[0], library.target, library.cpu_features)

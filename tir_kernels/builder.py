@@ -25,3 +25,11 @@ def prim_func(emit: Callable[[], None]) -> tirx.PrimFunc:
 def arg(name: str, shape: tuple, dtype: str = "float32"):
     """Declare the next argument, a buffer; extents may be symbolic int64 variables."""
     return T.arg(name, T.Buffer(shape, dtype))
+
+
+def registers(shape: tuple[int, ...], dtype: str = "float32", device: str = "cpu"):
+    """A small array that lives in registers where every index is constant.
+
+    On a CPU, TVM puts "global" arrays of less than 1024 bytes on the stack, from where LLVM promotes them; larger ones and
+    those of any other scope come from a heap workspace, and every update goes to memory."""
+    return T.alloc_buffer(shape, dtype, scope="global" if device == "cpu" else "local")

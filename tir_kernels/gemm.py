@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func
+from .builder import arg, prim_func, registers
 from .gemv import Matrix, each_block, load_block, store_block
 from .packed import Packed, PackedFloat
 from .simd import ACTIVATIONS, LANES, constant, span, splat, widen
@@ -67,20 +67,19 @@ def gemm(
             out = outs[i]
             with T.serial(0, (rows + tile_rows - 1) // tile_rows) as tile_index:
                 tokens = [T.bind(T.min(tile_index * tile_rows + m, rows - 1)) for m in range(tile_rows)]
-                acc = T.alloc_buffer((tile_rows * tile_vectors, LANES), scope="local")
+                acc = [registers((tile_vectors, LANES)) for _ in range(tile_rows)]
                 cells = [(m, v) for m in range(tile_rows) for v in range(tile_vectors)]
                 for m, v in cells:
                     start = load_block(out, tokens[m], blocks[v], matrices[i].rows)
                     start = T.if_then_else(chunk == 0, constant(0.0, LANES), start)
-                    T.buffer_store(acc, start, [m * tile_vectors + v, lanes])
+                    T.buffer_store(acc[m], start, [v, lanes])
                 with T.serial(0, T.min(depth, columns - chunk * depth)) as k:
                     for m, v in cells:
-                        cell = [m * tile_vectors + v, lanes]
                         w = panel[k, T.ramp(v * LANES, 1, LANES)]
                         token = splat(x[i, tokens[m], chunk * depth + k], LANES)
-                        T.buffer_store(acc, acc[tuple(cell)] + token * w, cell)
+                        T.buffer_store(acc[m], acc[m][v, lanes] + token * w, [v, lanes])
                 for m, v in cells:
-                    store_block(out, acc[m * tile_vectors + v, lanes], tokens[m], blocks[v], matrices[i].rows)
+                    store_block(out, acc[m][v, lanes], tokens[m], blocks[v], matrices[i].rows)
 
         def finish(i, block):
             matrix = matrices[i]

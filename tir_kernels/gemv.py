@@ -9,7 +9,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func
+from .builder import arg, prim_func, registers
 from .packed import Packed, PackedFloat, PackedGroup
 from .simd import ACTIVATIONS, LANES, constant, intrinsic, span, splat, widen
 
@@ -52,7 +52,7 @@ def store_block(target, value, row, block, rows: int):
         with T.Then():
             T.buffer_store(target, value, [0, row, T.ramp(block * LANES, 1, LANES)])
         with T.Else():
-            lanes = T.alloc_buffer((LANES,), scope="local")
+            lanes = registers((LANES,))
             T.buffer_store(lanes, value, [span(0, LANES)])
             for i in range(rows % LANES):
                 T.buffer_store(target, lanes[i], [0, row, block * LANES + i])
@@ -119,7 +119,7 @@ def gemv(
             """Four accumulators hide the latency of the additions."""
             chains = 4 if columns % 4 == 0 else 1
             (weight,) = weights[i]
-            acc = T.alloc_buffer((chains, LANES), scope="local")
+            acc = registers((chains, LANES))
             for j in range(chains):
                 T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
             with T.serial(0, columns // chains) as k:
@@ -132,7 +132,7 @@ def gemv(
 
         def group_product(i, block, t):
             q_weight, q_scale = weights[i]
-            acc = T.alloc_buffer((2, LANES), scope="local")
+            acc = registers((2, LANES))
             T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
 
             def add_group(g, length: int):
@@ -154,8 +154,8 @@ def gemv(
             q_weight, q_scale = weights[i]
             dot, half = INTEGER_DOTS[integer_dot], form.fields // 2
             chains = min(4, half)
-            acc = T.alloc_buffer((1, LANES), scope="local")
-            partial = T.alloc_buffer((chains, LANES), "int32", scope="local")
+            acc = registers((1, LANES))
+            partial = registers((chains, LANES), "int32")
             T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
             with T.serial(0, form.groups(columns)) as g:
                 for j in range(chains):

@@ -8,13 +8,13 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func
+from .builder import arg, prim_func, registers
 from .simd import constant, reduce_add, span, splat, vector_width
 
 
 def mean_and_scale(load: Callable, extent: int, width: int, epsilon: float):
     """Mean and 1 / sqrt(variance + epsilon) of ``load(i)``, vectors of ``width`` from i on, as bound scalars."""
-    total = T.alloc_buffer((2, width), scope="local")
+    total = registers((2, width))
     lanes = span(0, width)
     for i in range(2):
         T.buffer_store(total, constant(0.0, width), [i, lanes])

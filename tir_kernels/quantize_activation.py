@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func
+from .builder import arg, prim_func, registers
 from .packed import PackedGroup
 from .simd import LANES, intrinsic, splat, widen
 
@@ -34,13 +34,13 @@ def quantize_activation(columns: int, form: PackedGroup) -> tirx.PrimFunc:
         def quantize_group(n, t, g, length: int):
             """Group g of one row, of which ``length`` inputs exist."""
             start = g * group
-            local = T.alloc_buffer((group,), "int32", scope="local")
-            top = T.alloc_buffer((1,), scope="local")
+            local = registers((group,), "int32")
+            top = registers((1,))
             T.buffer_store(top, T.float32(0.0), [0])
             with T.serial(0, length) as i:
                 T.buffer_store(top, T.max(top[0], T.fabs(x[n, t, start + i])), [0])
             inverse = T.bind(T.float32(32767.0) / T.max(top[0], T.float32(1e-30)))
-            total = T.alloc_buffer((1,), "int32", scope="local")
+            total = registers((1,), "int32")
             T.buffer_store(total, T.int32(0), [0])
             with T.serial(0, length) as i:
                 T.buffer_store(local, T.cast(T.nearbyint(x[n, t, start + i] * inverse), "int32"), [i])

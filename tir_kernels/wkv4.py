@@ -18,7 +18,7 @@ from typing import Literal
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func
+from .builder import arg, prim_func, registers
 from .segments import sequence
 from .simd import exp, span, vector_width
 
@@ -60,7 +60,7 @@ def wkv4(
         def scan(b, c):
             """Run channels c to c + block of sequence b."""
             slot, first, length = sequence(b, slots, ends)
-            local = T.alloc_buffer((3, chains, width), scope="local")
+            local = registers((3, chains, width), device=device)
             lanes = span(0, width)
             for i, source in enumerate(state):
                 for j in range(chains):

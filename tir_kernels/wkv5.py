@@ -20,7 +20,7 @@ from typing import Literal
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func
+from .builder import arg, prim_func, registers
 from .segments import sequence
 from .simd import constant, span, splat, vector_width
 
@@ -67,7 +67,7 @@ def wkv5(
                 with T.serial(0, size) as key:
                     for i in range(0, size, width):
                         T.buffer_store(out_state, state[b, h, key, span(i, width)], [b, h, key, span(i, width)])
-            acc = T.alloc_buffer((size // width, width), scope="local")
+            acc = registers((size // width, width))
             with T.serial(0, length) as t:
                 for i in range(size // width):
                     T.buffer_store(acc, constant(0.0, width), [i, span(0, width)])
@@ -92,8 +92,8 @@ def wkv5(
 
         def scan_on_threads(b, h, i):
             slot, first, length = sequence(b, slots, ends)
-            column = T.alloc_buffer((size,), scope="local")
-            acc = T.alloc_buffer((1,), scope="local")
+            column = registers((size,), device=device)
+            acc = registers((1,), device=device)
             with T.unroll(0, size) as key:
                 T.buffer_store(column, state[slot, h, key, i], [key])
             with T.serial(0, length) as t:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
-def staging(final: Path) -> Iterator[Path]:
+def staging(final: Path, keep: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """Build the folder ``final`` in a sibling folder, which takes its place when the body ends without an exception.
 
-    An exception, a full disk or the end of the process leaves ``final`` as it was; what a process that died has left is
-    removed by the next build. Raises UserError when the disk is full or another process is building ``final``."""
+    Files of ``final`` for whose names ``keep`` is true are in the sibling from the start, as hard links: replace them,
+    never write into them. An exception, a full disk or the end of the process leaves ``final`` as it was; what a process
+    that died has left is removed by the next build. Raises UserError when the disk is full or another process is
+    building ``final``."""
+    final = final.resolve()
     staged, previous = (final.parent / f".{final.name}.{what}" for what in ("staged", "previous"))
     with writing(final):
         if previous.exists() and not final.exists():
@@ -33,6 +36,8 @@ def staging(final: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
         try:
+            if keep and final.exists():
+                _link_files(final, staged, keep)
             yield staged
             if final.exists():
                 final.rename(previous)
@@ -45,6 +50,17 @@ def staging(final: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _link_files(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
+    for file in source.rglob("*"):
+        if file.is_file() and keep(file.name):
+            link = target / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, link)
+            except OSError:  # a file system without hard links, or another user's file
+                shutil.copy2(file, link)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ TENSOR_INDEX = "tensor-cache.json"
 TENSOR_INDEX_2023 = "ndarray-cache.json"
 SHARD = "params_shard_{}.bin"
 VERIFIED = ".verified.json"
+CONFIG_FILES = (CHAT_CONFIG, "rwkv_vocab.txt", "tokenizer_model", "tokenizer.json")
 
 
 def artifact_name(model: str, quantization: str) -> str:

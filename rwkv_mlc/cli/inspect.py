@@ -68,13 +68,13 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     from ..quantization.schemes import SCHEMES, get_scheme
     from ..weights import open_checkpoint
 
-    if args.errors:
-        raise UserError(f"{args.path} is a checkpoint itself; give --errors {args.errors} with an artifact.")
-    if args.errors is not None and not args.quantization:
-        raise UserError("The errors of a checkpoint are those of a scheme; name one with --quantization.")
     names = list(SCHEMES) if ALL in args.quantization else args.quantization
     schemes = [get_scheme(name) for name in names]
     checkpoint = open_checkpoint(args.path, args.head_size_divisor)
+    if args.errors:
+        raise UserError(f"{args.path} is a checkpoint itself; give --errors {args.errors} with an artifact.")
+    if args.errors is not None and not schemes:
+        raise UserError("The errors of a checkpoint are those of a scheme; name one with --quantization.")
     summary = inspection.checkpoint_summary(checkpoint)
     if schemes:
         summary["schemes"] = []

@@ -24,12 +24,12 @@ ROOM = 32 << 20
 Linker = Callable[[str, list[str]], None]
 
 
-def find_linker(target: CompileTarget, system_lib: bool = False) -> Linker:
+def find_linker(target: CompileTarget, suffix: str) -> Linker:
     """What makes a library out of object files: this machine's C++ compiler for its own architecture, zig (PyPI's
-    ``ziglang``) for others; for a system library, which is linked into a program later, tar.
+    ``ziglang``) for others; ``.tar`` packs the object files, to be linked into a program later.
 
     Raises UserError where there is none."""
-    if system_lib:
+    if suffix == ".tar":
         return tar.tar
     architecture = target.attributes["mtriple"].partition("-")[0]
     if architecture != host_architecture():
@@ -42,10 +42,11 @@ def find_linker(target: CompileTarget, system_lib: bool = False) -> Linker:
     return cc.create_shared
 
 
-def export_library(executable: Executable, linker: Linker, path: Path) -> None:
-    """Write a library, with its object files in a folder of their own beside it for the time being.
+def export_library(executable: Executable, target: CompileTarget, path: Path) -> None:
+    """Write a library; its object files lie in a folder beside it for the time being.
 
-    Raises UserError when the linker fails, and OSError when the disk is full."""
+    Raises UserError where there is no linker or it fails, and OSError when the disk is full."""
+    linker = find_linker(target, path.suffix)
     if shutil.disk_usage(path.parent).free < ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with tempfile.TemporaryDirectory(dir=path.parent) as objects:

@@ -8,6 +8,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from ..artifact.disk import beside
 from .targets import CompileTarget
 
 transform = relax.transform
@@ -35,7 +36,8 @@ def compile_module(
     def dump(name: str, module: tvm.IRModule) -> None:
         if dump_dir is not None:
             dump_dir.mkdir(parents=True, exist_ok=True)
-            (dump_dir / f"{name}.py").write_text(module.script(), encoding="utf-8")
+            with beside(dump_dir / f"{name}.py") as path:
+                path.write_text(module.script(), encoding="utf-8")
 
     dump("0-graph", mod)
     with target.tvm:

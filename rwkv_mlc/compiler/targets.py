@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import tvm
@@ -38,21 +38,23 @@ class CompileTarget:
 
 def _llvm(options: dict) -> CompileTarget:
     """CPUs through LLVM: this machine's, unless ``mcpu`` or ``mtriple`` says otherwise."""
+    for key, kind in (("mcpu", str), ("mtriple", str), ("mattr", list)):
+        if not isinstance(options.get(key, kind()), kind):
+            raise UserError(f"The target's {key} should be a {kind.__name__}, not {options[key]!r}.")
     attributes = {"kind": "llvm", "mtriple": codegen.llvm_get_system_triple(), **options}
-    mattr = options.get("mattr", [])
-    if not options.keys() & {"mcpu", "mtriple"}:
+    triple, mattr = attributes["mtriple"], options.get("mattr", [])
+    _check_name("architecture", triple.partition("-")[0], codegen.llvm_get_targets())
+    if options.keys() & {"mcpu", "mtriple"}:
+        cpus = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
+        _check_name("CPU", attributes.get("mcpu", "generic"), [*cpus, "generic"])
+    else:
         attributes["mcpu"] = codegen.llvm_get_system_cpu()
         attributes["mattr"] = [*_host_differences(attributes), *mattr]
-    cpu, triple = attributes.get("mcpu", "generic"), attributes["mtriple"]
-    known = {str(name) for name in codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))}
-    if cpu not in known | {"generic"}:
-        near = difflib.get_close_matches(cpu, known, 1)
-        hint = f"did you mean {near[0]}?" if near else "leave --mcpu out to build for this machine."
-        raise UserError(f"LLVM knows no CPU {cpu!r} for {triple}; {hint}")
     target = Target(attributes)
     available = _cpu_features(target)
-    if unknown := sorted({name[1:] for name in mattr if name.startswith("+")} - available):
-        raise UserError(f"LLVM knows no feature {', '.join(unknown)} of {triple}; see clang's list for its -m options.")
+    for name in mattr:
+        if not name.startswith("-") and name[1:] not in available:
+            raise UserError(f"The target's mattr has {name!r}; expected +feature or -feature of {triple} in LLVM's names.")
     wide = {"avx512f", "avx512bw", "avx512vl"} <= available
     return CompileTarget(
         name="llvm",
@@ -63,6 +65,13 @@ def _llvm(options: dict) -> CompileTarget:
         integer_dot=("vnni" if "avx512vnni" in available else "avx512") if wide else None,
         gemm_tile=(6, 4) if wide else (4, 1),
     )
+
+
+def _check_name(what: str, name: str, known: Iterable[str]) -> None:
+    known = [str(one) for one in known]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise UserError(f"LLVM knows no {what} {name!r}{f'; did you mean {near[0]}?' if near else '; check its name.'}")
 
 
 def _cpu_features(target: Target) -> set[str]:
@@ -91,15 +100,15 @@ def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
     kind = "llvm" if kind == "auto" else kind
     if kind not in TARGETS:
         near = difflib.get_close_matches(kind, TARGETS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"Unknown target {kind!r}; {hint}Valid are auto, {', '.join(TARGETS)}.")
+        hint = f"did you mean {near[0]}? Valid" if near else "valid"
+        raise UserError(f"Unknown target {kind!r}; {hint} are auto, {', '.join(TARGETS)}.")
     if mcpu:
         options["mcpu"] = mcpu
     try:
         return TARGETS[kind](options)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise UserError(f"TVM does not accept the target {text!r}: {reason}") from None
+        reason = str(error).strip().partition(". ")[0] or type(error).__name__
+        raise UserError(f"TVM does not accept the target {text!r} ({reason}).") from None
 
 
 def _parse(text: str) -> tuple[str, dict]:

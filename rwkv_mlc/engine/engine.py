@@ -121,9 +121,10 @@ class Engine:
         self.library = self.artifact.library(TARGET_OF_DEVICE[device])
         check_library(self.library)
         self.runner = Runner(self.library.path, self.artifact.parameters(), device)
-        if self.runner.config != self.artifact.config:
+        compiled = dataclasses.replace(self.runner.config, context_length=self.artifact.config.context_length)
+        if compiled != self.artifact.config:
             raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")
-        self.config = self.runner.config
+        self.config = self.artifact.config
         self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
         settings = self.artifact.chat_config
         self.template = Template.from_dict(settings["conv_template"])

@@ -56,62 +56,65 @@ def tell(rng: Random, held_out: bool, about: Person | None = None, brief: bool =
 
 def gift(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
     h, o = hero.words(), other.words()
+    item = f"{colour} {thing}"
     base, verb = rng.choice((("find", "found"), ("buy", "bought")))
     reason = rng.choice((f"it was {o['his']} birthday", f"{o['he']} was sad", f"{o['he']} was a good friend"))
     return Story(
         (
-            f"{hero.name} {verb} a {colour} {thing} {place}.",
-            f"{h['He']} gave the {thing} to {other.name} because {reason}.",
+            f"{hero.name} {verb} a {item} {place}.",
+            f"{h['He']} gave the {item} to {other.name} because {reason}.",
             rng.choice((f"{other.name} was very happy.", f'"Thank you, {hero.name}!" said {other.name}.')),
         ),
         (
-            (f"Who {verb} the {thing}?", f"{hero.name} {verb} the {thing}."),
-            (f"Where did {hero.name} {base} the {thing}?", f"{hero.name} {verb} the {thing} {place}."),
-            (f"What did {hero.name} {base}?", f"{hero.name} {verb} a {colour} {thing}."),
+            (f"Who {verb} the {thing}?", f"{hero.name} {verb} the {item} {place}."),
+            (f"Where did {hero.name} {base} the {thing}?", f"{hero.name} {verb} the {item} {place}."),
+            (f"What did {hero.name} {base}?", f"{hero.name} {verb} a {item}."),
             (f"What colour was the {thing}?", f"The {thing} was {colour}."),
-            (f"Who has the {thing} now?", f"{other.name} has the {thing} now."),
-            (f"Who has the {thing}?", f"{other.name} has the {thing} now."),
+            (f"Who has the {thing} now?", f"{other.name} has the {item} now."),
+            (f"Who has the {item}?", f"{other.name} has the {item} now."),
             (f"Why did {hero.name} give the {thing} to {other.name}?", f"Because {reason}."),
-            (f"Who got the {thing}?", f"{other.name} got the {thing}."),
+            (f"Who got the {thing}?", f"{other.name} got the {item}."),
         ),
     )
 
 
 def lost(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
     h = hero.words()
+    item = f"{colour} {thing}"
     where = rng.choice(("under a tree", "behind a stone", "in the grass", "near the well"))
     return Story(
         (
-            f"{hero.name} lost {h['his']} {colour} {thing} {place}.",
-            f"{h['He']} was sad because the {thing} was gone.",
-            f"Then {other.name} found the {thing} {where} and gave it back.",
+            f"{hero.name} lost {h['his']} {item} {place}.",
+            f"{h['He']} was sad because the {item} was gone.",
+            f"Then {other.name} found the {item} {where} and gave it back.",
             f"{hero.name} was happy again.",
         ),
         (
-            (f"What did {hero.name} lose?", f"{hero.name} lost a {colour} {thing}."),
-            (f"Who lost the {thing}?", f"{hero.name} lost the {thing}."),
-            (f"Where did {hero.name} lose the {thing}?", f"{hero.name} lost the {thing} {place}."),
-            (f"Why was {hero.name} sad?", f"{hero.name} was sad because the {thing} was gone."),
-            (f"Who found the {thing}?", f"{other.name} found the {thing}."),
-            (f"Where was the {thing}?", f"The {thing} was {where}."),
+            (f"What did {hero.name} lose?", f"{hero.name} lost a {item}."),
+            (f"Who lost the {thing}?", f"{hero.name} lost the {item}."),
+            (f"Where did {hero.name} lose the {thing}?", f"{hero.name} lost the {item} {place}."),
+            (f"Why was {hero.name} sad?", f"{hero.name} was sad because the {item} was gone."),
+            (f"Who found the {thing}?", f"{other.name} found the {item}."),
+            (f"Where was the {thing}?", f"The {item} was {where}."),
             (f"What colour was the {thing}?", f"The {thing} was {colour}."),
-            (f"Who has the {thing} now?", f"{hero.name} has the {thing} now."),
+            (f"Who has the {thing} now?", f"{hero.name} has the {item} now."),
         ),
     )
 
 
 def hungry(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
     h = hero.words()
+    item = f"{colour} {thing}"
     return Story(
         (
-            f"{hero.name} was {place} and looked for a {colour} {thing}.",
+            f"{hero.name} was {place} and looked for a {item}.",
             f"Soon {h['he']} was hungry, but {h['he']} had no food.",
             f"{other.name} came by and gave {h['him']} {rng.choice(('some', 'a lot of'))} {other.food}.",
-            f"{hero.name} ate and was not hungry any more.",
+            f"{hero.name} ate the {other.food} and was not hungry any more.",
         ),
         (
             (f"Where was {hero.name}?", f"{hero.name} was {place}."),
-            (f"What did {hero.name} look for?", f"{hero.name} looked for a {colour} {thing}."),
+            (f"What did {hero.name} look for?", f"{hero.name} looked for a {item} {place}."),
             ("Who was hungry?", f"{hero.name} was hungry."),
             (f"What did {hero.name} eat?", f"{hero.name} ate {other.food}."),
             (f"Who helped {hero.name}?", f"{other.name} helped {hero.name}."),
@@ -122,38 +125,40 @@ def hungry(rng: Random, hero: Person, other: Person, thing: str, colour: str, pl
 
 def rain(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
     h = hero.words()
+    item = f"{colour} {thing}"
     weather, verb = rng.choice((("rain", "raining"), ("snow", "snowing")))
     return Story(
         (
             f"{hero.name} wanted to play {place}, but it was {verb}.",
             f"So {h['he']} stayed at home.",
-            f"{other.name} came to visit and brought a {colour} {thing}.",
-            f"They played with the {thing} until the {weather} stopped.",
+            f"{other.name} came to visit and brought a {item}.",
+            f"They played with the {item} until the {weather} stopped.",
         ),
         (
             (f"Where did {hero.name} want to play?", f"{hero.name} wanted to play {place}."),
             (f"Why did {hero.name} stay at home?", f"{hero.name} stayed at home because it was {verb}."),
             (f"Who came to visit {hero.name}?", f"{other.name} came to visit {hero.name}."),
-            (f"What did {other.name} bring?", f"{other.name} brought a {colour} {thing}."),
-            (f"Who brought the {thing}?", f"{other.name} brought the {thing}."),
+            (f"What did {other.name} bring?", f"{other.name} brought a {item}."),
+            (f"Who brought the {thing}?", f"{other.name} brought the {item}."),
             (f"What colour was the {thing}?", f"The {thing} was {colour}."),
         ),
     )
 
 
 def swap(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
-    second = rng.choice([name for name in THINGS if name != thing])
+    item = f"{colour} {thing}"
+    second = f"{rng.choice([c for c in COLOURS if c != colour])} {rng.choice([name for name in THINGS if name != thing])}"
     return Story(
         (
-            f"{hero.name} had a {colour} {thing} and {other.name} had a {second}.",
+            f"{hero.name} had a {item} and {other.name} had a {second}.",
             f"They met {place}.",
-            f"{hero.name} gave the {thing} to {other.name}, and {other.name} gave the {second} to {hero.name}.",
+            f"{hero.name} gave the {item} to {other.name}, and {other.name} gave the {second} to {hero.name}.",
         ),
         (
-            (f"Who has the {thing} now?", f"{other.name} has the {thing} now."),
+            (f"Who has the {item} now?", f"{other.name} has the {item} now."),
             (f"Who has the {second} now?", f"{hero.name} has the {second} now."),
             (f"Where did {hero.name} meet {other.name}?", f"{hero.name} met {other.name} {place}."),
-            (f"What did {hero.name} give to {other.name}?", f"{hero.name} gave the {thing} to {other.name}."),
+            (f"What did {hero.name} give to {other.name}?", f"{hero.name} gave the {item} to {other.name}."),
             (f"What colour was the {thing}?", f"The {thing} was {colour}."),
         ),
     )

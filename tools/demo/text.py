@@ -37,7 +37,7 @@ class Grammar:
     def documents(self) -> Iterator[str]:
         while True:
             x = self.random.random()
-            yield self.chat() if x < 0.72 else self.tale() if x < 0.9 else self.portrait()
+            yield self.chat() if x < 0.86 else self.tale() if x < 0.94 else self.portrait()
 
     def tale(self) -> str:
         return tell(self.random, self.held_out).text + "\n\n"
@@ -62,10 +62,10 @@ class Grammar:
             x = self.random.random()
             if subject and x < 0.35:
                 turn, subject, attribute = self.follow_up(subject, attribute)
-            elif x < 0.53:
+            elif x < 0.48:
                 subject = self.pick(CAST)
                 turn, attribute = self.fact(subject)
-            elif x < 0.66:
+            elif x < 0.57:
                 subject, attribute = self.pick(CAST), None
                 questions, answer = self.pick(WHO)
                 turn = (self.pick(questions).format(**subject.words()), answer.format(**subject.words()))
@@ -97,7 +97,8 @@ class Grammar:
         """A question about a named person, with its answer and the attribute that it is about."""
         if self.random.random() < 0.2:
             attribute = self.pick(list(YES_NO))
-            return self.yes_no(person, attribute, self.called(person)), attribute
+            called = person.name if attribute in ("kind", "job") else self.called(person)
+            return self.yes_no(person, attribute, called), attribute
         facts = {**FACTS, **ANIMAL_FACTS} if person.is_animal else FACTS
         attribute = self.pick(list(facts))
         questions, answer = facts[attribute]
@@ -141,12 +142,12 @@ class Grammar:
         told = self.random.random() < 0.4
         about = self.pick(CAST) if told and self.random.random() < 0.5 else None
         story = tell(self.random, self.held_out, about, brief=not told)
-        pairs = self.random.sample(story.questions, self.random.randint(1, 3))
+        pairs = self.random.sample(story.questions, self.random.randint(1, 4))
         if told:
             ask = self.pick(STORY_REQUESTS)
             ask += f" about {about.name}" if about else ""
             ask += "?" if ask.startswith("Can") else "."
-            return [(ask, story.text), *pairs[: self.random.randint(0, 2)]]
+            return [(ask, story.text), *pairs[: self.random.randint(0, 4)]]
         (question, answer), *others = pairs
         return [(f"{story.text} {question}", answer), *others]
 
