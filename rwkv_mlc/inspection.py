@@ -138,7 +138,7 @@ def group_of(parameter: Parameter) -> str:
 def _error(scheme: Scheme, parameter: Parameter, array: np.ndarray, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
     error = dataclasses.asdict(scheme.error(parameter, array, stored))
     form = scheme.form(parameter.role)
-    how = form.dtype if isinstance(form, FloatForm) else f"{form.bits} bits, groups of {form.group}"
+    how = form.dtype if isinstance(form, FloatForm) else f"{form.bits} bits / {form.group}"
     return {"name": parameter.name, "shape": list(parameter.shape), "stored": how, **error}
 
 

@@ -72,7 +72,7 @@ class Model:
 
 
 def conditioning(model: Model, tokens: list[int], draws: int = 3) -> float:
-    """How many times more the logits change, as parts of their largest magnitude, than the weights of all matrices, each
+    """How many times more the logits change, as parts of the largest of them, than the weights of all matrices, each
     changed at random by a small part of itself (float64; the largest of some draws). Rounding errors in the products
     are enlarged like that."""
     rng, relative = np.random.default_rng(0), 1e-6

@@ -34,13 +34,14 @@ PROMPTS = ("Once upon a time", "User: Hello.\n\nAssistant:")
 TOKENS = np.random.default_rng(0).integers(0, 97, 200).tolist()
 FLOAT_BOUND = 2e-5  # of the largest logit: kernels in float32
 INTEGER_BOUND = 1e-4  # where decoding rounds activations to 16 bits
+ACTIVATION_ROUNDING = 2e-5  # what that amounts to, as a change of the weights at random
 FLOAT_SCHEMES = ("q0f32", "q0f16")
 FEWER_SCHEMES = ("q0f32", "q0f16", "q4f16_1")
 MATRIX = [(g, s) for g in GENERATIONS for s in (SCHEMES if g in ("4", "5.2") else FEWER_SCHEMES)]
 
 
 def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
-    """Decays from exp(-exp(-6)) to exp(-exp(-1)) per token, where training starts, and blocks that add a third as much
+    """Decays from exp(-exp(-6)) to exp(-exp(-1)) per token, where training starts, and blocks that add a fifth as much
     to the residual stream as random ones.
 
     Random weights of generation 5 make some head's output at some token all but zero, and the group norm then enlarges
@@ -49,7 +50,7 @@ def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
     tensors = synthetic_checkpoint(generation, **shape)
     for name, array in tensors.items():
         if name.endswith(("att.output.weight", "ffn.value.weight")):
-            array *= 0.3
+            array *= 0.2
         elif name.endswith("time_decay"):
             array[...] = np.linspace(-6, -1, array.size).reshape(array.shape)
     return tensors
@@ -93,9 +94,9 @@ def decode_bound(scheme: str) -> float:
 
 @pytest.mark.parametrize("generation, scheme", MATRIX)
 def test_logits(generation, scheme, compiled, within):
-    """``score`` and ``prefill`` compute in float32 under every scheme."""
+    """``score`` and ``prefill`` compute in float32 under every scheme, ``decode`` where there are no integer dots."""
     model = compiled(trained_like_weights(generation), scheme)
-    assert conditioning(model, TOKENS) < 4
+    assert conditioning(model, TOKENS) < INTEGER_BOUND / ACTIVATION_ROUNDING
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), FLOAT_BOUND)
     last = model.runner.run("prefill", [TOKENS], model.runner.new_state())
@@ -112,7 +113,7 @@ def test_logits_of_random_weights(generation, seed, compiled, within):
     generation 5 that comes to more than 1e-4: a head that remembers little puts out little more than (r . u k) v, which
     is all but zero at some token, and the group norm brings it back to unit variance with its error."""
     weights = synthetic_checkpoint(generation, seed=seed)
-    for scheme, relative in (("q0f32", 3e-7), ("q4f16_1", 2e-5)):
+    for scheme, relative in (("q0f32", 3e-7), ("q4f16_1", ACTIVATION_ROUNDING)):
         model = compiled(weights, scheme)
         expected, enlarged = model.reference(TOKENS), conditioning(model, TOKENS)
         within(f"{scheme} score", error(model.score(TOKENS), expected), 3 * 3e-7 * enlarged)
@@ -222,8 +223,10 @@ def test_agrees_with_rwkv_cpp(name, compiled, within):
     within("decode", error(model.decode(list(b'"in'))[-1], expected), FLOAT_BOUND)
 
 
-@pytest.mark.parametrize("scheme", ["q4f16_1", "q3f16_1", "q0f16"])
-@pytest.mark.parametrize("generation, vocab_size", [("4", 101), ("5.2", 97)])
+@pytest.mark.parametrize(
+    "generation, vocab_size, scheme",
+    [("4", 101, "q4f16_1"), ("5.2", 97, "q4f16_1"), ("5.2", 101, "q3f16_1"), ("4", 97, "q0f16")],
+)
 def test_odd_widths(generation, vocab_size, scheme, compiled, within):
     """Nothing a multiple of 16 or of a group: 40 channels, heads of 8, 90 channels inside, one layer."""
     shape = {"vocab_size": vocab_size, "hidden_size": 40, "layers": 1, "head_size": 8, "intermediate_size": 90}

@@ -83,7 +83,9 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"Another process is building {path}; wait until it is done.") from None
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
         raise UserError(f"Cannot write into {path.parent} ({error.strerror}); choose another folder.") from None
     try:
         yield

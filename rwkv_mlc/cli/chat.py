@@ -86,7 +86,7 @@ class Session:
         label = self.label("assistant")
         try:
             with closing(self.chat.send(text)) as pieces:
-                for piece in options.without_leading_space(pieces):
+                for piece in options.displayed(pieces, self.chat.engine.template):
                     print(label + piece, end="", flush=True)
                     label = ""
                     if self.interrupted:
@@ -178,7 +178,7 @@ def _lines(session: Session) -> Iterator[str]:
     """The user's lines, until end of file."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         for line in sys.stdin.buffer:
-            yield line.decode("utf-8", "surrogateescape")
+            yield line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         return
 
     from prompt_toolkit import PromptSession

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         chat = Chat(engine, params)
         if args.state:
             chat.load(args.state)
-        pieces = options.without_leading_space(chat.send(prompt))
+        pieces = options.displayed(chat.send(prompt), engine.template)
     else:
         state = engine.load_state(args.state) if args.state else engine.new_state()
         pieces = answer = engine.stream(prompt, params, state)

@@ -114,16 +114,21 @@ def _print(summary: dict[str, Any]) -> None:
     for library in summary.get("libraries", ()):
         console.print(f"Library for {library['target']}")
         console.print(_pairs(_library_facts(library)))
-    if "schemes" in summary:
-        console.print(_schemes(summary["schemes"]))
-    tables = {scheme["quantization"]: scheme["tensors"] for scheme in summary.get("schemes", ()) if "tensors" in scheme}
+    schemes = summary.get("schemes", [])
+    measured = [scheme for scheme in schemes if "problem" not in scheme]
+    tables = {scheme["quantization"]: scheme["tensors"] for scheme in measured if "tensors" in scheme}
     if "errors" in summary:
         tables[summary["quantization"]] = summary["errors"]
+    if measured or tables:
+        console.print("Errors are root mean squares, as parts of the tensor's own; a worst group is named by its start.")
+    if measured:
+        console.print(_schemes(measured))
+    for scheme in schemes:
+        if "problem" in scheme:
+            console.print(f"{scheme['quantization']}: {scheme['problem']}")
     for name, errors in tables.items():
         console.print(f"Errors of {name}")
         console.print(_errors(errors))
-    if tables or "schemes" in summary:
-        console.print("Errors are root mean squares, as parts of the tensor's own.")
 
 
 def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -185,22 +190,19 @@ def _groups(summary: dict[str, Any]):
 
 
 def _schemes(schemes: list[dict[str, Any]]):
-    table = _table("scheme", "bytes", "bits per weight", "relative RMS", "worst group")
+    table = _table("scheme", "bytes", "bits per weight", "RMS", "worst group")
     for scheme in schemes:
-        if "problem" in scheme:
-            table.add_row(scheme["quantization"], scheme["problem"])
-        else:
-            table.add_row(
-                scheme["quantization"],
-                f"{scheme['bytes']:,}",
-                f"{scheme['bits_per_weight']:.2f}",
-                *(f"{scheme[key]:.2e}" for key in ("relative_rms", "worst_group")),
-            )
+        table.add_row(
+            scheme["quantization"],
+            f"{scheme['bytes']:,}",
+            f"{scheme['bits_per_weight']:.2f}",
+            *(f"{scheme[key]:.2e}" for key in ("relative_rms", "worst_group")),
+        )
     return table
 
 
 def _errors(errors: list[dict[str, Any]]):
-    table = _table("tensor", "shape", "stored as", "relative RMS", "worst group", "at row, column")
+    table = _table("tensor", "shape", "stored as", "RMS", "worst group", "at")
     for error in errors:
         table.add_row(
             error["name"],
@@ -217,8 +219,8 @@ def _table(first: str, *others: str):
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
     table.add_column(first, overflow="fold")
     for name in others:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import UserError
-from . import build, chat, generate, inspect, logits
+from . import bench, build, chat, generate, inspect, logits
 
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
@@ -41,6 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rwkv-mlc {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     build.add_parsers(subparsers)
-    for verb in (chat, generate, logits, inspect):
+    for verb in (chat, generate, logits, inspect, bench):
         verb.add_parser(subparsers)
     return parser

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.sampler import SamplingParams
+    from ..engine.templates import Template
 
 SAMPLING = {
     "temperature": (float, "0 takes the likeliest token"),
@@ -50,9 +51,9 @@ def sampling_params(engine: Engine, settings: Mapping[str, Any], chat: bool) -> 
     return dataclasses.replace(engine.defaults, **{**settings, "stop": tuple(dict.fromkeys(stop))})
 
 
-def without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
-    """The answer as a chat shows it: the model writes the space behind ``Assistant:`` itself."""
-    started = False
+def displayed(pieces: Iterator[str], template: Template) -> Iterator[str]:
+    """The answer as a chat shows it: without the space behind ``Assistant:``, which the model writes itself."""
+    started = not template.roles["assistant"]
     for piece in pieces:
         piece = piece if started else piece.lstrip(" ")
         started = started or bool(piece)

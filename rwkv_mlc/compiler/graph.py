@@ -27,11 +27,12 @@ def build_module(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> t
     tensors [S, ...] in the order of ``models.<generation>.states`` layer by layer, updated in place, and the tuple of
     parameters in the order of ``_metadata()["params"]``. ``prefill``, ``batch_decode`` (one token a sequence, T = B) and
     ``decode`` (T = B = 1) return the logits after each sequence's last token, float32 [1, B, V]; ``score`` those at every
-    position, [1, T, V]. ``_metadata`` returns a JSON string.
+    position, [1, T, V]. ``_metadata`` returns a JSON string. The family adds functions that measure the machine.
     """
     builder = relax.BlockBuilder()
     for name in PHASES:
         _emit_function(builder, name, config, scheme, target)
+    FAMILIES[target.family].emit_probes(builder)
     with builder.function("_metadata", []):
         text = json.dumps(metadata(config, scheme, target))
         builder.emit_func_output(tvm.ir.StringImm(text))

@@ -10,8 +10,10 @@ from ..errors import UserError
 
 
 def check_library(library: LibraryRecord) -> None:
-    """Raises UserError for a library of another architecture, of a CPU with features that this one lacks, or of another
-    version of TVM, whose runtime format may differ."""
+    """Raises UserError for object files, and for a library of another architecture, of a CPU with features that this one
+    lacks, or of another version of TVM, whose runtime format may differ."""
+    if library.path.suffix == ".tar":
+        raise UserError(f"{library.path} is to be linked into a program; write one to load with rwkv-mlc compile.")
     architecture = library.target.get("mtriple", host_architecture()).partition("-")[0]
     again = "build it again on this machine"
     if architecture != host_architecture():

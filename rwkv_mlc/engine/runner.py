@@ -17,6 +17,7 @@ from ..config import RWKVConfig
 from ..errors import UserError
 from ..models import StateTensor, model_module
 from ..quantization.layouts import LAYOUTS
+from .threads import start_threads
 
 FUNCTIONS = ("prefill", "score", "decode", "batch_decode")
 
@@ -51,6 +52,7 @@ class Runner:
 
     def __init__(self, library: Path, parameters: Mapping[str, np.ndarray], device_name: str = "cpu"):
         self.device = device(device_name)
+        self.threads = start_threads()
         self.vm = VirtualMachine(load_module(str(library)), self.device)
         metadata = json.loads(self.vm["_metadata"]())
         self.config = RWKVConfig.from_dict(metadata["model_config"])

@@ -12,10 +12,11 @@ from tir_kernels.layer_norm import layer_norm
 from tir_kernels.packed import PackedGroup
 from tir_kernels.quantize_activation import quantize_activation
 from tir_kernels.segments import border_slots, last_rows
+from tir_kernels.stream import stream
 from tir_kernels.token_shift import norm_shift_mix
 from tir_kernels.wkv4 import wkv4
 from tir_kernels.wkv5 import wkv5
-from tvm import relax
+from tvm import relax, tirx
 
 from ..compiler.targets import CompileTarget
 from ..config import RWKVConfig
@@ -43,6 +44,16 @@ class CPUOps:
         if phase == "prefill":
             shape = [self.rows]
             self.borders = self._call(border_slots(), [tokens, segment_ends, slots], [shape, shape], dtype="int32")
+
+    @staticmethod
+    def emit_probes(builder: relax.BlockBuilder) -> None:
+        """Add ``stream`` (x float32 [blocks, n] -> sums [blocks]), which reads x at the memory's speed."""
+        blocks, extent = tirx.Var("blocks", "int64"), tirx.Var("extent", "int64")
+        x = relax.Var("x", relax.TensorType([blocks, extent], "float32"))
+        with builder.function("stream", [x]):
+            kernel = builder.add_func(stream(), "read_stream")
+            sums = builder.emit(relax.call_tir(kernel, [x], relax.TensorType([blocks], "float32")))
+            builder.emit_func_output(sums)
 
     def embedding(self, tokens, table: MatrixWeight):
         kernel = embedding(*table.shape, table.form)

@@ -147,7 +147,8 @@ def rain(rng: Random, hero: Person, other: Person, thing: str, colour: str, plac
 
 def swap(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
     item = f"{colour} {thing}"
-    second = f"{rng.choice([c for c in COLOURS if c != colour])} {rng.choice([name for name in THINGS if name != thing])}"
+    others = [name for name in THINGS if name != thing and not is_held_out(hero, name, place)]
+    second = f"{rng.choice([name for name in COLOURS if name != colour])} {rng.choice(others)}"
     return Story(
         (
             f"{hero.name} had a {item} and {other.name} had a {second}.",

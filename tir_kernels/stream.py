@@ -1,0 +1,43 @@
+"""Reading memory at full speed: the limit that decoding is held to."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .builder import arg, prim_func, registers
+from .simd import LANES, constant, reduce_add, span
+
+CHAINS = 8  # vectors in flight, so that additions do not wait for one another
+
+
+@lru_cache(None)
+def stream() -> tirx.PrimFunc:
+    """(x float32 [blocks, n] -> sums [blocks]); n a multiple of 128; CPU form. Every byte of x is read once."""
+    step = CHAINS * LANES
+
+    @prim_func
+    def kernel():
+        blocks, extent = T.int64(), T.int64()
+        x = arg("x", (blocks, extent))
+        sums = arg("sums", (blocks,))
+        lanes = span(0, LANES)
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with T.parallel(0, blocks) as block:
+                acc = registers((CHAINS, LANES))
+                for j in range(CHAINS):
+                    T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
+                with T.serial(0, extent // step) as i:
+                    for j in range(CHAINS):
+                        at = T.ramp(i * step + j * LANES, 1, LANES)
+                        T.buffer_store(acc, acc[j, lanes] + x[block, at], [j, lanes])
+                total = acc[0, lanes]
+                for j in range(1, CHAINS):
+                    total = total + acc[j, lanes]
+                T.buffer_store(sums, reduce_add(T.bind(total), LANES), [block])
+
+    return kernel
