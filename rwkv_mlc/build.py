@@ -1,6 +1,6 @@
 """Checkpoint in, artifact out: the steps of ``build``, each also a command of its own.
 
-Every step writes into a folder that ``artifact.staging`` provides, so that an artifact changes as a whole or not at all.
+Every step writes into a folder that ``artifact.staging`` gives, so that an artifact changes as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from .artifact import (
     package_versions,
     write_json,
 )
-from .artifact.disk import digest
 from .artifact.names import BUILD_RECORD, CONFIG_FILES
 from .artifact.shards import read_index, verify
 from .config import RWKVConfig
@@ -58,7 +57,8 @@ class Source:
         config, _, _ = resolve(checkpoint)
         vocabulary = find_vocabulary(checkpoint, config, tokenizer)
         kind = load_tokenizer(vocabulary).kind
-        return cls(checkpoint, config, vocabulary, load_template(template) if template else default_template(config, kind))
+        chat = load_template(template) if template else default_template(config, kind)
+        return cls(checkpoint, config, vocabulary, chat)
 
     @cached_property
     def sha256(self) -> str:
@@ -74,7 +74,7 @@ def open_source(
     context_length: int | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint a user named: a path, a name below ``models_dir``, a hub repository, or with ``random_seed`` a preset.
+    """The checkpoint a user named: a path, a name below ``models_dir``, a hub repository, or, with a seed, a preset.
 
     Raises UserError when there is nothing of that name."""
     if random_seed is not None:
@@ -107,7 +107,7 @@ def check_output(folder: Path) -> None:
         raise UserError(f"{folder} is a file; name another folder for the artifact.")
     marks = (BUILD_RECORD, f"{PARAMS}/{CHAT_CONFIG}")
     if folder.exists() and any(folder.iterdir()) and not any((folder / mark).is_file() for mark in marks):
-        raise UserError(f"{folder} holds other files and no artifact; name a new folder, so that they are not replaced.")
+        raise UserError(f"{folder} holds other files and no artifact; name a new folder, so that they stay.")
 
 
 def matching_parameters(folder: Path, source: Source, scheme: Scheme) -> bool:
@@ -121,7 +121,11 @@ def matching_parameters(folder: Path, source: Source, scheme: Scheme) -> bool:
 
 
 def write_parameters(
-    source: Source, scheme: Scheme, name: str, folder: Path, progress: Callable[[int, int, str, int], None] | None = None
+    source: Source,
+    scheme: Scheme,
+    name: str,
+    folder: Path,
+    progress: Callable[[int, int, str, int], None] | None = None,
 ) -> Conversion:
     """Write the shards and a build record into ``folder``. Raises UserError for a NaN or infinite weight."""
     conversion = convert_weights(source.checkpoint, scheme, folder / PARAMS, progress=progress)
@@ -150,10 +154,10 @@ def compile_library(
     dump_dir: Path | None = None,
     system_lib: bool = False,
 ) -> LibraryRecord:
-    """Compile the library of an artifact for a target and add it to ``folder``, in place of an older one for that target.
+    """Compile an artifact's library for a target and add it to ``folder``, in place of an older one for that target.
 
-    ``dump_dir`` gets the module after every phase. Raises UserError for an unknown target, where there is no linker, and
-    when the disk is full."""
+    ``dump_dir`` gets the module after every phase. Raises UserError for an unknown target, where there is no linker,
+    and when the disk is full."""
     from .compiler.graph import build_module
     from .compiler.link import export_library
     from .compiler.pipeline import compile_module
@@ -172,7 +176,7 @@ def compile_library(
 
 
 def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Path) -> LibraryRecord:
-    """Add a library of another artifact of the same model shape to ``folder``. Raises UserError where it does not fit."""
+    """Add a library of another artifact of the same shape to ``folder``. Raises UserError where it does not fit."""
     if not (prebuilt.parent / BUILD_RECORD).is_file():
         raise UserError(f"{prebuilt} lies in no artifact; name a library inside a folder written by rwkv-mlc build.")
     artifact = Artifact.open(prebuilt.parent)
@@ -184,5 +188,5 @@ def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Pa
     if same_length != config or artifact.scheme != scheme:
         raise UserError(f"{prebuilt} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
     if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
-        raise UserError(f"{prebuilt} was compiled by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
+        raise UserError(f"{prebuilt} is by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
     return add_library(folder, prebuilt, targets[0], library.target, library.cpu_features)

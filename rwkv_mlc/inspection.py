@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 def checkpoint_summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Model, tokenizer, and parameters and bytes by group, as stored. Raises UserError for what is no RWKV checkpoint."""
+    """Model, tokenizer, and parameters and bytes by group, as stored. Raises UserError for another checkpoint."""
     config, parameters, tensors = resolve(checkpoint)
     sources = {p.source: tensors[p.source] for p in parameters}
     sizes = {p: math.prod(sources[p.source].shape) for p in parameters}
@@ -79,14 +79,16 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
     record = artifact.record
     if source is None and not Path(record.source).exists():
         raise UserError(
-            f"The errors are measured against {record.source}, which is not here; name the checkpoint with --errors PATH."
+            f"The errors are measured against {record.source}, which is not here; name the checkpoint: --errors PATH."
         )
     checkpoint = open_checkpoint(source or record.source, record.head_size_divisor)
     if source is None and checkpoint.sha256() != record.source_sha256:
         raise UserError(f"{record.source} has changed since {artifact.path} was built; build it again.")
     config, parameters, tensors = resolve(checkpoint)
     if dataclasses.replace(config, context_length=artifact.config.context_length) != artifact.config:
-        raise UserError(f"{checkpoint.source} is of another shape than {artifact.path}; name the checkpoint it was built from.")
+        raise UserError(
+            f"{checkpoint.source} is of another shape than {artifact.path}; name the checkpoint it was built from."
+        )
     stored = artifact.parameters()
 
     def measure(parameter: Parameter) -> dict[str, Any]:
@@ -99,8 +101,8 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
 def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> dict[str, Any]:
     """Bytes, bits per weight and errors of a checkpoint in a scheme; nothing is written.
 
-    ``relative_rms`` is the root mean square of the tensors' own over all quantised weights. Raises UserError for weights
-    that are not finite or that the scheme cannot hold."""
+    ``relative_rms`` is the root mean square of the tensors' own over all quantised weights. Raises UserError for
+    weights that are not finite or that the scheme cannot hold."""
     _, parameters, tensors = resolve(checkpoint)
 
     def measure(parameter: Parameter) -> dict[str, Any]:

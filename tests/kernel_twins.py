@@ -100,11 +100,18 @@ def pack(stored):
     return np.stack([padded[n : n + 16].T for n in range(0, len(padded), 16)])
 
 
-def quantize_activation(x, group, fields, max_int):
-    """x [T, K] -> pairs [T, Kp / 2], scales [T, G], offsets [T, G]."""
+def quantize_activation(x, group):
+    """x [T, K] -> integers of 21 bits [T, Kp], scales [T, G]."""
     x = np.pad(x, ((0, 0), (0, -x.shape[1] % group))).reshape(len(x), -1, group)
-    scales = np.abs(x).max(-1) / 32767
-    q = np.rint(x / np.where(scales, scales, 1)[..., None]).astype(np.int32)
-    words = q.reshape(len(x), -1, 2, fields // 2)
-    pairs = (words[:, :, 0] & 0xFFFF) | words[:, :, 1] << 16
-    return pairs.reshape(len(x), -1), scales, -max_int * q.sum(-1)
+    scales = np.abs(x).max(-1) / 2**20
+    return np.rint(x / np.where(scales, scales, 1)[..., None]).astype(np.int32).reshape(len(x), -1), scales
+
+
+def digits_of_activation(digits, quads, fields):
+    """digits [T, 3, words * quads] -> digits of every input [T, 3, Kp], by the fields that each byte holds."""
+    spread = np.ascontiguousarray(digits).view(np.int8).reshape(*digits.shape[:2], -1, len(quads), 4)
+    result = np.zeros((*spread.shape[:3], fields), np.int32)
+    for j, quad in enumerate(quads):
+        result[..., quad] = spread[..., j, : len(quad)]
+        assert not spread[..., j, len(quad) :].any()
+    return result.reshape(*digits.shape[:2], -1)

@@ -27,6 +27,7 @@ from rwkv_mlc.artifact import CHAT_CONFIG, Artifact, add_library
 from rwkv_mlc.artifact import record as record_module
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler import link as link_module
+from rwkv_mlc.compiler import pipeline
 from rwkv_mlc.cpu_features import REQUIRED_FEATURES, host_architecture, host_features
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,23 @@ def dist(built, tmp_path) -> Path:
     return tmp_path / "dist"
 
 
+@pytest.fixture
+def code_at_hand(monkeypatch):
+    """Generates the tiny model's code once a session, for tests of what follows code generation."""
+    generate = pipeline.compile_module
+
+    def compile_module(module, target, dump_dir, system_lib):
+        assert dump_dir is None and not system_lib
+        if not GENERATED:
+            GENERATED.append(generate(module, target))
+        return GENERATED[0]
+
+    monkeypatch.setattr(pipeline, "compile_module", compile_module)
+
+
+GENERATED: list = []
+
+
 # What a build writes
 
 
@@ -153,7 +171,9 @@ def test_files_of_a_build(built):
     params = {"mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json", "params_shard_0.bin"}
     params |= {"rwkv_vocab.txt", "tokenizer_model"}
     dumps = {"debug/0-graph.py", "debug/1-lower.py", "debug/2-memory.py", "debug/3-runtime.py"}
-    expected = {"params", "debug", "build-record.json", f"{NAME}-llvm.so"} | {f"params/{name}" for name in params} | dumps
+    expected = (
+        {"params", "debug", "build-record.json", f"{NAME}-llvm.so"} | {f"params/{name}" for name in params} | dumps
+    )
     assert written == expected
     assert sorted(path.name for path in folder.parent.iterdir()) == [NAME]
     for name in dumps:
@@ -183,7 +203,7 @@ def test_a_second_build_reuses_the_parameters_and_keeps_other_libraries(dist, ti
     assert np.allclose(logits(folder), before, rtol=1e-4, atol=1e-4)
 
 
-def test_the_three_parts_equal_a_build(built, tiny, rwkv, tmp_path):
+def test_the_three_parts_equal_a_build(built, tiny, rwkv, tmp_path, code_at_hand):
     folder = tmp_path / NAME
     assert rwkv("convert-weight", "--model", tiny, "-o", folder)[0] == 0
     assert rwkv("gen-config", "--model", tiny, "-o", folder)[0] == 0
@@ -202,7 +222,7 @@ def test_the_configuration_may_come_before_the_parameters(built, tiny, rwkv, tmp
     assert Artifact.open(folder).parameters()
 
 
-def test_converting_and_compiling_apart(built, tiny, rwkv, tmp_path):
+def test_converting_and_compiling_apart(built, tiny, rwkv, tmp_path, code_at_hand):
     folder = tmp_path / NAME
     code, out, _ = rwkv(*build_command(tiny, tmp_path, "--convert-weights-only"))
     assert code == 0 and "Target configured" not in out
@@ -266,7 +286,7 @@ def test_reuse_lib(built, rwkv, tmp_path):
     [
         ({"layers": 2}, "q4f16_1", {}, "another model shape or scheme"),
         ({}, "q4f16_2", {}, "another model shape or scheme"),
-        ({}, "q4f16_1", {"versions": {"rwkv_mlc": "0.0.1"}}, "other versions of rwkv_mlc or TVM"),
+        ({}, "q4f16_1", {"versions": {"rwkv_mlc": "0.0.1"}}, "by other versions of rwkv_mlc or TVM"),
         ({}, "q4f16_1", {"sha256": "0" * 64}, "checksum differs"),
         ({}, "q4f16_1", {"file": "renamed.so"}, "not in its artifact's build record"),
     ],
@@ -427,7 +447,7 @@ def test_bad_checkpoints(kind, rwkv, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quantization", "q4f16"], "did you mean q4f16_0?"),
+        (["--quantization", "q4f16_3"], "did you mean q4f16_"),
         (["--quantization", "int4"], "Valid are q0f32, q0f16, q3f16_1, q4f16_0"),
         (["--target", "lvm"], "did you mean llvm? Valid are auto, llvm."),
         (["--target", "llvm", "--mcpu", "skylake-avx521"], "did you mean skylake"),
@@ -509,7 +529,7 @@ def test_linking_needs_a_compiler(tiny, rwkv, tmp_path, monkeypatch):
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_linker_that_fails(dist, rwkv, tmp_path, monkeypatch):
+def test_a_linker_that_fails(dist, rwkv, tmp_path, monkeypatch, code_at_hand):
     compiler = tmp_path / "broken-c++"
     compiler.write_text("#!/bin/sh\necho cannot find -lm\nexit 1\n", encoding="utf-8")
     compiler.chmod(0o755)
@@ -544,14 +564,16 @@ def test_full_disk_while_converting(module, name, existing, built, dist, tiny, r
 
 
 @pytest.mark.parametrize("step", ["room", "link", "copy"])
-def test_full_disk_while_compiling(step, dist, rwkv, tmp_path, monkeypatch):
+def test_full_disk_while_compiling(step, dist, rwkv, tmp_path, monkeypatch, code_at_hand):
     before = listing(dist)
     with monkeypatch.context() as patched:
         if step == "room":
             patched.setattr(link_module, "ROOM", 1 << 62)
         elif step == "link":
             compiler = tmp_path / "c++"
-            compiler.write_text("#!/bin/sh\necho final link failed: No space left on device\nexit 1\n", encoding="utf-8")
+            compiler.write_text(
+                "#!/bin/sh\necho final link failed: No space left on device\nexit 1\n", encoding="utf-8"
+            )
             compiler.chmod(0o755)
             patched.setenv("CXX", str(compiler))
         else:
@@ -620,8 +642,14 @@ def test_a_lock_of_a_dead_build_does_not_stop_the_next(dist, tiny, rwkv):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cpu_features": sorted({*REQUIRED_FEATURES} - (host_features() or {*REQUIRED_FEATURES}))}, "which this CPU lacks"),
-        ({"target": {"mtriple": "riscv64-unknown-linux-gnu"}}, f"is for riscv64 and this machine is {host_architecture()}"),
+        (
+            {"cpu_features": sorted({*REQUIRED_FEATURES} - (host_features() or {*REQUIRED_FEATURES}))},
+            "which this CPU lacks",
+        ),
+        (
+            {"target": {"mtriple": "riscv64-unknown-linux-gnu"}},
+            f"is for riscv64 and this machine is {host_architecture()}",
+        ),
         ({"versions": {"apache-tvm": "0.12.0"}}, "was built with apache-tvm 0.12.0"),
     ],
 )

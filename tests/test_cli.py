@@ -85,7 +85,9 @@ def test_a_real_mistake(tmp_path):
     assert result.returncode == 2 and result.stdout == b""
     assert result.stderr.startswith(b"error: ") and result.stderr.count(b"\n") == 1
     result = shell("genrate")
-    assert result.returncode == 2 and b"invalid choice: 'genrate'" in result.stderr and b"Traceback" not in result.stderr
+    assert (
+        result.returncode == 2 and b"invalid choice: 'genrate'" in result.stderr and b"Traceback" not in result.stderr
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
@@ -94,7 +96,7 @@ class TestEndings:
     def endless(self, reciter):
         """A generation without end, of which the first text was read; it is killed at the end."""
         command = [*COMMAND, "generate", str(reciter), "--prompt", ":", *GREEDY, "--max-tokens", "1000000000"]
-        restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+        restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=restore) as process:
             assert process.stdout.read(4) == b" abc"
             yield process
@@ -304,7 +306,9 @@ def test_inspect_measures_what_quantisation_lost(run, quantised):
     errors = json.loads(out)["errors"]
     stored = Artifact.open(quantised).dequantized_parameters()
     config, exact = reference.load(open_checkpoint(str(DEMO)))
-    assert [error["name"] for error in errors] == [name for name in exact if exact[name].ndim == 2 and "time" not in name]
+    assert [error["name"] for error in errors] == [
+        name for name in exact if exact[name].ndim == 2 and "time" not in name
+    ]
     for error in errors:
         lost = stored[error["name"]] - exact[error["name"]]
         scale = np.sqrt(np.mean(exact[error["name"]] ** 2))
@@ -354,7 +358,9 @@ def test_inspect_refuses(run, quantised, tmp_path):
     assert_refused(run("inspect", DEMO, "--quantization", "q5"), "Unknown quantization 'q5'; did you mean")
     assert_refused(run("inspect", DEMO, "--errors"), "name one with --quantization")
     assert_refused(run("inspect", quantised, "--quantization", "q4f16_1"), "is quantised already")
-    assert_refused(run("inspect", quantised, "--errors", quantised / "params" / "params_shard_0.bin"), "is no checkpoint")
+    assert_refused(
+        run("inspect", quantised, "--errors", quantised / "params" / "params_shard_0.bin"), "is no checkpoint"
+    )
     record = json.loads((quantised / "build-record.json").read_text(encoding="utf-8"))
     for source, sha256, message in (
         (str(DEMO), "0" * 64, "has changed since"),
@@ -363,9 +369,3 @@ def test_inspect_refuses(run, quantised, tmp_path):
         changed = record | {"source": source, "source_sha256": sha256}
         (quantised / "build-record.json").write_text(json.dumps(changed), encoding="utf-8")
         assert_refused(run("inspect", quantised, "--errors"), message)
-
-
-def test_build_py_is_the_build_command():
-    script = Path(__file__).parents[1] / "build.py"
-    result = subprocess.run([sys.executable, script, "--model", "none.pth"], capture_output=True, timeout=60)
-    assert result.returncode == 2 and result.stderr.startswith(b"error: There is no file or folder none.pth")

@@ -19,10 +19,10 @@ from rwkv_mlc.weights import open_checkpoint
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from demo.stories import is_held_out, tell  # noqa: E402
-from demo.text import Grammar  # noqa: E402
-from demo.vocabulary import Vocabulary  # noqa: E402
-from demo.world import CAST, PLACES, THINGS  # noqa: E402
+from demo.stories import is_held_out, tell
+from demo.text import Grammar
+from demo.vocabulary import Vocabulary
+from demo.world import CAST, PLACES, THINGS
 
 DEMO = ROOT / "configs" / "demo"
 MODELS = {"rwkv-5-village": "5.2", "rwkv-4-village": "4"}

@@ -178,7 +178,9 @@ def test_an_answer_goes_on_where_its_iteration_stopped(reciting):
 
 
 def test_end_of_text_ends_an_answer(engine):
-    answer = engine.generate("User: Hello!\n\nAssistant: Hello! How can I help you?\n\n", seed=1, stop=(), max_tokens=5000)
+    answer = engine.generate(
+        "User: Hello!\n\nAssistant: Hello! How can I help you?\n\n", seed=1, stop=(), max_tokens=5000
+    )
     assert answer.finish_reason == "stop" and answer.tokens[-1] == 0 and 0 not in answer.tokens[:-1]
 
 
@@ -195,7 +197,11 @@ def test_prompts_of_any_kind(engine):
     ids = engine.tokenizer.encode("Hello")
     for prompt in ("Hello", b"Hello", ids, np.array(ids)):
         assert list(engine.stream(prompt).prompt) == ids
-    assert engine.stream(b"\xff\xfe").prompt == engine.stream("\udcff\udcfe").prompt == engine.tokenizer.encode(b"\xff\xfe")
+    assert (
+        engine.stream(b"\xff\xfe").prompt
+        == engine.stream("\udcff\udcfe").prompt
+        == engine.tokenizer.encode(b"\xff\xfe")
+    )
 
 
 def test_a_prompt_of_a_megabyte(reciting):

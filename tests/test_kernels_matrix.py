@@ -10,10 +10,11 @@ import kernel_twins as twins
 import numpy as np
 import pytest
 from kernel_build import HOST_TARGET, build, call, error
+
 from tir_kernels.gemm import gemm
 from tir_kernels.gemv import Matrix, gemv
 from tir_kernels.packed import Packed, PackedFloat, PackedGroup
-from tir_kernels.quantize_activation import quantize_activation
+from tir_kernels.quantize_activation import PLANES, quantize_activation
 
 FORMS = {
     "float32": PackedFloat("float32"),
@@ -89,12 +90,12 @@ def has(dot: str) -> bool:
 
 
 def quantized(kernels, form: PackedGroup, c: str, x: np.ndarray) -> list[np.ndarray]:
-    """pairs, scales, offsets."""
+    """digits, scales, offsets."""
     shape, groups = x.shape[:2], form.groups(x.shape[2])
     outputs = [
-        np.full((*shape, groups * form.group // 2), -1, np.int32),
+        np.full((*shape, PLANES, groups * form.words * len(form.quads)), -1, np.int32),
         np.full((*shape, groups), np.nan, np.float32),
-        np.full((*shape, groups), -1, np.int32),
+        np.full((*shape, PLANES, groups), -1, np.int32),
     ]
     return call(kernels[f"quantize_{c}"], x, *outputs, written=[-3, -2, -1])
 
@@ -134,7 +135,7 @@ def test_float_products(form, kernel, name, rows):
 def test_integer_products(form, dot, name, rows):
     if not has(dot):
         pytest.skip(f"this CPU lacks {CPU_FLAGS[dot]}")
-    check(compiled(form), FORMS[form], dot, name, rows, 5e-5)
+    check(compiled(form), FORMS[form], dot, name, rows, 2e-6)
 
 
 @pytest.mark.parametrize("form", ["float16", "q3"])
@@ -149,15 +150,16 @@ def test_on_a_cpu_that_promises_nothing(form, kernel, name):
 @every_call
 def test_quantize_activation(form, name):
     x = activations(2, 5, CALLS[name].columns)
-    pairs, scales, offsets = quantized(compiled(form), FORMS[form], name, x)
+    digits, scales, offsets = quantized(compiled(form), FORMS[form], name, x)
     form = FORMS[form]
     for i in range(len(x)):
-        expected = twins.quantize_activation(x[i].astype(np.float64), form.group, form.fields, form.max_int)
-        integers, exact = pairs[i].view(np.int16), expected[0].astype(np.int32).view(np.int16)
-        assert np.abs(integers.astype(np.int32) - exact).max() <= 1 and np.abs(integers).max() == 32767
-        np.testing.assert_allclose(scales[i], expected[1], rtol=1e-6)
-        sums = integers.reshape(len(integers), -1, form.group).sum(-1, dtype=np.int32)
-        assert np.array_equal(offsets[i], -form.max_int * sums)
+        integers, exact_scales = twins.quantize_activation(x[i].astype(np.float64), form.group)
+        found = twins.digits_of_activation(digits[i], form.quads, form.fields)
+        assert np.abs(found).max() <= 64
+        whole = found[:, 0] + 128 * found[:, 1] + 16384 * found[:, 2]
+        assert np.abs(whole - integers).max() <= 1 and np.abs(whole).max() == 2**20
+        np.testing.assert_allclose(scales[i], exact_scales, rtol=1e-6)
+        assert np.array_equal(offsets[i], -form.max_int * found.reshape(*found.shape[:2], -1, form.group).sum(-1))
 
 
 def test_the_layout_is_a_permutation():

@@ -6,6 +6,8 @@ import kernel_twins as twins
 import numpy as np
 import pytest
 from kernel_build import build, call, error
+from tvm.script.ir_builder import tirx as T
+
 from tir_kernels import simd
 from tir_kernels.builder import arg, prim_func
 from tir_kernels.embedding import embedding
@@ -14,7 +16,6 @@ from tir_kernels.layer_norm import layer_norm
 from tir_kernels.packed import PackedFloat, PackedGroup
 from tir_kernels.segments import border_slots
 from tir_kernels.token_shift import norm_shift_mix
-from tvm.script.ir_builder import tirx as T
 
 WIDTHS = [48, 50]  # a multiple of 16 and one that leaves vectors of two
 HEADS = [(2, 64), (3, 8), (5, 12)]

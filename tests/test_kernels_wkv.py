@@ -11,12 +11,13 @@ import pytest
 import tvm
 import tvm_ffi
 from kernel_build import HOST_TARGET, build, call, error
-from tir_kernels.wkv4 import wkv4
-from tir_kernels.wkv5 import wkv5
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.script import tirx as T
+
+from tir_kernels.wkv4 import wkv4
+from tir_kernels.wkv5 import wkv5
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save, save_file
-
 from hub_server import serve_hub
+from safetensors.numpy import save, save_file
+from synthetic import synthetic_checkpoint
+
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.configs import config_names
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
-from synthetic import synthetic_checkpoint
 
 GENERATIONS = ["4", "5.0", "5.1", "5.2"]
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "rwkv.cpp"
@@ -291,10 +291,7 @@ def test_hub(tmp_path):
         "me/sharded": {
             "config.json": config,
             "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
-            **{
-                file: save({huggingface_name(name): weights[name] for name in names})
-                for file, names in shards.items()
-            },
+            **{file: save({huggingface_name(name): weights[name] for name in names}) for file, names in shards.items()},
         },
         "me/one": {"README.md": b"", "RWKV-one.pth": tensors},
         "me/two": {"one.pth": tensors, "two.pth": tensors},
@@ -432,10 +429,13 @@ def test_missing_file(source, tmp_path, monkeypatch):
             "lacks b, d, which model.safetensors.index.json names",
         ),
         (
-            lambda folder: [
-                (folder / name).write_bytes((folder / "model.safetensors").read_bytes()) for name in ("a.pth", "b.pth")
-            ]
-            and (folder / "model.safetensors").unlink(),
+            lambda folder: (
+                [
+                    (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
+                    for name in ("a.pth", "b.pth")
+                ]
+                and (folder / "model.safetensors").unlink()
+            ),
             r"several checkpoints \(a.pth, b.pth\)",
         ),
     ],

@@ -10,7 +10,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .builder import arg, prim_func, registers
-from .packed import Packed, PackedFloat, PackedGroup
+from .packed import Packed, PackedFloat
+from .quantize_activation import BASE_BITS, PLANES
 from .simd import ACTIVATIONS, LANES, constant, intrinsic, span, splat, widen
 
 PREFETCH = 64  # words ahead, 4 KB: past what the hardware prefetchers of the two streams reach
@@ -66,16 +67,17 @@ def load_block(source, row, block, rows: int):
     return source[0, row, at]
 
 
-def dot_vnni(acc, weights, activations):
-    """acc + the sums of products of int16 pairs: int32x16, AVX-512 VNNI."""
-    pairs = (T.reinterpret(v, dtype="int16x32") for v in (weights, activations))
-    return intrinsic("llvm.x86.avx512.vpdpwssd.512", "int32x16", acc, *pairs)
+def dot_vnni(acc, weights, digits):
+    """acc + the sums of four products, unsigned bytes of ``weights`` by signed bytes of ``digits``; all int32x16."""
+    operands = T.reinterpret(weights, dtype="uint8x64"), T.reinterpret(digits, dtype="int8x64")
+    return intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", acc, *operands)
 
 
-def dot_avx512(acc, weights, activations):
-    """The same on AVX-512 BW."""
-    pairs = (T.reinterpret(v, dtype="int16x32") for v in (weights, activations))
-    return acc + intrinsic("llvm.x86.avx512.pmaddw.d.512", "int32x16", *pairs)
+def dot_avx512(acc, weights, digits):
+    """The same on AVX-512 BW; digits of at most 64 keep the sums of two within 16 bits."""
+    operands = T.reinterpret(weights, dtype="uint8x64"), T.reinterpret(digits, dtype="int8x64")
+    pairs = intrinsic("llvm.x86.avx512.pmaddubs.w.512", "int16x32", *operands)
+    return acc + intrinsic("llvm.x86.avx512.pmaddw.d.512", "int32x16", pairs, splat(T.int16(1), 32))
 
 
 INTEGER_DOTS = {"vnni": dot_vnni, "avx512": dot_avx512}
@@ -103,10 +105,10 @@ def gemv(
     def kernel():
         rows = T.int64()
         if integer_dot:
-            padded = form.padded(columns)
-            pairs = arg("pairs", (inputs, rows, padded // 2), "int32")
-            scales = arg("scales", (inputs, rows, form.groups(columns)))
-            offsets = arg("offsets", (inputs, rows, form.groups(columns)), "int32")
+            groups = form.groups(columns)
+            digits = arg("digits", (inputs, rows, PLANES, groups * form.words * len(form.quads)), "int32")
+            scales = arg("scales", (inputs, rows, groups))
+            offsets = arg("offsets", (inputs, rows, PLANES, groups), "int32")
         else:
             x = arg("x", (inputs, rows, columns))
         weights = [form.args(f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
@@ -152,33 +154,26 @@ def gemv(
 
         def integer_product(i, block, t):
             q_weight, q_scale = weights[i]
-            dot, half = INTEGER_DOTS[integer_dot], form.fields // 2
-            chains = min(4, half)
+            dot, quads = INTEGER_DOTS[integer_dot], len(form.quads)
             acc = registers((1, LANES))
-            partial = registers((chains, LANES), "int32")
             T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
             with T.serial(0, form.groups(columns)) as g:
-                for j in range(chains):
-                    start = offsets[i, t, g] if j == 0 else T.int32(0)
-                    T.buffer_store(partial, splat(start, LANES), [j, lanes])
+                sums = [T.bind(splat(offsets[i, t, plane, g], LANES)) for plane in range(PLANES)]
                 for word in range(form.words):
                     at = g * form.words + word
                     ahead = T.address_of(q_weight[block, at + PREFETCH, 0])
                     prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
-                    T.evaluate(
-                        T.call_llvm_intrin(prefetch, ahead, T.int32(0), T.int32(3), T.int32(1), dtype="void")
-                    )
+                    T.evaluate(T.call_llvm_intrin(prefetch, ahead, T.int32(0), T.int32(3), T.int32(1), dtype="void"))
                     words = T.bind(q_weight[block, at, lanes])
-                    for j in range(half):
-                        chain = (word * half + j) % chains
-                        activation = splat(pairs[i, t, at * half + j], LANES)
-                        updated = dot(partial[chain, lanes], form.pair(words, j), activation)
-                        T.buffer_store(partial, updated, [chain, lanes])
-                total = partial[0, lanes]
-                for j in range(1, chains):
-                    total = total + partial[j, lanes]
+                    for j in range(quads):
+                        quad = T.bind(form.quad(words, j))
+                        for plane in range(PLANES):
+                            digit = splat(digits[i, t, plane, at * quads + j], LANES)
+                            sums[plane] = T.bind(dot(sums[plane], quad, digit))
+                low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], "float32", LANES)
+                total = widen(sums[2], "float32", LANES) * constant(2.0 ** (2 * BASE_BITS), LANES) + low
                 scale = widen(q_scale[block, g, lanes], "float32", LANES) * splat(scales[i, t, g], LANES)
-                T.buffer_store(acc, acc[0, lanes] + widen(total, "float32", LANES) * scale, [0, lanes])
+                T.buffer_store(acc, acc[0, lanes] + total * scale, [0, lanes])
             return acc[0, lanes]
 
         if integer_dot:

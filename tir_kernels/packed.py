@@ -74,22 +74,30 @@ class PackedGroup:
         value = T.bitwise_and(T.shift_right(words, splat(T.uint32(index * self.bits), LANES)), mask)
         return widen(widen(value, "int32", LANES), "float32", LANES) - splat(T.float32(self.max_int), LANES)
 
-    def pair(self, words, index: int):
-        """Fields ``index`` and ``index + fields / 2`` of 16 words as the low and high halves of int32 lanes."""
-        low = 2**self.bits - 1
-        shift = index * self.bits
-        realign = 16 - self.fields // 2 * self.bits
+    @property
+    def quads(self) -> list[list[int]]:
+        """The fields of a word in fours, in the order in which ``quad`` spreads them over bytes."""
+        stride = max(1, 8 // self.bits)
+        if stride * self.bits == 8:
+            return [list(range(start, self.fields, stride)) for start in range(stride)]
+        return [list(range(start, min(start + 4, self.fields))) for start in range(0, self.fields, 4)]
 
-        def part(by: int, mask: int):
-            shifted = words
-            if by:
-                move = T.shift_right if by > 0 else T.shift_left
-                shifted = move(words, splat(T.uint32(abs(by)), LANES))
-            return T.bitwise_and(shifted, splat(T.uint32(mask), LANES))
-
-        if realign == 0:
-            return part(shift, low | low << 16)
-        return T.bitwise_or(part(shift, low), part(shift - realign, low << 16))
+    def quad(self, words, index: int):
+        """The fields ``quads[index]`` of 16 words as the bytes of int32 lanes, lowest first; missing ones are zero."""
+        masks: dict[int, int] = {}
+        for byte, field in enumerate(self.quads[index]):
+            shift = field * self.bits - byte * 8
+            masks[shift] = masks.get(shift, 0) | 2**self.bits - 1 << byte * 8
+        result = None
+        for shift, mask in masks.items():
+            part = words
+            if shift:
+                move = T.shift_right if shift > 0 else T.shift_left
+                part = move(part, splat(T.uint32(abs(shift)), LANES))
+            if mask != 2**32 - 1:
+                part = T.bitwise_and(part, splat(T.uint32(mask), LANES))
+            result = part if result is None else T.bitwise_or(result, part)
+        return result
 
 
 Packed = PackedFloat | PackedGroup

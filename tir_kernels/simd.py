@@ -56,7 +56,9 @@ def exp(x, width: int):
     for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         series = series * f + constant(c, width)
     power = (widen(n, "int32", width) + splat(T.int32(127), width)) << splat(T.int32(23), width)
-    return T.bind((series * f * f + f + constant(1.0, width)) * T.reinterpret(power, dtype=vector_type("float32", width)))
+    return T.bind(
+        (series * f * f + f + constant(1.0, width)) * T.reinterpret(power, dtype=vector_type("float32", width))
+    )
 
 
 def sigmoid(x, width: int):

@@ -11,9 +11,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rwkv_mlc.engine.sampler import Sampler, SamplingParams, SplitMix64  # noqa: E402
-from rwkv_mlc.engine.stream import TextStream  # noqa: E402
-from rwkv_mlc.engine.templates import load_template  # noqa: E402
+from rwkv_mlc.engine.sampler import Sampler, SamplingParams, SplitMix64
+from rwkv_mlc.engine.stream import TextStream
+from rwkv_mlc.engine.templates import load_template
 
 VECTORS = ROOT / "tests" / "generation_vectors.json"
 

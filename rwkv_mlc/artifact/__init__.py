@@ -1,11 +1,11 @@
 """The artifact, ``dist/<model>-<quantization>/``: every path and file name in it, reading, checking and writing.
 
-    <name>-<target>.so            a library for each target
-    build-record.json             what it was built from and for
-    params/mlc-chat-config.json   model, tokenizer, prompt template, sampling defaults
-    params/tensor-cache.json      index of the shards; ndarray-cache.json is the same under its name of 2023
-    params/params_shard_*.bin
-    params/rwkv_vocab.txt         and tokenizer_model, or tokenizer.json
+<name>-<target>.so            a library for each target
+build-record.json             what it was built from and for
+params/mlc-chat-config.json   model, tokenizer, prompt template, sampling defaults
+params/tensor-cache.json      index of the shards; ndarray-cache.json is the same under its name of 2023
+params/params_shard_*.bin
+params/rwkv_vocab.txt         and tokenizer_model, or tokenizer.json
 """
 
 from .artifact import Artifact

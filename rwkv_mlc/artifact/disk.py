@@ -24,9 +24,9 @@ def staging(final: Path, keep: Callable[[str], bool] | None = None) -> Iterator[
     """Build the folder ``final`` in a sibling folder, which takes its place when the body ends without an exception.
 
     Files of ``final`` for whose names ``keep`` is true are in the sibling from the start, as hard links: replace them,
-    never write into them. An exception, a full disk or the end of the process leaves ``final`` as it was; what a process
-    that died has left is removed by the next build. Raises UserError when the disk is full or another process is
-    building ``final``."""
+    never write into them. An exception, a full disk or the end of the process leaves ``final`` as it was; what a
+    process that died has left is removed by the next build. Raises UserError when the disk is full or another process
+    is building ``final``."""
     final = final.resolve()
     staged, previous = (final.parent / f".{final.name}.{what}" for what in ("staged", "previous"))
     with writing(final):

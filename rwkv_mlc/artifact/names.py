@@ -19,4 +19,3 @@ def artifact_name(model: str, quantization: str) -> str:
 def library_name(name: str, target: str, suffix: str) -> str:
     """The file of the artifact ``name``'s library; ``suffix`` with its dot."""
     return f"{name}-{target}{suffix}"
-

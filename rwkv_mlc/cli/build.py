@@ -54,9 +54,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization", default="q4f16_1", help="scheme (q4f16_1)")
     parser.add_argument("--random-weights", action="store_true", help="draw weights for a preset of configs/models")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
-    parser.add_argument("--tokenizer", type=Path, help="vocabulary file or folder, where not the one beside the checkpoint")
+    parser.add_argument("--tokenizer", type=Path, help="vocabulary file or folder, where not beside the checkpoint")
     parser.add_argument("--template", help="prompt template of configs/templates, where not the model's usual one")
-    parser.add_argument("--head-size-divisor", type=int, help="of generation 5's group norm, where not the checkpoint's or 8")
+    parser.add_argument("--head-size-divisor", type=int, help="of generation 5's group norm, where not 8")
     parser.add_argument("--max-seq-len", type=int, default=-1, help="context length to note, where not the model's")
 
 
@@ -184,7 +184,8 @@ def _convert(source: Source, scheme: Scheme, name: str, folder: Path, final: Pat
     with _progress() as report:
         conversion = build.write_parameters(source, scheme, name, folder, report)
     print("Finish computing and quantizing weights.")
-    print(f"Total param size: {conversion.nbytes / 1e9:.3f} GB, {8 * conversion.nbytes / conversion.parameters:.2f} bits each")
+    bits = 8 * conversion.nbytes / conversion.parameters
+    print(f"Total param size: {conversion.nbytes / 1e9:.3f} GB, {bits:.2f} bits each")
     index = final / PARAMS / TENSOR_INDEX
     print(f"All finished, {conversion.shards} total shards committed, record saved to {index}")
 

@@ -29,8 +29,12 @@ Esc and Enter begin a new line, Ctrl-C stops an answer."""
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser("chat", help="talk with a model", formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   description=f"Talk with a model.\n\n{HELP}")
+    parser = subparsers.add_parser(
+        "chat",
+        help="talk with a model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"Talk with a model.\n\n{HELP}",
+    )
     options.add_engine(parser)
     options.add_sampling(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message, in place of the template's")
@@ -92,7 +96,7 @@ class Session:
                     if self.interrupted:
                         break
         finally:
-            print(label, flush=True)
+            print(flush=True)
 
     def command(self, name: str, argument: str) -> None:
         """Raises UserError for an unknown command and for what the command refuses."""
@@ -160,8 +164,8 @@ class Session:
 
     @contextmanager
     def _deferred_interrupt(self) -> Iterator[None]:
-        """Ctrl-C sets ``interrupted``, which is looked at between pieces: an exception in the midst of a call could leave
-        the state and the account of what it has read apart."""
+        """Ctrl-C sets ``interrupted``, which is looked at between pieces: an exception in the midst of a call could
+        leave the state and the account of what it has read apart."""
 
         def interrupt(*_: Any) -> None:
             self.interrupted = True

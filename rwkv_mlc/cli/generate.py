@@ -12,10 +12,14 @@ from . import options
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser("generate", help="go on from a prompt", description=(
-        "Print what the model writes after a prompt, which is read from stdin where none is given. Prompts need not be "
-        "UTF-8; the end-of-text token stands for an empty one."
-    ))
+    parser = subparsers.add_parser(
+        "generate",
+        help="go on from a prompt",
+        description=(
+            "Print what the model writes after a prompt, which is read from stdin where none is given. Prompts need "
+            "not be UTF-8; the end-of-text token stands for an empty one."
+        ),
+    )
     options.add_engine(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT")

@@ -28,7 +28,10 @@ def add_parser(subparsers) -> None:
         "of a checkpoint in the schemes of --quantization",
     )
     parser.add_argument(
-        "--quantization", action="append", default=[], metavar="SCHEME",
+        "--quantization",
+        action="append",
+        default=[],
+        metavar="SCHEME",
         help=f"show what a scheme would cost a checkpoint; may be given several times, {ALL} for every scheme",
     )
     parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of generation 5's group norm, where not 8")
@@ -120,7 +123,9 @@ def _print(summary: dict[str, Any]) -> None:
     if "errors" in summary:
         tables[summary["quantization"]] = summary["errors"]
     if measured or tables:
-        console.print("Errors are root mean squares, as parts of the tensor's own; a worst group is named by its start.")
+        console.print(
+            "Errors are root mean squares, as parts of the tensor's own; a worst group is named by its start."
+        )
     if measured:
         console.print(_schemes(measured))
     for scheme in schemes:
@@ -134,9 +139,13 @@ def _print(summary: dict[str, Any]) -> None:
 def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
     model, tokenizer = summary["model"], summary["tokenizer"]
     heads = f", {model['num_heads']} heads of {model['head_size']}" if model["num_heads"] else ""
-    yield "model", (
-        f"RWKV-{model['generation']}, {model['num_hidden_layers']} layers of {model['hidden_size']}{heads}, "
-        f"feed-forward {model['intermediate_size']}, vocabulary {model['vocab_size']}, context {model['context_length']}"
+    yield (
+        "model",
+        (
+            f"RWKV-{model['generation']}, {model['num_hidden_layers']} layers of {model['hidden_size']}{heads}, "
+            f"feed-forward {model['intermediate_size']}, vocabulary {model['vocab_size']}, "
+            f"context {model['context_length']}"
+        ),
     )
     if model["num_heads"]:
         yield "group norm", f"epsilon 1e-5 x {model['head_size_divisor']}^2"
@@ -183,7 +192,10 @@ def _pairs(facts: Iterable[tuple[str, str]]):
 
 def _groups(summary: dict[str, Any]):
     table = _table("group", "tensors", "parameters", "bytes", "of all bytes")
-    for group in (*summary["groups"], {**summary, "name": "all", "tensors": sum(g["tensors"] for g in summary["groups"])}):
+    for group in (
+        *summary["groups"],
+        {**summary, "name": "all", "tensors": sum(g["tensors"] for g in summary["groups"])},
+    ):
         share = f"{group['bytes'] / summary['bytes']:.1%}"
         table.add_row(group["name"], *(f"{group[key]:,}" for key in ("tensors", "parameters", "bytes")), share)
     return table

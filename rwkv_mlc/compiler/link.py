@@ -38,7 +38,7 @@ def find_linker(target: CompileTarget, suffix: str) -> Linker:
     if compiler is None:
         raise UserError("Linking a library needs a C++ compiler; install g++ or clang and repeat.")
     if shutil.which(compiler) is None:
-        raise UserError(f"There is no C++ compiler {compiler}, which CXX or CC names; install it or unset the variable.")
+        raise UserError(f"There is no C++ compiler {compiler}, which CXX or CC names; unset the variable.")
     return cc.create_shared
 
 

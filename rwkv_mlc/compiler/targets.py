@@ -54,7 +54,7 @@ def _llvm(options: dict) -> CompileTarget:
     available = _cpu_features(target)
     for name in mattr:
         if not name.startswith("-") and name[1:] not in available:
-            raise UserError(f"The target's mattr has {name!r}; expected +feature or -feature of {triple} in LLVM's names.")
+            raise UserError(f"The target's mattr has {name!r}; expected +feature or -feature, in LLVM's names.")
     wide = {"avx512f", "avx512bw", "avx512vl"} <= available
     return CompileTarget(
         name="llvm",
@@ -82,11 +82,11 @@ def _host_differences(attributes: dict) -> list[str]:
     """LLVM features to switch on and off, so that code for the CPU of this name runs on this very machine: a virtual
     machine may hide features that its CPU has, and a system that is older than the CPU does not know them all."""
     named = _cpu_features(Target({key: attributes[key] for key in ("kind", "mtriple", "mcpu")}))
-    detected = {str(name): bool(has) for name, has in tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")().items()}
+    detected = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     reported = host_features()
     unreported = set() if reported is None else set(REQUIRED_FEATURES) - reported
-    present = {name for name, has in detected.items() if has} - unreported
-    absent = {name for name, has in detected.items() if not has} | unreported
+    present = {str(name) for name, has in detected.items() if has} - unreported
+    absent = {str(name) for name, has in detected.items() if not has} | unreported
     return [f"+{name}" for name in sorted(present - named)] + [f"-{name}" for name in sorted(absent & named)]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tir_kernels.packed import Packed, PackedFloat, PackedGroup
 from tvm import relax
+
+from tir_kernels.packed import Packed, PackedFloat, PackedGroup
 
 from ..models import Parameter
 from ..quantization.layouts import LAYOUTS

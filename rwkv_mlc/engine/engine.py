@@ -51,9 +51,9 @@ class Stats:
 class Answer:
     """One generation while it runs and after it.
 
-    Iterating yields text as it becomes certain. ``prompt`` are the ids read before it, ``tokens`` those generated, ``fed``
-    those of them that the state has read; ``finish_reason`` is "stop" (end of text or a stop string), "length" or None (not finished); ``seed`` is the one
-    drawn from."""
+    Iterating yields text as it becomes certain. ``prompt`` are the ids read before it, ``tokens`` those generated,
+    ``fed`` those of them that the state has read; ``finish_reason`` is "stop" (end of text or a stop string), "length" or
+    None (not finished); ``seed`` is the one drawn from."""
 
     engine: Engine
     prompt: Sequence[int]
@@ -68,6 +68,7 @@ class Answer:
     def __post_init__(self):
         self._sampler = Sampler(self.params, self.engine.valid_ids)
         self._stream = TextStream(self.params.stop)
+        self._end_ids = {END_OF_TEXT, *self.engine.template.stop_token_ids}
         self.seed = self._sampler.seed
 
     def __iter__(self) -> Iterator[str]:
@@ -75,8 +76,9 @@ class Answer:
         while self.finish_reason is None:
             token = self._sampler.sample(self.logits)
             self.tokens.append(token)
-            text = "" if token == END_OF_TEXT else self._stream.push(self.engine.tokenizer.token_bytes(token))
-            if token == END_OF_TEXT or self._stream.stopped:
+            ended = token in self._end_ids
+            text = "" if ended else self._stream.push(self.engine.tokenizer.token_bytes(token))
+            if ended or self._stream.stopped:
                 self.finish_reason = "stop"
             elif len(self.tokens) >= self.params.max_tokens:
                 self.finish_reason = "length"
@@ -103,15 +105,16 @@ class Engine:
         engine = Engine("dist/rwkv-5-village-q4f16_1")
         print(engine.generate("Tom the cat", max_tokens=20).text)
 
-    ``artifact``, ``library``, ``config``, ``tokenizer``, ``template`` and ``defaults`` (sampling) describe the model; ``stats`` adds up
-    over all calls. A ``State`` belongs to the caller: calls update the one they are given in place.
+    ``artifact``, ``library``, ``config``, ``tokenizer``, ``template`` and ``defaults`` (sampling) describe the model;
+    ``stats`` adds up over all calls. A ``State`` belongs to the caller: calls update the one they are given in place.
     """
 
     def __init__(self, path: Path | str, device: str = "auto", progress: Callable[[int, int], None] | None = None):
         """Load ``dist/<model>-<quantization>`` for ``device`` ("auto" or "cpu").
 
-        ``progress(read, total)`` is called after each chunk of a prompt; an exception from it ends the reading. Raises UserError for a damaged artifact, one without a library for the device, and a library that this CPU or
-        this version of TVM cannot run."""
+        ``progress(read, total)`` is called after each chunk of a prompt; an exception from it ends the reading. Raises
+        UserError for a damaged artifact, one without a library for the device, and a library that this CPU or this
+        version of TVM cannot run."""
         device = "cpu" if device == "auto" else device
         if device not in TARGET_OF_DEVICE:
             raise UserError(f"Unknown device {device!r}; valid devices are auto, {', '.join(TARGET_OF_DEVICE)}.")
@@ -169,7 +172,11 @@ class Engine:
             yield self.runner.run("score", [tokens[start : start + SCORE_CHUNK]], state)
 
     def stream(
-        self, prompt: str | bytes | Sequence[int], params: SamplingParams | None = None, state: State | None = None, **changes
+        self,
+        prompt: str | bytes | Sequence[int],
+        params: SamplingParams | None = None,
+        state: State | None = None,
+        **changes,
     ) -> Answer:
         """Read a prompt and return the running ``Answer`` to iterate over.
 
@@ -182,7 +189,11 @@ class Engine:
         return Answer(self, tokens, self.prefill(tokens, state), state, params)
 
     def generate(
-        self, prompt: str | bytes | Sequence[int], params: SamplingParams | None = None, state: State | None = None, **changes
+        self,
+        prompt: str | bytes | Sequence[int],
+        params: SamplingParams | None = None,
+        state: State | None = None,
+        **changes,
     ) -> Answer:
         """As ``stream``, run to its end."""
         answer = self.stream(prompt, params, state, **changes)

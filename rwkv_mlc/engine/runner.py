@@ -72,7 +72,9 @@ class Runner:
         try:
             self.functions = {name: self.vm[name] for name in FUNCTIONS}
         except AttributeError:
-            raise UserError(f"{library} lacks one of {', '.join(FUNCTIONS)}: it is of another version; build it again.") from None
+            raise UserError(
+                f"{library} lacks one of {', '.join(FUNCTIONS)}: another version of rwkv_mlc built it; build it again."
+            ) from None
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ..config import RWKVConfig, detect_config
-from ..weights.checkpoint import Checkpoint, LazyTensor
 from .parameter import Parameter, StateTensor, check_tensors
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import Checkpoint, LazyTensor
 
 __all__ = ["Parameter", "StateTensor", "check_tensors", "model_module", "resolve"]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config import RWKVConfig
-from ..weights.checkpoint import LazyTensor
 from . import block
 from .parameter import Parameter, StateTensor
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import LazyTensor
 
 
 def mixes_of(config: RWKVConfig) -> tuple[str, ...]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tvm import relax, tirx
+
 from tir_kernels.embedding import embedding
 from tir_kernels.gemm import gemm
 from tir_kernels.gemv import Matrix, gemv
 from tir_kernels.group_norm import group_norm
 from tir_kernels.layer_norm import layer_norm
 from tir_kernels.packed import PackedGroup
-from tir_kernels.quantize_activation import quantize_activation
+from tir_kernels.quantize_activation import PLANES, quantize_activation
 from tir_kernels.segments import border_slots, last_rows
 from tir_kernels.stream import stream
 from tir_kernels.token_shift import norm_shift_mix
 from tir_kernels.wkv4 import wkv4
 from tir_kernels.wkv5 import wkv5
-from tvm import relax, tirx
 
 from ..compiler.targets import CompileTarget
-from ..config import RWKVConfig
 from ..compiler.weights import MatrixWeight
+from ..config import RWKVConfig
 
 
 class CPUOps:
@@ -114,7 +115,8 @@ class CPUOps:
     def _quantize(self, x, columns: int, form: PackedGroup):
         inputs, rows, _ = x.ty.shape
         groups = form.groups(columns)
-        shapes = [[inputs, rows, groups * form.group // 2], [inputs, rows, groups], [inputs, rows, groups]]
+        digits = [inputs, rows, PLANES, groups * form.words * len(form.quads)]
+        shapes = [digits, [inputs, rows, groups], [inputs, rows, PLANES, groups]]
         return self._call(quantize_activation(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
 
     def _sequences(self):

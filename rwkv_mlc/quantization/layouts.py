@@ -33,7 +33,5 @@ LAYOUTS: dict[str, Layout] = {
     # [N, X] -> [ceil(N / 16), X, 16], zeros past N
     "row_blocks": Layout(lambda shape: (-(-shape[0] // LANES), shape[1], LANES), _row_blocks),
     # [X, N], the transposed storage of q4f16_0, to the same
-    "column_blocks": Layout(
-        lambda shape: (-(-shape[1] // LANES), shape[0], LANES), lambda array: _row_blocks(array.T)
-    ),
+    "column_blocks": Layout(lambda shape: (-(-shape[1] // LANES), shape[0], LANES), lambda array: _row_blocks(array.T)),
 }

@@ -36,9 +36,7 @@ def time_mixing(
     def project(name: str) -> np.ndarray:
         return linear(p, f"attention.{name}", mix(p, f"attention.time_mix_{name}", x, previous))
 
-    r, k, v = (
-        project(name).reshape(-1, config.num_heads, config.head_size) for name in ("receptance", "key", "value")
-    )
+    r, k, v = (project(name).reshape(-1, config.num_heads, config.head_size) for name in ("receptance", "key", "value"))
     out, s = wkv(r, k, v, p["attention.time_decay"], p["attention.time_faaaa"], s)
     out = normalize(out, config.group_norm_epsilon).reshape(x.shape)
     out = out * p["attention.ln_x.weight"] + p["attention.ln_x.bias"]

@@ -24,7 +24,8 @@ def open_checkpoint(source: str, head_size_divisor: int | None = None, revision:
     unknown format, or would run code."""
     path, name = Path(source), os.path.basename(os.path.abspath(source))
     if not path.exists():
-        if not hub.is_repository(source):
+        in_a_folder = path.parent != Path() and path.parent.is_dir()
+        if in_a_folder or not hub.is_repository(source):
             raise UserError(f"There is no file or folder {source}; give a checkpoint's path, or owner/name on the hub.")
         path = hub.download(source, revision)
         name = path.name if path.is_file() else name

@@ -119,8 +119,12 @@ STORY_REQUESTS = ("Tell me a story", "Can you tell me a story", "Please tell me 
 # questions whose answer is the person
 WHO: tuple[tuple[tuple[str, ...], str], ...] = (
     (
-        ("Who lives in the {house} house?", "Who is in the {house} house?", "Whose house is {house}?",
-         "Tell me about the {house} house."),
+        (
+            "Who lives in the {house} house?",
+            "Who is in the {house} house?",
+            "Whose house is {house}?",
+            "Tell me about the {house} house.",
+        ),
         "{name} the {kind} lives in the {house} house.",
     ),  # fmt: skip
     (("Who likes to eat {food}?", "Who likes {food}?", "Who eats {food}?"), "{name} the {kind} likes to eat {food}."),

@@ -1,0 +1,136 @@
+"""What ``--target`` and ``--mcpu`` mean."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import tvm
+
+from rwkv_mlc import cpu_features
+from rwkv_mlc.compiler import targets
+from rwkv_mlc.compiler.link import find_linker
+from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
+from rwkv_mlc.cpu_features import REQUIRED_FEATURES, host_architecture, host_features
+from rwkv_mlc.errors import UserError
+
+on_x86 = pytest.mark.skipif(host_architecture() != "x86_64", reason="names x86 CPUs of this machine's triple")
+
+
+def described(target: CompileTarget) -> dict:
+    return vars(target) | {"tvm": target.attributes}
+
+
+def test_auto_is_this_machine():
+    target = resolve_target("auto")
+    assert described(target) == described(resolve_target("llvm"))
+    assert target.attributes["mcpu"] == tvm.get_global_func("target.llvm_get_system_cpu")()
+    assert target.attributes["mtriple"].startswith(host_architecture())
+
+
+@pytest.mark.skipif(host_features() is None, reason="this system does not tell its CPU's features")
+def test_a_library_for_this_machine_needs_no_more_than_it_has():
+    detected = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    detected = {str(name) for name, has in detected.items() if has} & set(REQUIRED_FEATURES)
+    assert set(resolve_target("auto").features) == detected & host_features()
+
+
+@on_x86
+def test_features_that_a_virtual_machine_hides_are_switched_off(monkeypatch):
+    shown = {"sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "cx16", "avx", "avx2", "fma", "f16c", "bmi", "bmi2"}
+    monkeypatch.setattr(targets, "host_features", lambda: shown)
+    target = resolve_target("auto")
+    assert set(target.features) <= shown
+    assert target.integer_dot is None and target.gemm_tile == (4, 1)
+
+
+@on_x86
+def test_features_beyond_the_name_of_the_cpu_are_switched_on(monkeypatch):
+    monkeypatch.setattr(targets.codegen, "llvm_get_system_cpu", lambda: "x86-64")
+    wanted = {"sse4.2", "avx2", "fma"} & (host_features() or set())
+    assert wanted <= set(resolve_target("auto").features)
+
+
+@pytest.mark.parametrize(
+    ("mcpu", "integer_dot", "tile"),
+    [
+        ("x86-64", None, (4, 1)),
+        ("haswell", None, (4, 1)),
+        ("skylake-avx512", "avx512", (6, 4)),
+        ("cascadelake", "vnni", (6, 4)),
+        ("znver4", "vnni", (6, 4)),
+    ],
+)
+@on_x86
+def test_kernels_follow_the_cpu(mcpu, integer_dot, tile):
+    target = resolve_target("llvm", mcpu)
+    assert (target.integer_dot, target.gemm_tile) == (integer_dot, tile)
+    assert ("avx2" in target.features) == (mcpu != "x86-64")
+    assert target.attributes["mcpu"] == mcpu
+
+
+def test_an_arm_target():
+    target = resolve_target("llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1")
+    assert set(target.features) == {"neon", "fullfp16", "dotprod"}
+    assert target.attributes["mtriple"] == "aarch64-linux-gnu"
+
+
+def test_three_ways_to_say_the_same():
+    attributes = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "haswell", "opt-level": 2}
+    from_json = resolve_target(json.dumps(attributes))
+    for text, mcpu in (("-mcpu=haswell -opt-level=2", None), ("-opt-level=2 -mcpu=znver4", "haswell")):
+        assert described(resolve_target(f"llvm -mtriple=x86_64-linux-gnu {text}", mcpu)) == described(from_json)
+    assert from_json.attributes | attributes == from_json.attributes
+
+
+def test_mattr():
+    target = resolve_target("llvm -mtriple=x86_64-linux-gnu -mcpu=cascadelake -mattr=-avx512vnni,+avx512vbmi")
+    assert "avx512vnni" not in target.features and "avx512vbmi" in target.features
+    assert target.integer_dot == "avx512"
+
+
+@pytest.mark.parametrize(
+    ("text", "mcpu", "message"),
+    [
+        ("", None, "Unknown target ''; valid are auto, llvm."),
+        ("lvm", None, "Unknown target 'lvm'; did you mean llvm? Valid are auto, llvm."),
+        ("quantum", None, "Unknown target 'quantum'; valid are auto, llvm."),
+        ("llvm", "skylake-avx521", "LLVM knows no CPU 'skylake-avx521'; did you mean skylake-avx512?"),
+        ("llvm -mtriple=foo", None, "LLVM knows no architecture 'foo'; check its name."),
+        ("llvm haswell", None, "expected -key=value after the name, found 'haswell'."),
+        ("llvm -mattr=+warp", None, "The target's mattr has '+warp'; expected +feature or -feature"),
+        ("llvm -colour=red", None, "(Unknown config option 'colour')."),
+        ("llvm -opt-level=high", None, "expected type 'int'"),
+        ('{"kind": "llvm"', None, "is not valid JSON"),
+        ('{"kind": "llvm", "mcpu": 3}', None, "The target's mcpu should be a str, not 3."),
+        ('{"kind": "llvm", "mattr": "+avx"}', None, "The target's mattr should be a list, not '+avx'."),
+        ('{"kind": 5}', None, "Unknown target '5'"),
+        ('["llvm"]', None, "Unknown target"),
+    ],
+)
+@on_x86
+def test_bad_targets(text, mcpu, message):
+    with pytest.raises(UserError) as error:
+        resolve_target(text, mcpu)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_architecture_needs_a_linker_of_its_own(monkeypatch):
+    other = "aarch64" if host_architecture() == "x86_64" else "x86_64"
+    target = resolve_target(f"llvm -mtriple={other}-linux-gnu")
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    with pytest.raises(UserError, match="pip install ziglang"):
+        find_linker(target, ".so")
+    assert find_linker(target, ".tar")
+
+
+def test_features_by_the_names_of_linux(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor: 0\nflags\t: fpu pni sse4_1 avx512_vnni avx512f bmi1 abm\n", encoding="utf-8")
+    monkeypatch.setattr(cpu_features, "Path", lambda _: cpuinfo)
+    assert host_features() == {"sse3", "sse4.1", "avx512vnni", "avx512f", "bmi", "lzcnt"}
+    cpuinfo.write_text("Features\t: fp asimd asimddp asimdhp i8mm sve\n", encoding="utf-8")
+    assert host_features() == {"neon", "dotprod", "fullfp16", "i8mm", "sve"}
+    cpuinfo.unlink()
+    assert host_features() is None
