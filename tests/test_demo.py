@@ -26,7 +26,7 @@ from demo.world import CAST, PLACES, THINGS
 
 DEMO = ROOT / "configs" / "demo"
 MODELS = {"rwkv-5-village": "5.2", "rwkv-4-village": "4"}
-PERPLEXITY = {"rwkv-5-village": (1.0, 2.0), "rwkv-4-village": (1.0, 2.0)}
+PERPLEXITY = {"rwkv-5-village": (1.40, 1.60), "rwkv-4-village": (1.40, 1.60)}
 
 
 def documents(seed: int, count: int, held_out: bool = False) -> list[str]:

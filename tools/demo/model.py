@@ -40,10 +40,12 @@ def wkv4(
     """The weighted mean of RWKV-4 over chunks of equal length.
 
     k, v [B, T, C]; w [C], the log of the decay; u [C]. The state is the mean so far and the log of its total weight,
-    both [B, C]. Returns [B, T, C] and the new state."""
+    both [B, C]. Returns [B, T, C] and the new state. Computed in float64, whose range has room for the weights of keys that
+    are hundreds apart."""
+    dtype = k.dtype
+    k, v, w, u, mean, log_weight = (x.double() for x in (k, v, w, u, *state))
     batch, length, channels = k.shape
     chunk = math.gcd(length, MAX_CHUNK)
-    mean, log_weight = state
     top = torch.maximum(k.detach().amax(1), log_weight)
     e = torch.exp(k - top[:, None])
     carried = torch.exp(log_weight - top)
@@ -53,7 +55,7 @@ def wkv4(
     i = torch.arange(chunk, device=k.device)
     gap = i[None, :] - 1 - i[:, None]  # [from, to]
     earlier = torch.exp(w[:, None, None] * gap.clamp(min=0)) * (gap >= 0)
-    weights = earlier + torch.exp(u)[:, None, None] * torch.eye(chunk, device=k.device)
+    weights = earlier + torch.exp(u)[:, None, None] * torch.eye(chunk, dtype=k.dtype, device=k.device)
     inside = (x.flatten(1, 2) @ weights).view_as(x)
     sums = torch.einsum("cbgi,ci->gcb", x, torch.exp(w[:, None] * (chunk - 1 - i)))
     whole = torch.exp(w * chunk)[:, None]
@@ -64,7 +66,7 @@ def wkv4(
     before = torch.stack(starts, 2)[..., None] * torch.exp(w[:, None] * i)[:, None, None]
     numerator, denominator = (inside + before).view(channels, 2, batch, length).permute(1, 2, 3, 0)
     a, b = s.view(channels, 2, batch).permute(1, 2, 0)
-    return numerator / denominator, (a / b, top + torch.log(b))
+    return (numerator / denominator).to(dtype), ((a / b).to(dtype), (top + torch.log(b)).to(dtype))
 
 
 def wkv5(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
