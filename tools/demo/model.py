@@ -40,8 +40,8 @@ def wkv4(
     """The weighted mean of RWKV-4 over chunks of equal length.
 
     k, v [B, T, C]; w [C], the log of the decay; u [C]. The state is the mean so far and the log of its total weight,
-    both [B, C]. Returns [B, T, C] and the new state. Computed in float64, whose range has room for the weights of keys that
-    are hundreds apart."""
+    both [B, C]. Returns [B, T, C] and the new state. Computed in float64, whose range has room for the weights of keys
+    that are hundreds apart."""
     dtype = k.dtype
     k, v, w, u, mean, log_weight = (x.double() for x in (k, v, w, u, *state))
     batch, length, channels = k.shape
