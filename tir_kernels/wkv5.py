@@ -100,7 +100,8 @@ def wkv5(
                 T.buffer_store(acc, T.float32(0.0), [0])
                 with T.unroll(0, size) as key:
                     with T.sblock("wkv"):
-                        vb, vt = T.axis.spatial(batch, b), T.axis.reduce(length, t)
+                        T.axis.spatial(batch, b)
+                        vt = T.axis.reduce(length, t)
                         vh, vi = T.axis.spatial(heads, h), T.axis.spatial(size, i)
                         vk = T.axis.reduce(size, key)
                         T.reads()

@@ -34,11 +34,11 @@ class Timing:
     runs: int
 
     @classmethod
-    def of(cls, call: Callable[[], object], min_runs: int = MIN_RUNS, min_seconds: float = MIN_SECONDS) -> Timing:
-        """Call it once to warm up, then until both minima are reached."""
+    def of(cls, call: Callable[[], object], min_runs: int = 1) -> Timing:
+        """Call it once to warm up, then at least ``min_runs`` times, ``MIN_RUNS`` times and ``MIN_SECONDS`` seconds."""
         call()
         seconds: list[float] = []
-        while len(seconds) < min_runs or sum(seconds) < min_seconds:
+        while len(seconds) < max(min_runs, MIN_RUNS) or sum(seconds) < MIN_SECONDS:
             began = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - began)
@@ -85,7 +85,7 @@ def bench(
 
     ``prefill`` are prompt lengths, ``decode`` the least number of single-token steps, ``batch`` the sequences decoded
     together; ``breakdown`` adds the time of every kernel. Raises UserError for a count below 1."""
-    if min([*prefill, decode, batch, threads or 1]) < 1:
+    if min([*prefill, decode, batch, 1 if threads is None else threads]) < 1:
         raise UserError("Lengths, steps, batch and threads must be at least 1.")
     if threads:
         start_threads(threads)
