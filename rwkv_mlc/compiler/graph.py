@@ -22,9 +22,9 @@ PHASES = {"prefill": "prefill", "score": "prefill", "decode": "decode", "batch_d
 def build_module(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> tvm.IRModule:
     """The functions of a library.
 
-    ``prefill``, ``score``, ``decode`` and ``batch_decode`` all take (tokens int32 [T], segment_ends int32 [B], slots int32 [B], states,
-    params): the tokens of B sequences one after the other, where each ends, the state slot of each, the tuple of state
-    tensors [S, ...] in the order of ``models.<generation>.states`` layer by layer, updated in place, and the tuple of
+    ``prefill``, ``score``, ``decode`` and ``batch_decode`` all take (tokens int32 [T], segment_ends int32 [B], slots int32
+    [B], states, params): the tokens of B sequences one after the other, where each ends, the state slot of each, the tuple
+    of state tensors [S, ...] in the order of ``models.<generation>.states`` layer by layer, updated in place, and the tuple of
     parameters in the order of ``_metadata()["params"]``. ``prefill``, ``batch_decode`` (one token a sequence, T = B) and
     ``decode`` (T = B = 1) return the logits after each sequence's last token, float32 [1, B, V]; ``score`` those at every
     position, [1, T, V]. ``_metadata`` returns a JSON string. The family adds functions that measure the machine.
@@ -41,7 +41,8 @@ def build_module(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> t
 
 def metadata(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> dict:
     """What a runner must know to call the library: the parameters in order, with the layout each is wanted in."""
-    tensors = runtime_tensors(model_module(config).parameters(config), scheme)
+    layout_of = FAMILIES[target.family].layout_of
+    tensors = runtime_tensors(model_module(config).parameters(config), scheme, layout_of)
     return {
         "model_config": config.to_dict(),
         "quantization": scheme.name,
@@ -58,7 +59,7 @@ def _emit_function(
     num_slots = tirx.Var("num_slots", "int64")
     rows = batch if phase == "decode" else tirx.Var("rows", "int64")
     parameters = model.parameters(config)
-    tensors = runtime_tensors(parameters, scheme)
+    tensors = runtime_tensors(parameters, scheme, FAMILIES[target.family].layout_of)
     roles = [(layer, state) for layer in range(config.num_hidden_layers) for state in model.states(config)]
 
     tokens = relax.Var("tokens", relax.TensorType([rows], "int32"))

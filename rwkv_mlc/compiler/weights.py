@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import relax
@@ -9,6 +10,7 @@ from tvm import relax
 from tir_kernels.packed import Packed, PackedFloat, PackedGroup
 
 from ..models import Parameter
+from ..models.parameter import Role
 from ..quantization.layouts import LAYOUTS
 from ..quantization.schemes import FloatForm, GroupForm, Scheme
 
@@ -39,17 +41,13 @@ def packed_form(form: FloatForm | GroupForm) -> Packed:
     return PackedGroup(form.bits, form.group, form.scale_dtype)
 
 
-def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> str:
-    if parameter.role in ("vector", "embedding"):
-        return "stored"
-    return "column_blocks" if isinstance(form, GroupForm) and form.transposed else "row_blocks"
-
-
-def runtime_tensors(parameters: list[Parameter], scheme: Scheme) -> list[RuntimeTensor]:
-    """Every tensor of a model in the order in which the compiled functions take them."""
+def runtime_tensors(
+    parameters: list[Parameter], scheme: Scheme, layout_of: Callable[[Role, FloatForm | GroupForm], str]
+) -> list[RuntimeTensor]:
+    """Every tensor of a model in the order in which the compiled functions take them; ``layout_of`` is the family's."""
     result = []
     for parameter in parameters:
-        layout = layout_of(parameter, scheme.form(parameter.role))
+        layout = layout_of(parameter.role, scheme.form(parameter.role))
         for name, (shape, dtype) in scheme.stored(parameter).items():
             result.append(RuntimeTensor(name, LAYOUTS[layout].shape(shape), dtype, layout))
     return result

@@ -22,6 +22,8 @@ from tir_kernels.wkv5 import wkv5
 from ..compiler.targets import CompileTarget
 from ..compiler.weights import MatrixWeight
 from ..config import RWKVConfig
+from ..models.parameter import Role
+from ..quantization.schemes import FloatForm, GroupForm
 
 
 class CPUOps:
@@ -45,6 +47,13 @@ class CPUOps:
         if phase == "prefill":
             shape = [self.rows]
             self.borders = self._call(border_slots(), [tokens, segment_ends, slots], [shape, shape], dtype="int32")
+
+    @staticmethod
+    def layout_of(role: Role, form: FloatForm | GroupForm) -> str:
+        """The layout of ``quantization.layouts`` in which the kernels want the tensors of a role."""
+        if role in ("vector", "embedding"):
+            return "stored"
+        return "column_blocks" if isinstance(form, GroupForm) and form.transposed else "row_blocks"
 
     @staticmethod
     def emit_probes(builder: relax.BlockBuilder) -> None:
