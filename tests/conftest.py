@@ -6,6 +6,7 @@ import pytest
 from filelock import FileLock
 from reciter import write_reciter
 
+from rwkv_mlc import Engine
 from rwkv_mlc.cli.main import main
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo" / "rwkv-5-village"
@@ -41,3 +42,13 @@ def build(checkpoint: Path, artifacts: Path) -> Path:
             command = ["build", "--model", str(checkpoint), "--quantization", "q0f32"]
             assert main([*command, "--artifact-path", str(built.parent)]) == 0
     return built
+
+
+@pytest.fixture(scope="module")
+def engine(demo) -> Engine:
+    return Engine(demo)
+
+
+@pytest.fixture(scope="module")
+def reciting(reciter) -> Engine:
+    return Engine(reciter)

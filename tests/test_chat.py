@@ -26,16 +26,6 @@ RECITAL = RECITED.strip()
 PROMPT = "\033[?2004h"  # prompt_toolkit turns bracketed paste on when it begins to read a line
 
 
-@pytest.fixture(scope="module")
-def engine(demo) -> Engine:
-    return Engine(demo)
-
-
-@pytest.fixture(scope="module")
-def reciting(reciter) -> Engine:
-    return Engine(reciter)
-
-
 def greedy(engine: Engine, **changes) -> Chat:
     chat = Chat(engine)
     chat.params = dataclasses.replace(chat.params, temperature=0.0, **changes)

@@ -16,16 +16,6 @@ from rwkv_mlc import Engine, SamplingParams, UserError
 STORY = (DEMO.parent / "heldout.txt").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def engine(demo) -> Engine:
-    return Engine(demo)
-
-
-@pytest.fixture(scope="module")
-def reciting(reciter) -> Engine:
-    return Engine(reciter)
-
-
 @pytest.fixture
 def tokens(engine) -> list[int]:
     return engine.tokenizer.encode(STORY)[:200]
