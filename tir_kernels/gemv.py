@@ -10,9 +10,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .builder import arg, prim_func, registers
+from .integer_dot import INTEGER_DOTS
 from .packed import Packed, PackedFloat
 from .quantize_activation import BASE_BITS, PLANES
-from .simd import ACTIVATIONS, LANES, constant, intrinsic, span, splat, widen
+from .simd import ACTIVATIONS, LANES, constant, span, splat, widen
 
 PREFETCH = 64  # words ahead, 4 KB: past what the hardware prefetchers of the two streams reach
 
@@ -65,22 +66,6 @@ def load_block(source, row, block, rows: int):
     if rows % LANES:
         at = T.min(at, splat(T.int64(rows - 1), LANES))
     return source[0, row, at]
-
-
-def dot_vnni(acc, weights, digits):
-    """acc + the sums of four products, unsigned bytes of ``weights`` by signed bytes of ``digits``; all int32x16."""
-    operands = T.reinterpret(weights, dtype="uint8x64"), T.reinterpret(digits, dtype="int8x64")
-    return intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", acc, *operands)
-
-
-def dot_avx512(acc, weights, digits):
-    """The same on AVX-512 BW; digits of at most 64 keep the sums of two within 16 bits."""
-    operands = T.reinterpret(weights, dtype="uint8x64"), T.reinterpret(digits, dtype="int8x64")
-    pairs = intrinsic("llvm.x86.avx512.pmaddubs.w.512", "int16x32", *operands)
-    return acc + intrinsic("llvm.x86.avx512.pmaddw.d.512", "int32x16", pairs, splat(T.int16(1), 32))
-
-
-INTEGER_DOTS = {"vnni": dot_vnni, "avx512": dot_avx512}
 
 
 @lru_cache(None)
