@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .artifact import (
     CHAT_CONFIG,
@@ -38,6 +39,9 @@ from .tokenizer import find_vocabulary, load_tokenizer, write_tokenizer_files
 from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
 from .weights.random import load_preset, random_checkpoint
+
+if TYPE_CHECKING:
+    from .compiler.graph import Activations
 
 PREFILL_CHUNK = 512  # tokens; activations of one call stay below 50 MB for a 7B model
 
@@ -153,11 +157,12 @@ def compile_library(
     mcpu: str | None = None,
     dump_dir: Path | None = None,
     system_lib: bool = False,
+    prefill_activations: Activations = "float32",
 ) -> LibraryRecord:
     """Compile an artifact's library for a target and add it to ``folder``, in place of an older one for that target.
 
-    ``dump_dir`` gets the module after every phase. Raises UserError for an unknown target, where there is no linker,
-    and when the disk is full."""
+    ``dump_dir`` gets the module after every phase; ``prefill_activations`` is that of ``build_module``. Raises UserError
+    for an unknown target, one that has no such activations, where there is no linker, and when the disk is full."""
     from .compiler.graph import build_module
     from .compiler.link import export_library
     from .compiler.pipeline import compile_module
@@ -165,14 +170,14 @@ def compile_library(
 
     target = resolve_target(target_text, mcpu)
     name = BuildRecord.read(folder).name
-    module = build_module(config, scheme, target)
+    module = build_module(config, scheme, target, prefill_activations)
     if system_lib:
         module = module.with_attr("system_lib_prefix", re.sub(r"\W", "_", name) + "_")
     executable = compile_module(module, target, dump_dir, system_lib)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / library_name(name, target.name, ".tar" if system_lib else target.suffix)
         export_library(executable, target, built)
-        return add_library(folder, built, target.name, target.attributes, list(target.features))
+        return add_library(folder, built, target.name, target.attributes, list(target.features), prefill_activations)
 
 
 def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Path) -> LibraryRecord:
@@ -189,4 +194,4 @@ def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Pa
         raise UserError(f"{prebuilt} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
     if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
         raise UserError(f"{prebuilt} is by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
-    return add_library(folder, prebuilt, targets[0], library.target, library.cpu_features)
+    return add_library(folder, prebuilt, targets[0], library.target, library.cpu_features, library.prefill_activations)

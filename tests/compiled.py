@@ -1,8 +1,9 @@
-"""Checkpoints compiled for this machine, each library once a test run, beside the weights that it computes with."""
+"""Checkpoints compiled, each library once a test run, beside the weights that it computes with."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +46,22 @@ class Model:
     runner: Runner
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, scheme_name: str, folder: Path, mcpu: str | None = None) -> Model:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        scheme_name: str,
+        folder: Path,
+        target: str = "llvm",
+        runner: Callable[[Path, dict[str, np.ndarray]], Runner] = Runner,
+    ) -> Model:
         scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint)
         stored, dequantized = {}, {}
         for parameter in parameters:
             arrays = scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
             dequantized[parameter.name] = scheme.dequantize(parameter, arrays).astype(np.float64)
             stored |= arrays
-        library = compile_library(config, scheme, resolve_target("llvm", mcpu), folder)
-        return cls(config, dequantized, Runner(library, stored))
+        library = compile_library(config, scheme, resolve_target(target), folder)
+        return cls(config, dequantized, runner(library, stored))
 
     def reference(self, tokens: list[int]) -> np.ndarray:
         """Float64 logits [T, V]."""

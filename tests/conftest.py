@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import kernel_build
 import pytest
+from aarch64 import Machine
+from compiled import Model, in_memory
 from filelock import FileLock
 from reciter import write_reciter
 
@@ -17,6 +21,52 @@ def artifacts(tmp_path_factory) -> Path:
     """A folder for artifacts, one for all the processes of a test run."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if own.name.startswith("popen-") else own
+
+
+@pytest.fixture(scope="session")
+def aarch64(request) -> Machine:
+    """An aarch64 with every feature that qemu knows; skips where there is no qemu."""
+    return Machine(request.config.cache.mkdir("aarch64"))
+
+
+@pytest.fixture(scope="session", params=["host", "aarch64"])
+def build_kernels(request, tmp_path_factory) -> Callable:
+    """``kernel_build.build`` for this machine and for an aarch64."""
+    if request.param == "host":
+        return kernel_build.build
+    machine = request.getfixturevalue("aarch64")
+    return lambda functions: machine.build(functions, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def libraries(artifacts) -> Path:
+    """Where this run's libraries lie, whichever process compiled them."""
+    path = artifacts / "libraries"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture
+def compiled(libraries) -> Callable[..., Model]:
+    """Compile tensors or a checkpoint: (checkpoint, scheme, target, runner) -> Model, the last two as in ``Model.of``."""
+
+    def build(checkpoint, scheme: str, *target_and_runner) -> Model:
+        checkpoint = in_memory(checkpoint) if isinstance(checkpoint, dict) else checkpoint
+        return Model.of(checkpoint, scheme, libraries, *target_and_runner)
+
+    return build
+
+
+@pytest.fixture
+def within(request, record_property) -> Callable[[str, float, float], None]:
+    """Print a measured error beside its bound and hold it to that."""
+
+    def check(what: str, found: float, bound: float) -> None:
+        record_property(what, found)
+        print(f"{request.node.name}: {what} {found:.1e} (bound {bound:.0e})")
+        assert found < bound, what
+
+    return check
 
 
 @pytest.fixture(scope="session")

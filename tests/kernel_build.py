@@ -19,8 +19,10 @@ def build(functions: Mapping[str, PrimFunc], target=HOST_TARGET) -> tvm.runtime.
 
 
 def call(function, *arrays: np.ndarray, written: Sequence[int]) -> list[np.ndarray]:
-    """The arrays at the positions ``written`` after the call; all others must come back bit for bit."""
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+    """The arrays at the positions ``written`` after the call; all others must come back bit for bit. A function that has a
+    ``device`` runs there."""
+    device = getattr(function, "device", None)
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), device) for array in arrays]
     function(*tensors)
     written = [range(len(arrays))[i] for i in written]
     for i, (array, tensor) in enumerate(zip(arrays, tensors)):

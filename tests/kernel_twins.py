@@ -94,10 +94,10 @@ def dequantize(fields, scale, bits, group):
     return (fields.astype(scale.dtype) - (2 ** (bits - 1) - 1)) * np.repeat(scale, group, 1)
 
 
-def pack(stored):
-    """[N, M] -> [ceil(N / 16), M, 16], zeros past N."""
-    padded = np.pad(stored, ((0, -len(stored) % 16), (0, 0)))
-    return np.stack([padded[n : n + 16].T for n in range(0, len(padded), 16)])
+def pack(stored, rows=16):
+    """[N, M] -> [ceil(N / rows), M, rows], zeros past N."""
+    padded = np.pad(stored, ((0, -len(stored) % rows), (0, 0)))
+    return np.stack([padded[n : n + rows].T for n in range(0, len(padded), rows)])
 
 
 def quantize_activation(x, group):

@@ -7,20 +7,16 @@ again, from the reference.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
-from compiled import Model, conditioning, in_memory
+from compiled import conditioning
 from kernel_build import error
 from synthetic import synthetic_checkpoint
 
 from rwkv_mlc import reference
-from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.config import GENERATIONS
-from rwkv_mlc.cpu_features import host_features
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
@@ -54,38 +50,6 @@ def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
         elif name.endswith("time_decay"):
             array[...] = np.linspace(-6, -1, array.size).reshape(array.shape)
     return tensors
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """Where this run's libraries lie, whichever process compiled them."""
-    base = tmp_path_factory.getbasetemp()
-    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "libraries"
-    path.mkdir(exist_ok=True)
-    return path
-
-
-@pytest.fixture
-def compiled(folder):
-    """Compile tensors or a checkpoint: (checkpoint, scheme, mcpu=None) -> Model."""
-
-    def build(checkpoint, scheme: str, mcpu: str | None = None) -> Model:
-        checkpoint = in_memory(checkpoint) if isinstance(checkpoint, dict) else checkpoint
-        return Model.of(checkpoint, scheme, folder, mcpu)
-
-    return build
-
-
-@pytest.fixture
-def within(request, record_property):
-    """Print a measured error beside its bound and hold it to that."""
-
-    def check(what: str, found: float, bound: float) -> None:
-        record_property(what, found)
-        print(f"{request.node.name}: {what} {found:.1e} (bound {bound:.0e})")
-        assert found < bound, what
-
-    return check
 
 
 @pytest.mark.parametrize("generation, scheme", MATRIX)
@@ -217,38 +181,29 @@ def test_agrees_with_rwkv_cpp(name, compiled, within):
 
 
 @pytest.mark.parametrize(
-    "generation, vocab_size, scheme",
-    [("4", 101, "q4f16_1"), ("5.2", 97, "q4f16_1"), ("5.2", 101, "q3f16_1"), ("4", 97, "q0f16")],
+    "generation, vocab_size, hidden_size, head_size, intermediate_size, scheme",
+    [
+        ("4", 101, 40, 8, 90, "q4f16_1"),  # nothing a multiple of 16 or of a group
+        ("5.2", 97, 40, 8, 90, "q4f16_1"),
+        ("5.2", 101, 40, 8, 90, "q3f16_1"),
+        ("4", 97, 40, 8, 90, "q0f16"),
+        ("4", 1009, 97, 1, None, "q8f16_1"),
+        ("5.2", 1009, 72, 24, None, "q4f16_1"),
+        ("5.1", 50277, 96, 32, None, "q8f16_1"),
+        ("5.0", 97, 256, 128, None, "q4f16_0"),
+        ("5.2", 97, 97, 97, None, "q0f32"),
+    ],
 )
-def test_odd_widths(generation, vocab_size, scheme, compiled, within):
-    """Nothing a multiple of 16 or of a group: 40 channels, heads of 8, 90 channels inside, one layer."""
-    shape = {"vocab_size": vocab_size, "hidden_size": 40, "layers": 1, "head_size": 8, "intermediate_size": 90}
-    model = compiled(trained_like_weights(generation, **shape), scheme)
+def test_odd_widths(generation, vocab_size, hidden_size, head_size, intermediate_size, scheme, compiled, within):
+    shape = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layers": 1, "head_size": head_size}
+    weights = trained_like_weights(generation, **shape, intermediate_size=intermediate_size)
+    model = compiled(weights, scheme)
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
     within("decode", error(model.decode(TOKENS), expected), BOUND)
     pool = model.runner.new_state(2)
     batched = model.runner.run("batch_decode", [[TOKENS[0]], [TOKENS[1]]], pool, [1, 0])
     assert error(batched[0], model.decode(TOKENS[:1])[0]) < 1e-6
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other CPUs run no code for x86-64")
-@pytest.mark.parametrize(
-    "mcpu, scheme",
-    [*((mcpu, scheme) for mcpu in ("x86-64", "x86-64-v3") for scheme in FEWER_SCHEMES),
-     ("skylake-avx512", "q4f16_1"), ("skylake-avx512", "q8f16_1")],
-)  # fmt: skip
-def test_older_cpus(mcpu, scheme, compiled, within):
-    """No integer dot products below AVX-512, so decoding is float32 there."""
-    target = resolve_target("llvm", mcpu)
-    assert target.integer_dot == ("avx512" if mcpu == "skylake-avx512" else None)
-    lacking = set(target.features) - set(host_features() or target.features)
-    if lacking:
-        pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
-    model = compiled(trained_like_weights("5.2"), scheme, mcpu)
-    expected = model.reference(TOKENS)
-    within("score", error(model.score(TOKENS), expected), BOUND)
-    within("decode", error(model.decode(TOKENS), expected), BOUND)
 
 
 def held_out(name: str, size: int) -> list[int]:

@@ -170,7 +170,7 @@ def test_files_of_a_build(built):
     written = {name for name in listing(folder) if not Path(name).name.startswith(".")}
     params = {"mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json", "params_shard_0.bin"}
     params |= {"rwkv_vocab.txt", "tokenizer_model"}
-    dumps = {"debug/0-graph.py", "debug/1-lower.py", "debug/2-memory.py", "debug/3-runtime.py"}
+    dumps = {"debug/0-graph.py", "debug/1-merge.py", "debug/2-lower.py", "debug/3-memory.py", "debug/4-runtime.py"}
     expected = (
         {"params", "debug", "build-record.json", f"{NAME}-llvm.so"} | {f"params/{name}" for name in params} | dumps
     )

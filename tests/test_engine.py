@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,17 @@ def test_a_prompt_of_a_megabyte(reciting):
         reciting.progress = None
     total = 2**20 // len(LONG_TOKEN) + 1
     assert seen == [(min(read, total), total) for read in range(512, total + 512, 512)]
+
+
+def test_an_idle_engine_lets_the_processor_rest(engine, tokens):
+    """The kernels' threads wait for the next token for a moment only; that moment lasts longer on a busy machine."""
+    greedy(engine, engine.prefill(tokens, state := engine.new_state()), state, count=5)
+    for _ in range(20):
+        began = time.process_time()
+        time.sleep(1)
+        if (used := time.process_time() - began) < 0.1:
+            return
+    pytest.fail(f"{used:.2f} seconds of processor time in an idle second")
 
 
 def test_settings_outside_their_range(engine):

@@ -13,6 +13,7 @@ from kernel_build import HOST_TARGET, build, call, error
 
 from tir_kernels.gemm import gemm
 from tir_kernels.gemv import Matrix, gemv
+from tir_kernels.integer_dot import INTEGER_DOTS
 from tir_kernels.packed import Packed, PackedFloat, PackedGroup
 from tir_kernels.quantize_activation import PLANES, quantize_activation
 
@@ -25,7 +26,13 @@ FORMS = {
     "q3": PackedGroup(3, 40, "float16"),
 }
 GROUP_FORMS = [name for name, form in FORMS.items() if isinstance(form, PackedGroup)]
-CPU_FLAGS = {"vnni": "avx512_vnni", "avx512": "avx512bw"}
+CPU_FLAGS = {  # any of which means that this machine has the instructions
+    "vnni": ["avx512_vnni"],
+    "avx512": ["avx512bw"],
+    "avxvnni": ["avx_vnni", "avx512_vnni"],
+    "avx2": ["avx2"],
+    "ssse3": ["ssse3"],
+}
 ROWS = [1, 5, 7, 13]
 
 
@@ -86,7 +93,7 @@ def compiled(form_name: str, target: tuple = tuple(HOST_TARGET.items()), tile: t
 
 def has(dot: str) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and CPU_FLAGS[dot] in cpuinfo.read_text(encoding="utf-8").split()
+    return cpuinfo.exists() and not {*CPU_FLAGS[dot]}.isdisjoint(cpuinfo.read_text(encoding="utf-8").split())
 
 
 def quantized(kernels, form: PackedGroup, c: str, x: np.ndarray) -> list[np.ndarray]:
@@ -106,7 +113,7 @@ def check(kernels, form: Packed, kernel: str, name: str, rows: int, tolerance: f
     packed, dense = zip(*(weights(form, matrix.rows, c.columns) for matrix in c.matrices))
     gate, residual = rng.normal(0.3, 1, (2, 1, rows, c.matrices[0].rows)).astype(np.float32)
     extra = [gate] * c.gated + [residual] * c.residual
-    inputs = quantized(kernels, form, name, x) if kernel in CPU_FLAGS else [x]
+    inputs = quantized(kernels, form, name, x) if kernel in INTEGER_DOTS else [x]
     outs = [np.full((1, rows, matrix.rows), np.nan, np.float32) for matrix in c.matrices]
     stored = [array for matrix in packed for array in matrix]
     outs = call(kernels[f"{kernel}_{name}"], *inputs, *stored, *extra, *outs, written=range(-len(outs), 0))
@@ -134,7 +141,7 @@ def test_float_products(form, kernel, name, rows):
 @every_rows
 def test_integer_products(form, dot, name, rows):
     if not has(dot):
-        pytest.skip(f"this CPU lacks {CPU_FLAGS[dot]}")
+        pytest.skip(f"this CPU lacks {' and '.join(CPU_FLAGS[dot])}")
     check(compiled(form), FORMS[form], dot, name, rows, 2e-6)
 
 

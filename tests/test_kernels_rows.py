@@ -5,7 +5,7 @@ from __future__ import annotations
 import kernel_twins as twins
 import numpy as np
 import pytest
-from kernel_build import build, call, error
+from kernel_build import call, error
 from tvm.script.ir_builder import tirx as T
 
 from tir_kernels import simd
@@ -48,7 +48,7 @@ def elementwise(function: str, width: int):
 
 
 @pytest.fixture(scope="module")
-def kernels():
+def kernels(build_kernels):
     functions = {"border_slots": border_slots()}
     functions |= {f"layer_norm_{c}": layer_norm(c, 1e-5) for c in WIDTHS}
     functions |= {f"group_norm_{h}x{n}": group_norm(h, n, EPS, False) for h, n in HEADS}
@@ -57,7 +57,7 @@ def kernels():
     functions |= {f"shift_{c}_{n}": norm_shift_mix(c, n, 1e-5) for c in WIDTHS for n in MIXES}
     functions |= {f"embedding_{name}": embedding(VOCAB, CHANNELS, form) for name, form in TABLES.items()}
     functions |= {f"{function}_{width}": elementwise(function, width) for function in FUNCTIONS for width in LANES}
-    return build(functions)
+    return build_kernels(functions)
 
 
 def affine(rng, channels: int) -> tuple[np.ndarray, np.ndarray]:

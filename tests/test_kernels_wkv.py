@@ -107,9 +107,9 @@ def name(scan: Scan, phase: str, in_place: bool) -> str:
 
 
 @pytest.fixture(scope="module")
-def cpu():
+def cpu(build_kernels):
     kernels = {name(scan, *form): scan.kernel(form[0], "cpu", form[1]) for scan in SCANS for form in FORMS}
-    return build(kernels)
+    return build_kernels(kernels)
 
 
 def check_ragged(function, scan: Scan, phase: str, in_place: bool) -> None:

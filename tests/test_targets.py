@@ -42,7 +42,7 @@ def test_features_that_a_virtual_machine_hides_are_switched_off(monkeypatch):
     monkeypatch.setattr(targets, "host_features", lambda: shown)
     target = resolve_target("auto")
     assert set(target.features) <= shown
-    assert target.integer_dot is None and target.gemm_tile == (4, 1)
+    assert target.integer_dot == "avx2" and target.gemm_tile == (6, 1)
 
 
 @on_x86
@@ -55,9 +55,14 @@ def test_features_beyond_the_name_of_the_cpu_are_switched_on(monkeypatch):
 @pytest.mark.parametrize(
     ("mcpu", "integer_dot", "tile"),
     [
-        ("x86-64", None, (4, 1)),
-        ("haswell", None, (4, 1)),
+        ("x86-64", None, (2, 1)),
+        ("x86-64-v2", "ssse3", (2, 1)),
+        ("sandybridge", "ssse3", (6, 1)),
+        ("haswell", "avx2", (6, 1)),
+        ("x86-64-v3", "avx2", (6, 1)),
+        ("alderlake", "avxvnni", (6, 1)),
         ("skylake-avx512", "avx512", (6, 4)),
+        ("x86-64-v4", "avx512", (6, 4)),
         ("cascadelake", "vnni", (6, 4)),
         ("znver4", "vnni", (6, 4)),
     ],
@@ -65,14 +70,25 @@ def test_features_beyond_the_name_of_the_cpu_are_switched_on(monkeypatch):
 @on_x86
 def test_kernels_follow_the_cpu(mcpu, integer_dot, tile):
     target = resolve_target("llvm", mcpu)
-    assert (target.integer_dot, target.gemm_tile) == (integer_dot, tile)
-    assert ("avx2" in target.features) == (mcpu != "x86-64")
+    assert (target.integer_dot_for(4), target.integer_dot_for(8), target.gemm_tile) == (integer_dot, integer_dot, tile)
+    assert ("avx2" in target.features) == (mcpu not in ("x86-64", "x86-64-v2", "sandybridge"))
+    assert target.converts_float16 == ("f16c" in target.features)
     assert target.attributes["mcpu"] == mcpu
 
 
-def test_an_arm_target():
-    target = resolve_target("llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1")
-    assert set(target.features) == {"neon", "fullfp16", "dotprod"}
+@pytest.mark.parametrize(
+    ("mcpu", "features", "dot_of_fields", "dot_of_bytes"),
+    [
+        ("cortex-a72", {"neon"}, None, None),
+        ("neoverse-n1", {"neon", "fullfp16", "dotprod"}, "sdot", "sdot_of_bytes"),
+        ("apple-m2", {"neon", "fullfp16", "dotprod", "i8mm", "bf16"}, "usdot", "usdot"),
+    ],
+)
+def test_kernels_follow_the_arm_core(mcpu, features, dot_of_fields, dot_of_bytes):
+    target = resolve_target(f"llvm -mtriple=aarch64-linux-gnu -mcpu={mcpu}")
+    assert set(target.features) == features and target.converts_float16
+    assert (target.integer_dot_for(4), target.integer_dot_for(8)) == (dot_of_fields, dot_of_bytes)
+    assert target.gemm_tile == (6, 1)
     assert target.attributes["mtriple"] == "aarch64-linux-gnu"
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 
-def prim_func(emit: Callable[[], None]) -> tirx.PrimFunc:
-    """Run ``emit`` inside a new function and return the function.
+def prim_func(
+    emit: Callable[[], None] | None = None, *, own: tuple[str, ...] = (), replicated: bool = False
+) -> tirx.PrimFunc | Callable:
+    """Run ``emit`` inside a new function and return the function; a decorator, with or without the keywords.
 
     The result is private, opaque to fusion and marked as scheduled, so that no later rule touches it. Its attribute
-    ``kernel`` is the name of the factory that defines ``emit``."""
+    ``kernel`` is the name of the factory that defines ``emit``. The others tell how kernels may be merged into one parallel
+    region: ``own`` names "reads" and "writes" where, for a single row, iteration i of E of the parallel loop reads or
+    writes no more than part i of E equal parts of the channels, and "loops" where several parallel loops do not depend on
+    each other; ``replicated`` that what is outside the parallel loop
+    binds variables and does nothing else."""
+    if emit is None:
+        return partial(prim_func, own=own, replicated=replicated)
     with IRBuilder() as builder:
         with T.prim_func(is_private=True, s_tir=True):
-            name = emit.__qualname__.partition(".")[0]
-            T.func_attr({"kernel": name, "op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True})
+            merging = {"kernel": emit.__qualname__.partition(".")[0], "own": own, "replicated": replicated}
+            T.func_attr({**merging, "op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True})
             emit()
     return builder.get()
 

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from .builder import arg, prim_func, registers
 from .gemv import Matrix, each_block, load_block, store_block
 from .packed import Packed, PackedFloat
-from .simd import ACTIVATIONS, LANES, constant, span, splat, widen
+from .simd import ACTIVATIONS, LANES, constant, span, splat
 
 DEPTH = 128  # inputs in a panel, at most: 128 x 64 float32 are half of a 64 KB first-level share
 
@@ -50,17 +50,14 @@ def gemm(
             if isinstance(form, PackedFloat):
                 (weight,) = weights[i]
                 with T.serial(0, T.min(depth, columns - first)) as k:
-                    T.buffer_store(panel, widen(weight[block, first + k, lanes], "float32", LANES), [k, at])
+                    T.buffer_store(panel, form.value(weight, block, first + k), [k, at])
                 return
             q_weight, q_scale = weights[i]
             with T.serial(0, T.min(depth, form.padded(columns) - first) // form.group) as g:
                 group = first // form.group + g
-                scale = T.bind(widen(q_scale[block, group, lanes], "float32", LANES))
-                for word in range(form.words):
-                    words = T.bind(q_weight[block, group * form.words + word, lanes])
-                    for k in range(form.fields):
-                        row = g * form.group + word * form.fields + k
-                        T.buffer_store(panel, form.field(words, k) * scale, [row, at])
+                scale = T.bind(form.scale(q_scale, block, group))
+                for k, value in enumerate(form.values(q_weight, block, group)):
+                    T.buffer_store(panel, value * scale, [g * form.group + k, at])
 
         def multiply(i, blocks, chunk, panel):
             """Add one panel's share to every token of the output; the first chunk starts from zero."""

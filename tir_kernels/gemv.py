@@ -13,7 +13,7 @@ from .builder import arg, prim_func, registers
 from .integer_dot import INTEGER_DOTS
 from .packed import Packed, PackedFloat
 from .quantize_activation import BASE_BITS, PLANES
-from .simd import ACTIVATIONS, LANES, constant, span, splat, widen
+from .simd import ACTIVATIONS, LANES, constant, prefetch, span, splat, widen
 
 PREFETCH = 64  # words ahead, 4 KB: past what the hardware prefetchers of the two streams reach
 
@@ -43,6 +43,14 @@ def each_block(matrices: tuple[Matrix, ...], rows_per_block: int, emit: Callable
 
     with T.parallel(0, starts[-1]) as block:
         dispatch(0, block)
+
+
+def each_part(matrices: tuple[Matrix, ...], parts: int, emit: Callable) -> None:
+    """Run ``emit(matrix index, block)`` over all blocks: one matrix after the other, equal parts of its rows in parallel."""
+    for i, matrix in enumerate(matrices):
+        blocks = matrix.rows // LANES // parts
+        with T.parallel(0, parts) as part, T.serial(0, blocks) as j:
+            emit(i, part * blocks + j)
 
 
 def store_block(target, value, row, block, rows: int):
@@ -76,17 +84,19 @@ def gemv(
     integer_dot: str | None = None,
     gated: bool = False,
     residual: bool = False,
+    parts: int | None = None,
 ) -> tirx.PrimFunc:
     """(x.., weights.. [, gate][, residual] -> out..); CPU form.
 
     x is float32 [n, T, K] with one plane a matrix; with ``integer_dot`` (a key of ``INTEGER_DOTS``, group forms only) it
     is what ``quantize_activation`` returns. Weights of each matrix as ``packed`` says. out_i float32 [1, T, N_i] =
     activation(W_i x_i); ``gate`` [1, T, N_0] multiplies it, ``residual`` [1, T, N_0] is added.
-    T is expected to be small: the weights are read from memory once and from the cache for every further row.
+    T is expected to be small: the weights are read from memory once and from the cache for every further row. With
+    ``parts`` every matrix has a parallel loop over as many equal parts of its rows; else one loop runs over all blocks.
     """
     inputs = len(matrices)
 
-    @prim_func
+    @prim_func(own=("writes", "loops") if parts else ())
     def kernel():
         rows = T.int64()
         if integer_dot:
@@ -146,9 +156,7 @@ def gemv(
                 sums = [T.bind(splat(offsets[i, t, plane, g], LANES)) for plane in range(PLANES)]
                 for word in range(form.words):
                     at = g * form.words + word
-                    ahead = T.address_of(q_weight[block, at + PREFETCH, 0])
-                    prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
-                    T.evaluate(T.call_llvm_intrin(prefetch, ahead, T.int32(0), T.int32(3), T.int32(1), dtype="void"))
+                    prefetch(T.address_of(q_weight[block, at + PREFETCH, 0]))
                     words = T.bind(q_weight[block, at, lanes])
                     for j in range(quads):
                         quad = T.bind(form.quad(words, j))
@@ -179,6 +187,9 @@ def gemv(
         with T.sblock("root"):
             T.reads()
             T.writes()
-            each_block(matrices, LANES, block_of_rows)
+            if parts:
+                each_part(matrices, parts, block_of_rows)
+            else:
+                each_block(matrices, LANES, block_of_rows)
 
     return kernel

@@ -21,7 +21,7 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) ->
     width = vector_width(group_size)
     channels = num_groups * group_size
 
-    @prim_func
+    @prim_func(own=("reads", "writes"))
     def kernel():
         rows = T.int64()
         x = arg("x", (1, rows, channels))

@@ -12,19 +12,31 @@ from .builder import arg, prim_func, registers
 from .simd import constant, reduce_add, span, splat, vector_width
 
 
-def mean_and_scale(load: Callable, extent: int, width: int, epsilon: float):
-    """Mean and 1 / sqrt(variance + epsilon) of ``load(i)``, vectors of ``width`` from i on, as bound scalars."""
-    total = registers((2, width))
+def mean_and_scale(load: Callable, extent: int, width: int, epsilon: float, unrolled: bool = False):
+    """Mean and 1 / sqrt(variance + epsilon) of ``load(i)``, vectors of ``width`` from i on, as bound scalars; ``unrolled``
+    without an array for the sums."""
     lanes = span(0, width)
-    for i in range(2):
-        T.buffer_store(total, constant(0.0, width), [i, lanes])
-    with T.serial(0, extent // width) as i:
-        T.buffer_store(total, total[0, lanes] + load(i * width), [0, lanes])
-    mean = T.bind(reduce_add(total[0, lanes], width) * T.float32(1.0 / extent))
-    with T.serial(0, extent // width) as i:
-        centred = T.bind(load(i * width) - splat(mean, width))
-        T.buffer_store(total, total[1, lanes] + centred * centred, [1, lanes])
-    variance = reduce_add(total[1, lanes], width) * T.float32(1.0 / extent)
+
+    def looped_sum(term: Callable):
+        total = registers((width,))
+        T.buffer_store(total, constant(0.0, width), [lanes])
+        with T.serial(0, extent // width) as i:
+            T.buffer_store(total, total[lanes] + term(load(i * width)), [lanes])
+        return total[lanes]
+
+    def unrolled_sum(term: Callable):
+        total = constant(0.0, width)
+        for i in range(0, extent, width):
+            total = T.bind(total + term(load(i)))
+        return total
+
+    def square(centred):
+        centred = T.bind(centred)
+        return centred * centred
+
+    total = unrolled_sum if unrolled else looped_sum
+    mean = T.bind(reduce_add(total(lambda value: value), width) * T.float32(1.0 / extent))
+    variance = reduce_add(total(lambda value: square(value - splat(mean, width))), width) * T.float32(1.0 / extent)
     return mean, T.bind(T.float32(1.0) / T.sqrt(variance + T.float32(epsilon)))
 
 

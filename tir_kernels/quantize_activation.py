@@ -6,6 +6,7 @@ planes are put together once a group. The relative error of a product is 7e-7, n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 from tvm import tirx
@@ -13,43 +14,51 @@ from tvm.script.ir_builder import tirx as T
 
 from .builder import arg, prim_func, registers
 from .packed import PackedGroup
-from .simd import LANES, intrinsic, splat, widen
+from .simd import LANES, constant, intrinsic, largest_magnitude, splat, widen
 
 PLANES = 3
 BASE_BITS = 7
 LARGEST = 2**20
 
 
+def planes(q, width: int) -> Iterator:
+    """The digits of int32 lanes, lowest first."""
+
+    def constant(value: int):
+        return splat(T.int32(value), width)
+
+    for _ in range(PLANES - 1):
+        digit = T.bind(T.bitwise_and(q + constant(64), constant(127)) - constant(64))
+        yield digit
+        q = T.bind(T.shift_right(q - digit, constant(BASE_BITS)))
+    yield q
+
+
+def join_planes(sums: list):
+    """The float32 number that int32x16 sums of each plane's products make together."""
+    low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], "float32", LANES)
+    return widen(sums[2], "float32", LANES) * constant(2.0 ** (2 * BASE_BITS), LANES) + low
+
+
 @lru_cache(None)
-def quantize_activation(columns: int, form: PackedGroup) -> tirx.PrimFunc:
+def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx.PrimFunc:
     """(x -> digits, scales, offsets); CPU form.
 
     x float32 [n, T, K]; scales float32 [n, T, G], max|x| / 2 ** 20 of each group; offsets int32 [n, T, 3, G], -max_int
     times the sum of a plane's digits, which folds the weights' offset into an accumulator's start; digits int32
     [n, T, 3, words * quads]: four signed bytes each, the elements of ``form.quads`` of each word's span of inputs.
+    ``parts`` run in parallel; it divides the number of whole groups, or is 1.
     """
     fields, group = form.fields, form.group
     groups, quads = form.groups(columns), len(form.quads)
 
-    @prim_func
+    @prim_func(own=("reads", "writes"))
     def kernel():
         inputs, rows = T.int64(), T.int64()
         x = arg("x", (inputs, rows, columns))
         digits = arg("digits", (inputs, rows, PLANES, groups * form.words * quads), "int32")
         scales = arg("scales", (inputs, rows, groups))
         offsets = arg("offsets", (inputs, rows, PLANES, groups), "int32")
-
-        def planes(q, width: int):
-            """The digits of int32 lanes, lowest first."""
-
-            def constant(value: int):
-                return splat(T.int32(value), width)
-
-            for _ in range(PLANES - 1):
-                digit = T.bind(T.bitwise_and(q + constant(64), constant(127)) - constant(64))
-                yield digit
-                q = T.bind(T.shift_right(q - digit, constant(BASE_BITS)))
-            yield q
 
         def quantize_group(n, t, g, length: int):
             """Group g of one row, of which ``length`` inputs exist."""
@@ -83,10 +92,7 @@ def quantize_activation(columns: int, form: PackedGroup) -> tirx.PrimFunc:
 
         def quantize_group_on_vectors(n, t, g):
             values = [T.bind(x[n, t, T.ramp(g * group + i, 1, LANES)]) for i in range(0, group, LANES)]
-            magnitudes = [T.fabs(value) for value in values]
-            while len(magnitudes) > 1:
-                magnitudes = [T.max(*magnitudes[i : i + 2]) for i in range(0, len(magnitudes), 2)]
-            top = T.bind(intrinsic("llvm.vector.reduce.fmax", "float32", magnitudes[0]))
+            top = largest_magnitude(values, LANES)
             inverse = T.bind(splat(T.float32(LARGEST) / T.max(top, T.float32(1e-30)), LANES))
             total = [None] * PLANES
             order = [word + field for word in range(0, LANES, fields) for quad in form.quads for field in quad]
@@ -106,8 +112,10 @@ def quantize_activation(columns: int, form: PackedGroup) -> tirx.PrimFunc:
             T.reads()
             T.writes()
             on_vectors = group % LANES == 0 and LANES % fields == 0
-            with T.serial(0, inputs) as n, T.serial(0, rows) as t:
-                with T.serial(0, columns // group) as g:
+            whole = columns // group // parts
+            with T.parallel(0, parts) as part, T.serial(0, inputs) as n, T.serial(0, rows) as t:
+                with T.serial(0, whole) as i:
+                    g = part * whole + i
                     quantize_group_on_vectors(n, t, g) if on_vectors else quantize_group(n, t, g, group)
                 if columns % group:
                     quantize_group(n, t, groups - 1, columns % group)

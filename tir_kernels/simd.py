@@ -7,6 +7,7 @@ A kernel is a Python function that builds TIR: Python loops unroll, ``T`` frames
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -47,6 +48,12 @@ def intrinsic(name: str, dtype: str, *args):
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
+def prefetch(address, level: int = 1) -> None:
+    """Ask for the cache line at an address, to be read soon, into the cache of ``level``."""
+    name = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+    T.evaluate(T.call_llvm_intrin(name, address, T.int32(0), T.int32(4 - level), T.int32(1), dtype="void"))
+
+
 def exp(x, width: int):
     """exp(x) of float32 lanes, relative error 1e-7: Cephes' expf, with x clamped to +-87."""
     x = T.bind(T.max(T.min(x, constant(87.0, width)), constant(-87.0, width)))
@@ -84,6 +91,13 @@ def reduce_add(x, width: int):
         half = vector_type("float32", width)
         x = T.bind(T.vectorlow(half, x) + T.vectorhigh(half, x))
     return T.Shuffle([x], [0]) + T.Shuffle([x], [1])
+
+
+def largest_magnitude(values: list, width: int):
+    """max |x| over the lanes of all vectors. The order of magnitudes is that of their bits, and integers have the faster
+    horizontal maximum."""
+    bits = [T.reinterpret(T.fabs(value), dtype=vector_type("int32", width)) for value in values]
+    return T.bind(T.reinterpret(intrinsic("llvm.vector.reduce.smax", "int32", reduce(T.max, bits)), dtype="float32"))
 
 
 ACTIVATIONS = {None: lambda x, width: x, "sigmoid": sigmoid, "silu": silu, "squared_relu": squared_relu}

@@ -8,9 +8,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .builder import arg, prim_func, registers
-from .simd import LANES, constant, reduce_add, span
+from .simd import LANES, constant, prefetch, reduce_add, span
 
 CHAINS = 8  # vectors in flight, so that additions do not wait for one another
+AHEAD = 1024  # elements, 4 KB, as in gemv
 
 
 @lru_cache(None)
@@ -33,6 +34,7 @@ def stream() -> tirx.PrimFunc:
                     T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
                 with T.serial(0, extent // step) as i:
                     for j in range(CHAINS):
+                        prefetch(T.address_of(x[block, i * step + j * LANES + AHEAD]))
                         at = T.ramp(i * step + j * LANES, 1, LANES)
                         T.buffer_store(acc, acc[j, lanes] + x[block, at], [j, lanes])
                 total = acc[0, lanes]

@@ -25,6 +25,12 @@ from .simd import exp, span, vector_width
 CHAINS = 4  # vectors in flight: a channel's recurrence is one long dependency chain
 
 
+def wkv4_channels(channels: int) -> int:
+    """Channels that the CPU form keeps in registers together; its parallel loop runs over blocks of so many."""
+    width = vector_width(channels)
+    return width * math.gcd(CHAINS, channels // width)
+
+
 @lru_cache(None)
 def wkv4(
     channels: int,
@@ -38,10 +44,10 @@ def wkv4(
     and u: [C]; every state: [B, C]. ``segment_ends``, ``slots`` and ``in_place`` as in ``wkv5``.
     """
     width = vector_width(channels) if device == "cpu" else 1
-    chains = math.gcd(CHAINS, channels // width) if device == "cpu" else 1
-    block = width * chains
+    block = wkv4_channels(channels) if device == "cpu" else 1
+    chains = block // width
 
-    @prim_func
+    @prim_func(own=("reads", "writes"))
     def kernel():
         batch, rows, num_slots = T.int64(), T.int64(), T.int64()
         if phase == "decode":

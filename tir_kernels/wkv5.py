@@ -45,7 +45,7 @@ def wkv5(
     heads, size = num_heads, head_size
     width = vector_width(size)
 
-    @prim_func
+    @prim_func(own=("reads", "writes"))
     def kernel():
         batch, rows, num_slots = T.int64(), T.int64(), T.int64()
         if phase == "decode":

@@ -16,7 +16,7 @@ from ..quantization.schemes import Scheme, get_scheme
 from .disk import digest, read_json
 from .names import CHAT_CONFIG, PARAMS, TENSOR_INDEX
 from .record import BuildRecord, LibraryRecord
-from .shards import Shard, read_index, verify
+from .shards import Shard, StoredTensor, read_index, verify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +73,29 @@ class Artifact:
         """The model's parameters, in the order in which the compiled functions take what is stored of them."""
         return model_module(self.config).parameters(self.config)
 
-    def parameters(self) -> dict[str, np.ndarray]:
-        """Read-only views on the mapped shards by stored name, in the order of ``model_parameters``.
+    def tensors(self) -> dict[str, StoredTensor]:
+        """What the shards hold, by stored name, in the order of ``model_parameters``.
 
         Raises one UserError that lists every tensor that is missing, surplus or not of the scheme's shape and dtype."""
-        found = {name: array for shard in self.shards for name, array in shard.arrays().items()}
+        found = {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
         expected = {name: form for p in self.model_parameters for name, form in self.scheme.stored(p).items()}
         problems = [f"missing {name}" for name in expected if name not in found]
         problems += [f"unknown {name}" for name in found if name not in expected]
         for name, (shape, dtype) in expected.items():
-            if name in found and (found[name].shape, found[name].dtype.name) != (shape, dtype):
-                array = found[name]
-                problems.append(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")
+            if name in found and (found[name].shape, found[name].dtype) != (shape, dtype):
+                tensor = found[name]
+                problems.append(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}")
         if problems:
             raise UserError(
                 f"The parameters in {self.path / PARAMS} do not fit their configuration, {len(problems)} tensors are "
                 f"wrong: {'; '.join(problems)}; build the artifact again."
             )
         return {name: found[name] for name in expected}
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """``tensors`` as read-only views on the mapped shards. Raises UserError as that does."""
+        mapped = {name: array for shard in self.shards for name, array in shard.arrays().items()}
+        return {name: mapped[name] for name in self.tensors()}
 
     def dequantized_parameters(self) -> dict[str, np.ndarray]:
         """Float32 parameters, matrices [out, in], by ``Parameter.name``: what the compiled model computes with."""

@@ -22,7 +22,8 @@ from .names import BUILD_RECORD, library_name
 @dataclass(frozen=True)
 class LibraryRecord:
     """One compiled library. ``target`` is TVM's description of the target, ``cpu_features`` what its code needs of the
-    CPU (``avx512vnni``), ``versions`` those of the packages that built it, ``time`` UTC in ISO 8601."""
+    CPU (``avx512vnni``), ``versions`` those of the packages that built it, ``time`` UTC in ISO 8601;
+    ``prefill_activations`` is "float32", or "int8" where reading a prompt is faster than exact."""
 
     path: Path
     sha256: str
@@ -30,6 +31,7 @@ class LibraryRecord:
     cpu_features: list[str]
     versions: dict[str, str]
     time: str
+    prefill_activations: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,12 @@ class BuildRecord:
 
 
 def add_library(
-    folder: Path, built: Path, target_name: str, target: dict[str, Any], cpu_features: list[str]
+    folder: Path,
+    built: Path,
+    target_name: str,
+    target: dict[str, Any],
+    cpu_features: list[str],
+    prefill_activations: str = "float32",
 ) -> LibraryRecord:
     """Copy the library ``built`` into the artifact ``folder``, in place of an older one for ``target_name``.
 
@@ -107,9 +114,8 @@ def add_library(
         partial = path.with_name(f".{path.name}.partial")
         try:
             shutil.copyfile(built, partial)
-            library = LibraryRecord(
-                path, digest(partial, "sha256"), target, sorted(cpu_features), package_versions(), _now()
-            )
+            digested, versions = digest(partial, "sha256"), package_versions()
+            library = LibraryRecord(path, digested, target, sorted(cpu_features), versions, _now(), prefill_activations)
             if old := record.libraries.pop(target_name, None):
                 record.write(folder)
                 old.path.unlink(missing_ok=True)

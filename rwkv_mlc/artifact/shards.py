@@ -73,9 +73,21 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class StoredTensor:
+    """A tensor in a shard; a slice of it is read from the file."""
+
+    path: Path
     shape: tuple[int, ...]
     dtype: str
     offset: int
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Raises UserError for a file that has become shorter."""
+        start, stop, _ = rows.indices(self.shape[0])
+        dtype, row = DTYPES[self.dtype], math.prod(self.shape[1:])
+        array = np.fromfile(self.path, dtype, (stop - start) * row, offset=self.offset + start * row * dtype.itemsize)
+        if array.size != (stop - start) * row:
+            raise UserError(f"{self.path} is damaged: it ends too early; build or copy it again.")
+        return array.reshape(stop - start, *self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -102,17 +114,17 @@ def read_index(folder: Path) -> list[Shard]:
 
 
 def _read_shard(folder: Path, shard: dict[str, Any]) -> Shard:
+    name = shard["dataPath"]
+    if Path(name).name != name:
+        raise ValueError(name)
     tensors = {}
     for record in shard["records"]:
-        tensor = StoredTensor(tuple(record["shape"]), record["dtype"], record["byteOffset"])
+        tensor = StoredTensor(folder / name, tuple(record["shape"]), record["dtype"], record["byteOffset"])
         nbytes = DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape)
         sound = all(type(n) is int and n > 0 for n in tensor.shape) and record["format"] == "raw"
         if not sound or not 0 <= tensor.offset <= shard["nbytes"] - nbytes:
             raise ValueError(record["name"])
         tensors[record["name"]] = tensor
-    name = shard["dataPath"]
-    if Path(name).name != name:
-        raise ValueError(name)
     return Shard(folder / name, shard["nbytes"], shard["md5sum"], tensors)
 
 
@@ -129,7 +141,7 @@ def verify(folder: Path, shards: list[Shard]) -> None:
     suspects = [shard for shard in shards if verified.get(shard.path.name) != stamps[shard.path.name]]
     if not suspects:
         return
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for shard, found in zip(suspects, pool.map(lambda shard: digest(shard.path, "md5"), suspects)):
             if found != shard.md5sum:
                 raise UserError(f"{shard.path} is damaged: its checksum differs; build the artifact again.")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def add_parser(subparsers) -> None:
@@ -15,7 +19,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--decode", type=int, default=64, metavar="N", help="at least this many single tokens")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded together")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (all cores)")
-    parser.add_argument("--breakdown", action="store_true", help="add the time of every kernel")
+    parser.add_argument("--breakdown", action="store_true", help="add where the time goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.set_defaults(run=run)
 
@@ -41,9 +45,10 @@ def _print(result: dict) -> None:
     from rich.table import Table
 
     console = Console()
+    bandwidth = " and ".join(f"{value / 1e9:.1f}" for value in result["decode"]["read_bandwidth"])
     console.print(
-        f"{result['model']}, {result['threads']} threads; this machine reads {result['read_bandwidth'] / 1e9:.1f} GB/s and "
-        f"multiplies {result['gemm_peak'] / 1e9:.0f} GFLOP/s ({result['gemm_peak_of']})",
+        f"{result['model']}, {result['threads']} threads; this machine reads {bandwidth} GB/s (before and after "
+        f"decoding) and multiplies {result['gemm_peak'] / 1e9:.0f} GFLOP/s ({result['gemm_peak_of']})",
         highlight=False,
     )
     table = Table("", "tok/s", "p10", "p90", "of the limit", "runs")
@@ -59,11 +64,38 @@ def _print(result: dict) -> None:
         f"{result['weight_bytes'] / 1e9:.2f} GB of weights read for a token",
         highlight=False,
     )
-    for name, kernels in result.get("breakdown", {}).items():
-        table = Table("kernel", "calls", "ms", title=name)
-        for row in kernels:
-            table.add_row(row["kernel"], str(row["calls"]), f"{row['seconds'] * 1e3:.3f}")
-        console.print(table)
+    if "prefill_error" in result:
+        error = result["prefill_error"]
+        console.print(
+            f"prefill takes {result['prefill_activations']} activations: its logits differ by {error['relative_rms']:.2e} "
+            f"of their root mean square, at most by {error['max_abs']:.2g}",
+            highlight=False,
+        )
+    for name, parts in result.get("breakdown", {}).items():
+        _print_breakdown(console, name, parts)
+
+
+def _print_breakdown(console: Console, name: str, parts: dict) -> None:
+    from rich.table import Table
+
+    amount, unit = ("bytes", "GB/s") if name == "decode" else ("operations", "GFLOP/s")
+    table = Table("kernels", "calls", "ms", "of the time", unit, title=name)
+    for row in parts["groups"]:
+        speed = f"{row[amount] / row['seconds'] / 1e9:.1f}" if row[amount] else ""
+        share = f"{row['seconds'] / parts['seconds']:.1%}"
+        table.add_row(row["group"].replace("_", " "), str(row["calls"]), _milliseconds(row["seconds"]), share, speed)
+    outside = parts["outside_seconds"]
+    table.add_row("outside", "", _milliseconds(outside), f"{outside / parts['seconds']:.1%}", "")
+    table.add_row("all", "", _milliseconds(parts["seconds"]), "", "")
+    console.print(table)
+    table = Table("layer", "time mixing, ms", "channel mixing, ms", title=name)
+    for layer, row in enumerate(parts["layers"]):
+        table.add_row(str(layer), _milliseconds(row["time_mixing"]), _milliseconds(row["channel_mixing"]))
+    console.print(table)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f}"
 
 
 def _lengths(text: str) -> list[int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..build import Source
+    from ..compiler.graph import Activations
     from ..config import RWKVConfig
     from ..quantization.schemes import Scheme
 
@@ -64,6 +65,9 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     text = 'auto (this CPU), llvm, "llvm -mcpu=NAME" or a TVM target as JSON; an artifact has one library for each name'
     parser.add_argument("--target", default="auto", help=text)
     parser.add_argument("--mcpu", help="CPU to compile for, in LLVM's names (this machine's)")
+    parser.add_argument(
+        "--int8-prefill", action="store_true", help="read prompts faster and less exactly; bench tells by how much"
+    )
     parser.add_argument("--debug-dump", action="store_true", help="write the module after every phase to debug/")
     parser.add_argument("--system-lib", action="store_true", help="object files to link into a program, as .tar")
 
@@ -75,8 +79,10 @@ def run_build(args: argparse.Namespace) -> int:
     from ..quantization.schemes import get_scheme
 
     scheme = get_scheme(args.quantization)
+    if args.reuse_lib and args.int8_prefill:
+        raise UserError("--reuse-lib adds a library as it was compiled; leave --int8-prefill out.")
     if not args.reuse_lib and not args.convert_weights_only:
-        _check_target(args)
+        _check_target(args, scheme)
     source = _open_source(args, models_dir=args.artifact_path / "models")
     name = artifact_name(source.checkpoint.name, scheme.name)
     final = args.artifact_path / name
@@ -129,8 +135,8 @@ def run_gen_config(args: argparse.Namespace) -> int:
 def run_compile(args: argparse.Namespace) -> int:
     from ..artifact import Artifact, staging
 
-    _check_target(args)
     artifact = Artifact.open(args.artifact)
+    _check_target(args, artifact.scheme)
     with staging(artifact.path, keep=lambda file: True) as folder:
         _compile(args, artifact.config, artifact.scheme, folder, artifact.path)
     return 0
@@ -164,12 +170,19 @@ def _open_source(args: argparse.Namespace, models_dir: Path = Path("dist/models"
     return source
 
 
-def _check_target(args: argparse.Namespace) -> None:
-    """Before anything takes time. Raises UserError for an unknown target, and where there is no linker for it."""
+def _activations(args: argparse.Namespace) -> Activations:
+    return "int8" if args.int8_prefill else "float32"
+
+
+def _check_target(args: argparse.Namespace, scheme: Scheme) -> None:
+    """Before anything takes time. Raises UserError for an unknown target, where there is no linker for it, and for
+    activations that it or the scheme does not have."""
+    from ..compiler.graph import check_activations
     from ..compiler.link import find_linker
     from ..compiler.targets import resolve_target
 
     target = resolve_target(args.target, args.mcpu)
+    check_activations(_activations(args), scheme, target)
     find_linker(target, ".tar" if args.system_lib else target.suffix)
     print(f"Target configured: {target.tvm}")
 
@@ -215,10 +228,19 @@ def _compile(args: argparse.Namespace, config: RWKVConfig, scheme: Scheme, folde
     dump_dir = folder / "debug" if args.debug_dump else None
     with Console(stderr=True).status("Compiling..."):
         library = build.compile_library(
-            config, scheme, args.target, folder, mcpu=args.mcpu, dump_dir=dump_dir, system_lib=args.system_lib
+            config,
+            scheme,
+            args.target,
+            folder,
+            mcpu=args.mcpu,
+            dump_dir=dump_dir,
+            system_lib=args.system_lib,
+            prefill_activations=_activations(args),
         )
     for path in sorted(dump_dir.iterdir()) if dump_dir else ():
         print(f"Dump mod to {final / path.relative_to(folder)}")
+    if args.int8_prefill:
+        print("Prompts are read with int8 activations. You can use rwkv-mlc bench to see the error")
     print(f"Finish exporting to {final / library.path.name}")
 
 

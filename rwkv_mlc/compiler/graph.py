@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import tvm
 from tvm import relax, tirx
 
+from tir_kernels.gemm_int8 import TILES
+
 from ..config import RWKVConfig
+from ..errors import UserError
 from ..models import model_module
 from ..ops.cpu import CPUOps
-from ..quantization.schemes import Scheme
+from ..quantization.schemes import FloatForm, Scheme
+from .merge import MERGED
 from .state import ExplicitState
 from .targets import CompileTarget
 from .weights import Weights, runtime_tensors
+
+Activations = Literal["float32", "int8"]
 
 FAMILIES = {"cpu": CPUOps}
 PHASES = {"prefill": "prefill", "score": "prefill", "decode": "decode", "batch_decode": "decode"}
 
 
-def build_module(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> tvm.IRModule:
+def build_module(
+    config: RWKVConfig, scheme: Scheme, target: CompileTarget, prefill_activations: Activations = "float32"
+) -> tvm.IRModule:
     """The functions of a library.
 
     ``prefill``, ``score``, ``decode`` and ``batch_decode`` all take (tokens int32 [T], segment_ends int32 [B], slots int32
@@ -28,31 +37,59 @@ def build_module(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> t
     parameters in the order of ``_metadata()["params"]``. ``prefill``, ``batch_decode`` (one token a sequence, T = B) and
     ``decode`` (T = B = 1) return the logits after each sequence's last token, float32 [1, B, V]; ``score`` those at every
     position, [1, T, V]. ``_metadata`` returns a JSON string. The family adds functions that measure the machine.
+
+    ``prefill_activations`` "int8" rounds what the matrices of the blocks read in ``prefill``, and nowhere else, to 8 bits.
+    Raises UserError where that cannot be.
     """
+    check_activations(prefill_activations, scheme, target)
     builder = relax.BlockBuilder()
     for name in PHASES:
-        _emit_function(builder, name, config, scheme, target)
+        _emit_function(builder, name, config, scheme, target, prefill_activations)
     FAMILIES[target.family].emit_probes(builder)
     with builder.function("_metadata", []):
-        text = json.dumps(metadata(config, scheme, target))
+        text = json.dumps(metadata(config, scheme, target, prefill_activations))
         builder.emit_func_output(tvm.ir.StringImm(text))
     return builder.finalize()
 
 
-def metadata(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> dict:
-    """What a runner must know to call the library: the parameters in order, with the layout each is wanted in."""
+def check_activations(prefill_activations: Activations, scheme: Scheme, target: CompileTarget) -> None:
+    """Raises UserError for int8 with a scheme of floats, and on a target without the instruction that makes it faster."""
+    if prefill_activations == "float32":
+        return
+    if isinstance(scheme.linear, FloatForm):
+        raise UserError(
+            f"--int8-prefill needs quantised weights and {scheme.name} has none; choose one such as q4f16_1."
+        )
+    if target.integer_dot not in TILES:
+        raise UserError(
+            "--int8-prefill needs a CPU with AVX-512 VNNI and the target is none; name one with --mcpu, such as "
+            "icelake-server, or leave the option out."
+        )
+
+
+def metadata(
+    config: RWKVConfig, scheme: Scheme, target: CompileTarget, prefill_activations: Activations = "float32"
+) -> dict:
+    """What a runner must know to call the library, the parameters in order with the layout each is wanted in, and what
+    the library was built with."""
     layout_of = FAMILIES[target.family].layout_of
     tensors = runtime_tensors(model_module(config).parameters(config), scheme, layout_of)
     return {
         "model_config": config.to_dict(),
         "quantization": scheme.name,
         "target": target.name,
+        "prefill_activations": prefill_activations,
         "params": [{"name": t.name, "shape": t.shape, "dtype": t.dtype, "layout": t.layout} for t in tensors],
     }
 
 
 def _emit_function(
-    builder: relax.BlockBuilder, name: str, config: RWKVConfig, scheme: Scheme, target: CompileTarget
+    builder: relax.BlockBuilder,
+    name: str,
+    config: RWKVConfig,
+    scheme: Scheme,
+    target: CompileTarget,
+    prefill_activations: Activations,
 ) -> None:
     model, phase = model_module(config), PHASES[name]
     batch = 1 if name == "decode" else tirx.Var("batch", "int64")
@@ -67,7 +104,8 @@ def _emit_function(
     slots = relax.Var("slots", relax.TensorType([batch], "int32"))
     states, params = relax.Var("states", relax.ObjectType()), relax.Var("params", relax.ObjectType())
 
-    with builder.function(name, [tokens, segment_ends, slots, states, params]):
+    attributes = {MERGED: True} if name == "decode" and target.family == "cpu" else None
+    with builder.function(name, [tokens, segment_ends, slots, states, params], attributes):
         with builder.dataflow():
 
             def item(container: relax.Var, index: int, shape: list, dtype: str) -> relax.Var:
@@ -85,7 +123,9 @@ def _emit_function(
                     for i, (layer, s) in enumerate(roles)
                 }
             )
-            ops = FAMILIES[target.family](builder, config, target, phase, tokens, segment_ends, slots)
+            family = FAMILIES[target.family]
+            int8 = name == "prefill" and prefill_activations == "int8"
+            ops = family(builder, config, target, phase, tokens, segment_ends, slots, int8_activations=int8)
             x = model.forward(config, ops, weights, state, tokens)
             if name != "score":
                 x = ops.last_rows(x)

@@ -68,7 +68,7 @@ def _zig(architecture: str) -> Linker:
         raise UserError(f"Linking for {architecture} needs zig; install it with pip install ziglang.") from None
 
     def link(output: str, objects: list[str]) -> None:
-        zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{architecture}-linux-gnu"]
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-gnu"]
         result = subprocess.run([*zig, "-shared", "-o", output, *objects], capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(f"Compilation error:\n{result.stderr}")

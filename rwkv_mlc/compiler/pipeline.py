@@ -9,6 +9,8 @@ import tvm
 from tvm import relax, tirx
 
 from ..artifact.disk import beside
+from .float16 import widen_by_integers
+from .merge import merge_kernels
 from .targets import CompileTarget
 
 transform = relax.transform
@@ -31,10 +33,11 @@ def attach_symbols(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRMod
 
 
 PHASES: list[tuple[str, list[Callable]]] = [
-    ("1-lower", [transform.ToNonDataflow, transform.RemovePurityChecking, transform.CallTIRRewrite]),
-    ("2-memory", [transform.StaticPlanBlockMemory, transform.LowerAllocTensor, transform.KillAfterLastUse]),
+    ("1-merge", [lambda: merge_kernels]),
+    ("2-lower", [transform.ToNonDataflow, transform.RemovePurityChecking, transform.CallTIRRewrite]),
+    ("3-memory", [transform.StaticPlanBlockMemory, transform.LowerAllocTensor, transform.KillAfterLastUse]),
     (
-        "3-runtime",
+        "4-runtime",
         [
             transform.LowerRuntimeBuiltin,
             transform.ComputePrimValue,
@@ -57,6 +60,8 @@ def compile_module(
                 path.write_text(module.script(), encoding="utf-8")
 
     dump("0-graph", mod)
+    if not target.converts_float16:
+        mod = widen_by_integers(mod)
     with target.tvm:
         for name, passes in PHASES:
             mod = tvm.transform.Sequential([make() for make in passes])(mod)

@@ -13,6 +13,23 @@ from tvm.target import Target, codegen
 from ..cpu_features import REQUIRED_FEATURES, host_features
 from ..errors import UserError
 
+# Kernels by CPU features (LLVM's names), best first: ``integer_dot`` of ``tir_kernels.gemv`` and ``tile`` of
+# ``tir_kernels.gemm``. Chosen by measurement on x86, by counting instructions on Arm.
+CPU_KERNELS: list[tuple[set[str], str | None, tuple[int, int]]] = [
+    ({"avx512vnni", "avx512bw", "avx512vl"}, "vnni", (6, 4)),
+    ({"avx512bw", "avx512vl"}, "avx512", (6, 4)),
+    ({"avx2", "avxvnni"}, "avxvnni", (6, 1)),
+    ({"avx2"}, "avx2", (6, 1)),
+    ({"avx"}, "ssse3", (6, 1)),
+    ({"ssse3"}, "ssse3", (2, 1)),
+    ({"neon", "i8mm"}, "usdot", (6, 1)),
+    ({"neon", "dotprod"}, "sdot", (6, 1)),
+    ({"neon"}, None, (6, 1)),
+    (set(), None, (2, 1)),
+]
+
+UNLISTED_CPUS = ("apple-m1", "apple-m2", "apple-m3")  # LLVM takes these names and does not list them
+
 
 @dataclass(frozen=True)
 class CompileTarget:
@@ -20,7 +37,7 @@ class CompileTarget:
 
     ``name`` is the suffix of the library's file name, ``family`` the class of ``rwkv_mlc.ops`` that writes its graph,
     ``suffix`` the library's file type. ``features`` are the CPU features that the code may use (LLVM's names);
-    ``integer_dot`` and ``gemm_tile`` choose kernels of ``tir_kernels.gemv`` and ``tir_kernels.gemm``."""
+    ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``)."""
 
     name: str
     tvm: Target
@@ -35,6 +52,15 @@ class CompileTarget:
         """TVM's description of the target as JSON data."""
         return json.loads(str(self.tvm))
 
+    @property
+    def converts_float16(self) -> bool:
+        """Whether the CPU has instructions for it."""
+        return not {"f16c", "neon"}.isdisjoint(self.features)
+
+    def integer_dot_for(self, bits: int) -> str | None:
+        """``integer_dot`` for weights of so many bits: Arm's sdot takes signed bytes."""
+        return "sdot_of_bytes" if self.integer_dot == "sdot" and bits == 8 else self.integer_dot
+
 
 def _llvm(options: dict) -> CompileTarget:
     """CPUs through LLVM: this machine's, unless ``mcpu`` or ``mtriple`` says otherwise."""
@@ -46,7 +72,7 @@ def _llvm(options: dict) -> CompileTarget:
     _check_name("architecture", triple.partition("-")[0], codegen.llvm_get_targets())
     if options.keys() & {"mcpu", "mtriple"}:
         cpus = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
-        _check_name("CPU", attributes.get("mcpu", "generic"), [*cpus, "generic"])
+        _check_name("CPU", attributes.get("mcpu", "generic"), [*cpus, *UNLISTED_CPUS, "generic"])
     else:
         attributes["mcpu"] = codegen.llvm_get_system_cpu()
         attributes["mattr"] = [*_host_differences(attributes), *mattr]
@@ -55,15 +81,15 @@ def _llvm(options: dict) -> CompileTarget:
     for name in mattr:
         if not name.startswith("-") and name[1:] not in available:
             raise UserError(f"The target's mattr has {name!r}; expected +feature or -feature, in LLVM's names.")
-    wide = {"avx512f", "avx512bw", "avx512vl"} <= available
+    integer_dot, gemm_tile = next((dot, tile) for features, dot, tile in CPU_KERNELS if features <= available)
     return CompileTarget(
         name="llvm",
         tvm=target,
         family="cpu",
         suffix=".so",
         features=tuple(name for name in REQUIRED_FEATURES if name in available),
-        integer_dot=("vnni" if "avx512vnni" in available else "avx512") if wide else None,
-        gemm_tile=(6, 4) if wide else (4, 1),
+        integer_dot=integer_dot,
+        gemm_tile=gemm_tile,
     )
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from tir_kernels.packed import Packed, PackedFloat, PackedGroup
+from tir_kernels.packed import Packed, PackedFloat, PackedGroup, TiledFloat, TiledGroup
 
 from ..models import Parameter
-from ..models.parameter import Role
 from ..quantization.layouts import LAYOUTS
 from ..quantization.schemes import FloatForm, GroupForm, Scheme
 
@@ -35,20 +34,25 @@ class MatrixWeight:
     tensors: tuple[relax.Expr, ...]
 
 
-def packed_form(form: FloatForm | GroupForm) -> Packed:
+def packed_form(parameter: Parameter, form: FloatForm | GroupForm) -> Packed:
+    """In tiles where inputs can be left out; fields of 3 bits fill no line."""
     if isinstance(form, FloatForm):
-        return PackedFloat(form.dtype)
-    return PackedGroup(form.bits, form.group, form.scale_dtype)
+        return (TiledFloat if parameter.sparse_input else PackedFloat)(form.dtype)
+    tiled = parameter.sparse_input and 8 % form.bits == 0
+    return (TiledGroup if tiled else PackedGroup)(form.bits, form.group, form.scale_dtype)
 
 
 def runtime_tensors(
-    parameters: list[Parameter], scheme: Scheme, layout_of: Callable[[Role, FloatForm | GroupForm], str]
+    parameters: list[Parameter],
+    scheme: Scheme,
+    layout_of: Callable[[Parameter, FloatForm | GroupForm], tuple[str, ...]],
 ) -> list[RuntimeTensor]:
     """Every tensor of a model in the order in which the compiled functions take them; ``layout_of`` is the family's."""
     result = []
     for parameter in parameters:
-        layout = layout_of(parameter.role, scheme.form(parameter.role))
-        for name, (shape, dtype) in scheme.stored(parameter).items():
+        stored = scheme.stored(parameter)
+        layouts = layout_of(parameter, scheme.form(parameter.role))
+        for layout, (name, (shape, dtype)) in zip(layouts, stored.items(), strict=True):
             result.append(RuntimeTensor(name, LAYOUTS[layout].shape(shape), dtype, layout))
     return result
 
@@ -65,10 +69,10 @@ class Weights:
         found = {}
         for p in parameters:
             tensors = tuple(variables[name] for name in scheme.stored(p))
-            is_vector = p.role == "vector"
-            found[p.name] = (
-                tensors[0] if is_vector else MatrixWeight(packed_form(scheme.form(p.role)), p.shape, tensors)
-            )
+            if p.role == "vector":
+                (found[p.name],) = tensors
+            else:
+                found[p.name] = MatrixWeight(packed_form(p, scheme.form(p.role)), p.shape, tensors)
         return cls(found)
 
     def at(self, name: str) -> Weights:

@@ -20,6 +20,7 @@ from .state_file import load_state, save_state
 from .stream import TextStream
 from .templates import Template
 
+FEW_TOKENS = 8  # up to here one step a token is faster than a prefill, which expands all weights first
 SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
 TARGET_OF_DEVICE = {"cpu": "llvm"}
 
@@ -123,7 +124,7 @@ class Engine:
         self.tokenizer = load_tokenizer(self.artifact.tokenizer_files)
         self.library = self.artifact.library(TARGET_OF_DEVICE[device])
         check_library(self.library)
-        self.runner = Runner(self.library.path, self.artifact.parameters(), device)
+        self.runner = Runner(self.library.path, self.artifact.tensors(), device)
         compiled = dataclasses.replace(self.runner.config, context_length=self.artifact.config.context_length)
         if compiled != self.artifact.config:
             raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")
@@ -151,12 +152,19 @@ class Engine:
             raise UserError("There is nothing to read: give at least one token.")
         began = time.perf_counter()
         for start in range(0, len(tokens), self.prefill_chunk):
-            logits = self.runner.run("prefill", [tokens[start : start + self.prefill_chunk]], state)
+            logits = self._read(tokens[start : start + self.prefill_chunk], state)
             if self.progress:
                 self.progress(min(start + self.prefill_chunk, len(tokens)), len(tokens))
         self.stats.prefill_tokens += len(tokens)
         self.stats.prefill_seconds += time.perf_counter() - began
         return logits[0]
+
+    def _read(self, tokens: Sequence[int], state: State) -> np.ndarray:
+        if len(tokens) > FEW_TOKENS:
+            return self.runner.run("prefill", [tokens], state)
+        for token in tokens:
+            logits = self.runner.run("decode", [[token]], state)
+        return logits
 
     def decode(self, token: int, state: State) -> np.ndarray:
         """Read one token; returns the logits after it, float32 [V]."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tvm_ffi
-from tvm.runtime import Tensor, device, empty, load_module, tensor
-from tvm.runtime.vm import VirtualMachine
 
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..models import StateTensor, model_module
 from ..quantization.layouts import LAYOUTS
+from .parameters import Stored, load_parameters
 from .threads import start_threads
+from .tvm_runtime import Tensor, tensor, to_numpy, tvm_ffi, virtual_machine
 
 FUNCTIONS = ("prefill", "score", "decode", "batch_decode")
 
@@ -37,38 +36,29 @@ class State:
         return int(self.tensors[0].shape[0])
 
     def copy(self) -> State:
-        return State([tensor(t.numpy(), t.device) for t in self.tensors])
+        return State([tensor(np.from_dlpack(t), t.device) for t in self.tensors])
 
     def arrays(self) -> list[np.ndarray]:
         """Copies of the tensors, in order."""
-        return [t.numpy() for t in self.tensors]
+        return [to_numpy(t) for t in self.tensors]
 
 
 class Runner:
     """Calls ``prefill``, ``score``, ``decode`` and ``batch_decode`` of a library.
 
-    ``parameters`` are the stored tensors by name, as an artifact maps them; each is permuted into the layout that the
-    library's metadata asks for. Raises UserError when the library asks for a tensor that is not there."""
+    ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
+    library's metadata asks for. Raises UserError when the library asks for a tensor that is not there, or for one of
+    another shape or dtype."""
 
-    def __init__(self, library: Path, parameters: Mapping[str, np.ndarray], device_name: str = "cpu"):
-        self.device = device(device_name)
-        self.threads = start_threads()
-        self.vm = VirtualMachine(load_module(str(library)), self.device)
+    def __init__(self, library: Path, parameters: Mapping[str, Stored], device_name: str = "cpu"):
+        self.device = tvm_ffi.device(device_name)
+        self.vm = virtual_machine(library, self.device)
         metadata = json.loads(self.vm["_metadata"]())
         self.config = RWKVConfig.from_dict(metadata["model_config"])
         self.state_layout: list[StateTensor] = model_module(self.config).states(self.config)
-        missing = [p["name"] for p in metadata["params"] if p["name"] not in parameters]
-        if missing:
-            raise UserError(f"{library} asks for parameters that are not there: {', '.join(missing)}; build it again.")
-
-        def load(spec: dict) -> Tensor:
-            target = empty(tuple(spec["shape"]), spec["dtype"], self.device)
-            source = LAYOUTS[spec["layout"]].permute(parameters[spec["name"]])
-            np.copyto(np.from_dlpack(target), source)
-            return target
-
-        with ThreadPoolExecutor() as pool:
-            self.params = tvm_ffi.convert(list(pool.map(load, metadata["params"])))
+        _check(library, metadata["params"], parameters)
+        self.params = tvm_ffi.convert(load_parameters(metadata["params"], parameters))
+        self.threads = start_threads()
         try:
             self.functions = {name: self.vm[name] for name in FUNCTIONS}
         except AttributeError:
@@ -107,6 +97,20 @@ class Runner:
             )
         ends = np.cumsum([len(tokens) for tokens in sequences], dtype=np.int32)
         chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
-        inputs = (tensor(array, self.device) for array in (tokens.astype(np.int32), ends, chosen))
-        logits = self.functions[function](*inputs, state.packed, self.params).numpy()
-        return logits.reshape(-1, self.config.vocab_size)
+        inputs = (tvm_ffi.from_dlpack(array) for array in (tokens.astype(np.int32), ends, chosen))
+        logits = self.functions[function](*inputs, state.packed, self.params)
+        return np.from_dlpack(logits).reshape(-1, self.config.vocab_size)
+
+
+def _check(library: Path, specs: Sequence[Mapping[str, Any]], parameters: Mapping[str, Stored]) -> None:
+    missing = [spec["name"] for spec in specs if spec["name"] not in parameters]
+    if missing:
+        raise UserError(f"{library} asks for parameters that are not there: {', '.join(missing)}; build it again.")
+    for spec in specs:
+        stored, layout = parameters[spec["name"]], LAYOUTS[spec["layout"]]
+        found, expected = (layout.shape(stored.shape), str(stored.dtype)), (tuple(spec["shape"]), spec["dtype"])
+        if found != expected:
+            raise UserError(
+                f"{library} asks for {spec['name']} as {expected[1]} {list(expected[0])} and would get {found[1]} "
+                f"{list(found[0])}; build it again."
+            )

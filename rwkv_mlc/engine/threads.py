@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import tvm_ffi
+from .tvm_runtime import tvm_ffi
 
 VARIABLE = "TVM_NUM_THREADS"
 

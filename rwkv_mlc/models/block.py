@@ -12,8 +12,8 @@ def norm(name: str, source: str, size: int) -> list[Parameter]:
     return [Parameter(f"{name}.{part}", f"{source}.{part}", (size,)) for part in ("weight", "bias")]
 
 
-def linear(name: str, source: str, outputs: int, inputs: int) -> Parameter:
-    return Parameter(f"{name}.weight", f"{source}.weight", (outputs, inputs), "linear")
+def linear(name: str, source: str, outputs: int, inputs: int, sparse_input: bool = False) -> Parameter:
+    return Parameter(f"{name}.weight", f"{source}.weight", (outputs, inputs), "linear", sparse_input=sparse_input)
 
 
 def mix(name: str, source: str, target: str, size: int) -> Parameter:
@@ -35,7 +35,7 @@ def parameters(config: RWKVConfig, attention: Callable[[str, str], list[Paramete
         result += [
             linear(f"{feed_forward}.key", f"{ffn}.key", f, c),
             linear(f"{feed_forward}.receptance", f"{ffn}.receptance", c, c),
-            linear(f"{feed_forward}.value", f"{ffn}.value", c, f),
+            linear(f"{feed_forward}.value", f"{ffn}.value", c, f, sparse_input=True),
         ]
     return [*result, *norm("model.ln_out", "ln_out", c), Parameter("head.weight", "head.weight", (v, c), "head")]
 

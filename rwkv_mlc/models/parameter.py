@@ -21,6 +21,7 @@ class Parameter:
     ``shape`` is the parameter's shape; ``source_shape`` the checkpoint's where ``transform`` changes it.
     Roles ``embedding``, ``linear`` and ``head`` are what a quantisation scheme may change; a ``vector`` (time_*, norms,
     bonus, decay) stays float32 always. ``transform`` maps the source array, in float64, to the parameter.
+    ``sparse_input`` says of a matrix that what it multiplies is mostly zero.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Parameter:
     role: Role = "vector"
     transform: Callable[[np.ndarray], np.ndarray] | None = None
     source_shape: tuple[int, ...] | None = None
+    sparse_input: bool = False
 
     def convert(self, array: np.ndarray, dtype: type = np.float32) -> np.ndarray:
         """The parameter, [*shape] in ``dtype``, from the checkpoint's array."""

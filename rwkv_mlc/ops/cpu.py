@@ -8,27 +8,33 @@ from tvm import relax, tirx
 
 from tir_kernels.embedding import embedding
 from tir_kernels.gemm import gemm
+from tir_kernels.gemm_int8 import gemm_int8
 from tir_kernels.gemv import Matrix, gemv
 from tir_kernels.group_norm import group_norm
 from tir_kernels.layer_norm import layer_norm
-from tir_kernels.packed import PackedGroup
+from tir_kernels.list_inputs import AHEAD, list_inputs, quantize_inputs
+from tir_kernels.packed import PackedGroup, Tiled, TiledFloat, TiledGroup
 from tir_kernels.quantize_activation import PLANES, quantize_activation
+from tir_kernels.quantize_int8 import quantize_int8
 from tir_kernels.segments import border_slots, last_rows
+from tir_kernels.simd import LANES
+from tir_kernels.sparse_gemv import sparse_gemv
 from tir_kernels.stream import stream
-from tir_kernels.token_shift import norm_shift_mix
-from tir_kernels.wkv4 import wkv4
+from tir_kernels.token_shift import norm_shift_mix, norm_shift_mix_token
+from tir_kernels.wkv4 import wkv4, wkv4_channels
 from tir_kernels.wkv5 import wkv5
 
 from ..compiler.targets import CompileTarget
-from ..compiler.weights import MatrixWeight
+from ..compiler.weights import MatrixWeight, packed_form
 from ..config import RWKVConfig
-from ..models.parameter import Role
+from ..models import Parameter
 from ..quantization.schemes import FloatForm, GroupForm
 
 
 class CPUOps:
     """See ``rwkv_mlc.ops``. ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are
-    read at the memory's speed, ``prefill`` for many."""
+    read at the memory's speed, ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in
+    ``prefill`` to 8 bits; the head, which reads the last tokens only, stays exact."""
 
     def __init__(
         self,
@@ -39,21 +45,30 @@ class CPUOps:
         tokens: relax.Expr,
         segment_ends: relax.Expr,
         slots: relax.Expr,
+        int8_activations: bool = False,
     ):
         self.builder, self.config, self.target, self.phase = builder, config, target, phase
-        self.segment_ends, self.slots = segment_ends, slots
+        self.segment_ends, self.slots, self.int8_activations = segment_ends, slots, int8_activations
         self.rows, self.batch = tokens.ty.shape[0], segment_ends.ty.shape[0]
         self.borders = [slots, slots]
+        self.parts = self._parts() if self.batch == 1 else None
         if phase == "prefill":
             shape = [self.rows]
             self.borders = self._call(border_slots(), [tokens, segment_ends, slots], [shape, shape], dtype="int32")
 
     @staticmethod
-    def layout_of(role: Role, form: FloatForm | GroupForm) -> str:
-        """The layout of ``quantization.layouts`` in which the kernels want the tensors of a role."""
-        if role in ("vector", "embedding"):
-            return "stored"
-        return "column_blocks" if isinstance(form, GroupForm) and form.transposed else "row_blocks"
+    def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
+        """The layout of ``quantization.layouts`` in which the kernels want each of a parameter's stored tensors."""
+        tensors, transposed = (2, form.transposed) if isinstance(form, GroupForm) else (1, False)
+        if parameter.role in ("vector", "embedding"):
+            return ("stored",) * tensors
+        packed = packed_form(parameter, form)
+        if isinstance(packed, TiledGroup):
+            prefix = "transposed_" if transposed else ""
+            return f"{prefix}lines_{form.bits}", f"{prefix}line_scales_{form.bits}"
+        if isinstance(packed, TiledFloat) and form.dtype == "float16":
+            return ("lines_16",)
+        return ("column_blocks" if transposed else "row_blocks",) * tensors
 
     @staticmethod
     def emit_probes(builder: relax.BlockBuilder) -> None:
@@ -74,9 +89,12 @@ class CPUOps:
         return self._call(kernel, [x, *norm], [x.ty.shape])[0]
 
     def norm_shift_mix(self, x, norm, mixes, previous):
-        channels = self.config.hidden_size
-        kernel = norm_shift_mix(channels, len(mixes), self.config.layer_norm_epsilon)
-        args = [x, *norm, *mixes, previous, *self.borders]
+        channels, epsilon = self.config.hidden_size, self.config.layer_norm_epsilon
+        if self.parts:
+            kernel, borders = norm_shift_mix_token(channels, len(mixes), epsilon, self.parts), [self.slots]
+        else:
+            kernel, borders = norm_shift_mix(channels, len(mixes), epsilon), self.borders
+        args = [x, *norm, *mixes, previous, *borders]
         shape = [len(mixes), self.rows, channels]
         (last,), (mixed,) = self._update(kernel, args, [3 + len(mixes)], [shape])
         return mixed, last
@@ -86,11 +104,15 @@ class CPUOps:
         outputs = tuple(Matrix(m.shape[0], activation) for m, activation in zip(matrices, activations))
         rows, inputs = x.ty.shape[1], [x]
         fused = {"gated": gate is not None, "residual": residual is not None}
-        if self.phase == "decode":
-            integer_dot = self.target.integer_dot if isinstance(form, PackedGroup) else None
+        if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
+            integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, PackedGroup) else None
             if integer_dot:
                 inputs = self._quantize(x, columns, form)
-            kernel = gemv(outputs, columns, form, integer_dot, **fused)
+            own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
+            kernel = gemv(outputs, columns, form, integer_dot, **fused, parts=self.parts if own else None)
+        elif self.int8_activations:
+            inputs = self._quantize_int8(x, columns, form)
+            kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, **fused)
         else:
             kernel = gemm(outputs, columns, form, self.target.gemm_tile, **fused)
         args = [*inputs, *(tensor for m in matrices for tensor in m.tensors)]
@@ -98,7 +120,14 @@ class CPUOps:
         return self._call(kernel, args, [[1, rows, m.rows] for m in outputs])
 
     def linear(self, x, matrix: MatrixWeight, gate=None, residual=None):
-        return self.linears(x, [matrix], [None], gate, residual)[0]
+        if self.phase == "prefill" or not isinstance(matrix.form, Tiled):
+            return self.linears(x, [matrix], [None], gate, residual)[0]
+        (outputs, columns), form = matrix.shape, matrix.form
+        integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, TiledGroup) else None
+        lists = self._quantize_inputs(x, columns, form) if integer_dot else self._list_inputs(x, columns, form)
+        kernel = sparse_gemv(outputs, columns, form, integer_dot, gated=gate is not None, residual=residual is not None)
+        args = [*lists, *matrix.tensors, *(extra for extra in (gate, residual) if extra is not None)]
+        return self._call(kernel, args, [self._shape(outputs)])[0]
 
     def wkv4(self, r, k, v, w, u, previous):
         kernel = wkv4(self.config.hidden_size, self.phase, in_place=True)
@@ -126,7 +155,32 @@ class CPUOps:
         groups = form.groups(columns)
         digits = [inputs, rows, PLANES, groups * form.words * len(form.quads)]
         shapes = [digits, [inputs, rows, groups], [inputs, rows, PLANES, groups]]
-        return self._call(quantize_activation(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
+        parts = self.parts if self.parts and columns % (form.group * self.parts) == 0 else 1
+        kernel = quantize_activation(columns, form, parts)
+        return self._call(kernel, [x], shapes, dtype=["int32", "float32", "int32"])
+
+    def _list_inputs(self, x, columns: int, form: Tiled):
+        group = form.group if isinstance(form, TiledGroup) else columns
+        entries = [self.rows, columns + AHEAD]
+        shapes = [entries, entries, [self.rows, -(-columns // group) + 1]]
+        return self._call(list_inputs(columns, group), [x], shapes, dtype=["float32", "int32", "int32"])
+
+    def _quantize_inputs(self, x, columns: int, form: TiledGroup):
+        padded, groups = form.padded(columns), form.groups(columns)
+        shapes = [[PLANES, padded // 4], [padded + AHEAD], [groups + 1], [groups], [PLANES, groups]]
+        dtypes = ["int32", "int32", "int32", "float32", "int32"]
+        kernel = quantize_inputs(columns, form)
+        return self._call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)
+
+    def _quantize_int8(self, x, columns: int, form: PackedGroup):
+        inputs, rows, _ = x.ty.shape
+        groups = form.groups(columns)
+        shapes = [[inputs, rows, groups * form.words * len(form.quads)], *[[inputs, rows, groups]] * 2]
+        return self._call(quantize_int8(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
+
+    def _parts(self) -> int:
+        """Equal parts of the channels that wkv works on in parallel for one sequence."""
+        return self.config.num_heads or self.config.hidden_size // wkv4_channels(self.config.hidden_size)
 
     def _sequences(self):
         return [self.slots] if self.phase == "decode" else [self.segment_ends, self.slots]

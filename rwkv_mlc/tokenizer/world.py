@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
-import tempfile
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-from pyrwkv_tokenizer import RWKVTokenizer
 
 from ..errors import UserError
 from .base import END_OF_TEXT, Tokenizer
@@ -20,6 +16,7 @@ from .base import END_OF_TEXT, Tokenizer
 MAX_IDS = 1 << 16
 
 _LINE = re.compile(r"(\d{1,9}) (.+) (\d{1,4})", re.ASCII)
+_PLAIN = re.compile(r"""(['"])[^'"\\\x00-\x1f]+\1""")  # a str without escapes
 
 
 class WorldTokenizer(Tokenizer):
@@ -32,37 +29,31 @@ class WorldTokenizer(Tokenizer):
         file and line, for anything else.
         """
         super().__init__([path], _read_vocabulary(path))
+        self._id_of = {data: token for token, data in self.tokens.items() if token != END_OF_TEXT}
 
     @cached_property
-    def _matcher(self) -> RWKVTokenizer:
-        """The longest-match trie, over Latin-1 text in which each character stands for one byte: so it takes any bytes,
-        and its own reader, which knows only some of Python's escapes, sees only ``\\xNN``."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "vocabulary.txt"
-            with open(path, "w", encoding="ascii") as file:
-                for token, data in self.tokens.items():
-                    if token != END_OF_TEXT:
-                        spelled = data.decode("latin-1").encode("utf-8")
-                        literal = "".join(f"\\x{byte:02x}" for byte in spelled)
-                        file.write(f"{token} b'{literal}' {len(spelled)}\n")
-            return RWKVTokenizer(vocab_filepath=str(path))
-
-    @cached_property
-    def _lengths(self) -> np.ndarray:
-        lengths = np.zeros(self.max_id + 1, dtype=np.int64)
-        for token, data in self.tokens.items():
-            lengths[token] = len(data)
-        return lengths
+    def _lengths(self) -> dict[bytes, list[int]]:
+        """How long the tokens are that begin with two given bytes, the longest first and 1 last."""
+        lengths: dict[bytes, set[int]] = {}
+        for data in self._id_of:
+            lengths.setdefault(data[:2], {1}).add(len(data))
+        return {start: sorted(found, reverse=True) for start, found in lengths.items()}
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Greedy longest match. Raises UserError where no token begins with the next byte."""
-        tokens = self._matcher.encode(data.decode("latin-1"))
-        matched = int(self._lengths[tokens].sum()) if tokens else 0
-        if matched != len(data):
-            raise UserError(
-                f"The vocabulary {self.files[0].name} has no token for byte 0x{data[matched]:02x} at position "
-                f"{matched} of the text; leave it out or use a vocabulary with all 256 single bytes."
-            )
+        tokens, at = [], 0
+        while at < len(data):
+            for length in self._lengths.get(data[at : at + 2], (1,)):
+                token = self._id_of.get(data[at : at + length])
+                if token is not None:
+                    break
+            else:
+                raise UserError(
+                    f"The vocabulary {self.files[0].name} has no token for byte 0x{data[at]:02x} at position {at} of the "
+                    "text; leave it out or use a vocabulary with all 256 single bytes."
+                )
+            tokens.append(token)
+            at += length
         return tokens
 
 
@@ -76,30 +67,40 @@ def _read_vocabulary(path: Path) -> dict[int, bytes]:
     tokens: dict[int, bytes] = {}
     id_of: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
-        token, data = _parse_line(line, f"{path}, line {number}")
-        if token in tokens:
-            raise UserError(f"{path}, line {number}: id {token} was given before; each id must stand for one token.")
-        if data in id_of:
-            raise UserError(f"{path}, line {number}: token {data!r} already has id {id_of[data]}.")
+        try:
+            token, data = _parse_line(line)
+            if token in tokens:
+                raise ValueError(f"id {token} was given before; each id must stand for one token")
+            if data in id_of:
+                raise ValueError(f"token {data!r} already has id {id_of[data]}")
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}.") from None
         tokens[token] = data
         id_of[data] = token
     return tokens
 
 
-def _parse_line(line: str, where: str) -> tuple[int, bytes]:
+def _parse_line(line: str) -> tuple[int, bytes]:
+    """Raises ValueError, with a reason for the user."""
     match = _LINE.fullmatch(line)
     if not match:
-        raise UserError(f'{where}: expected "<id> <Python literal> <length in bytes>", found {line[:60]!r}.')
+        raise ValueError(f'expected "<id> <Python literal> <length in bytes>", found {line[:60]!r}')
     token, length = int(match[1]), int(match[3])
-    try:
-        literal = ast.literal_eval(match[2])
-        data = literal.encode("utf-8") if isinstance(literal, str) else literal
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        data = None
-    if not isinstance(data, bytes) or not data:
-        raise UserError(f"{where}: {match[2][:60]} is not a Python literal of non-empty text or bytes.")
+    data = match[2][1:-1].encode("utf-8") if _PLAIN.fullmatch(match[2]) else _evaluate(match[2])
+    if not data:
+        raise ValueError(f"{match[2][:60]} is not a Python literal of non-empty text or bytes")
     if len(data) != length:
-        raise UserError(f"{where}: the token has {len(data)} bytes, not {length}.")
+        raise ValueError(f"the token has {len(data)} bytes, not {length}")
     if token >= MAX_IDS:
-        raise UserError(f"{where}: id {token} is above {MAX_IDS - 1}, the largest a World vocabulary can have.")
+        raise ValueError(f"id {token} is above {MAX_IDS - 1}, the largest a World vocabulary can have")
     return token, data
+
+
+def _evaluate(literal: str) -> bytes | None:
+    """Bytes of a Python literal of str or bytes; None for anything else."""
+    try:
+        value = ast.literal_eval(literal)
+        value = value.encode("utf-8") if isinstance(value, str) else value
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, bytes) else None

@@ -1,0 +1,57 @@
+"""A model's parameters in memory, in the layouts that a compiled library's kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..quantization.layouts import LAYOUTS
+from .threads import physical_cores
+from .tvm_runtime import Tensor, tvm_ffi
+
+ALIGNMENT = 64
+SLACK = 4096  # bytes that may be read behind the last tensor: kernels prefetch ahead
+PART_BYTES = 2 << 20  # read and permuted at once by a thread, in the cache
+MAX_THREADS = 8  # they saturate the memory, and each holds a part
+
+
+class Stored(Protocol):
+    """An array, or one whose rows are read from a file when they are asked for."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
+def load_parameters(specs: Sequence[Mapping[str, Any]], stored: Mapping[str, Stored]) -> list[Tensor]:
+    """A tensor for each of ``specs`` (``name``, ``shape``, ``dtype`` and ``layout`` in a library's metadata), all in one
+    block of memory. Every core reads and permutes a few rows at a time, so that next to nothing is held beside it."""
+    arrays = _allocate([(spec["shape"], np.dtype(spec["dtype"])) for spec in specs])
+    parts = []
+    for spec, array in zip(specs, arrays):
+        source, layout = stored[spec["name"]], LAYOUTS[spec["layout"]]
+        rows = PART_BYTES * source.shape[0] // array.nbytes
+        parts += [(source, rows, layout.permute, array[at]) for rows, at in layout.parts(source.shape, rows)]
+
+    def fill(source: Stored, rows: slice, permute: Callable[[np.ndarray], np.ndarray], target: np.ndarray) -> None:
+        np.copyto(target, permute(source[rows]))
+
+    with ThreadPoolExecutor(min(physical_cores(), MAX_THREADS)) as pool:
+        for _ in pool.map(fill, *zip(*parts)):
+            pass
+    return [tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT) for array in arrays]
+
+
+def _allocate(forms: Sequence[tuple[Sequence[int], np.dtype]]) -> list[np.ndarray]:
+    """Arrays in one block, since numpy asks the system to back a large one with huge pages."""
+    sizes = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in forms]
+    starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)])
+    block = np.empty(ALIGNMENT + starts[-1] + SLACK, np.uint8)
+    block = block[-block.ctypes.data % ALIGNMENT :]
+    return [
+        block[start : start + size].view(dtype).reshape(shape)
+        for start, size, (shape, dtype) in zip(starts, sizes, forms)
+    ]

@@ -1,0 +1,36 @@
+"""What this machine can do at most: the limits beside which speeds are read."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+
+from ..engine.engine import Engine
+from ..engine.tvm_runtime import empty
+from .timing import Timing
+
+STREAM_BYTES = 1 << 30
+STREAM_BLOCKS = 256
+GEMM_SIZE = 2048
+GEMM_LIBRARY = "torch" if importlib.util.find_spec("torch") else "numpy"
+
+
+def read_bandwidth(engine: Engine) -> float:
+    """Bytes a second that the library's threads read from memory, streaming over 1 GiB; the best of several passes."""
+    data = empty((STREAM_BLOCKS, STREAM_BYTES // 4 // STREAM_BLOCKS), "float32", engine.runner.device)
+    np.from_dlpack(data)[:] = 1.0
+    stream = engine.runner.vm["stream"]
+    return STREAM_BYTES / Timing.of(lambda: stream(data)).p10
+
+
+def gemm_peak(threads: int) -> float:
+    """Float32 operations a second of a large matrix product by ``GEMM_LIBRARY``; the best of several."""
+    if GEMM_LIBRARY == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        matrix = torch.randn(GEMM_SIZE, GEMM_SIZE)
+    else:
+        matrix = np.random.default_rng(0).standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32)
+    return 2.0 * GEMM_SIZE**3 / Timing.of(lambda: matrix @ matrix).p10
