@@ -38,6 +38,14 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
     assert len(decode["read_bandwidth"]) == 2 and max(decode["read_bandwidth"]) == result["read_bandwidth"]
     steps = decode["tokens_per_second"]["median"] / batch
     assert decode["bandwidth_fraction"] == pytest.approx(result["weight_bytes"] * steps / result["read_bandwidth"])
+    assert ("hidden_zeros" in decode) == ("read_fraction" in decode) == (batch == 1)
+    if batch == 1:
+        zeros = decode["hidden_zeros"]
+        assert len(zeros) == 6 and all(0 < zero < 1 for zero in zeros)
+        unread = 4 * 128 * 448 * sum(zeros)  # in float32, if no layer of a step reads all
+        assert result["weight_bytes"] - unread - 1 <= decode["read_bytes"] < result["weight_bytes"]
+        ratio = decode["read_fraction"] / decode["bandwidth_fraction"]
+        assert ratio == pytest.approx(decode["read_bytes"] / result["weight_bytes"])
     assert [p["tokens"] for p in result["prefill"]] == [3, 20]
     work = []
     for prefill in result["prefill"]:
@@ -47,6 +55,7 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
     assert work[0] == pytest.approx(work[1])
     assert result["gemm_peak"] == max(peak for p in result["prefill"] for peak in p["gemm_peak"])
     shown = capsys.readouterr().out
+    assert ("hidden units are zero" in shown) == (batch == 1)
     assert "of bandwidth" in shown and "of GEMM peak" in shown and "channel mixing" in shown
 
     found = result["breakdown"]

@@ -64,6 +64,14 @@ def _print(result: dict) -> None:
         f"{result['weight_bytes'] / 1e9:.2f} GB of weights read for a token",
         highlight=False,
     )
+    if "hidden_zeros" in decode:
+        zeros = decode["hidden_zeros"]
+        drawn = ", of random weights, which says nothing of trained ones" if result["random_weights"] else ""
+        console.print(
+            f"channel mixing's hidden units are zero for {sum(zeros) / len(zeros):.0%} ({min(zeros):.0%} to {max(zeros):.0%} by "
+            f"layer{drawn}); their weights are not read, and those that are come at {decode['read_fraction']:.2f} of bandwidth",
+            highlight=False,
+        )
     if "prefill_error" in result:
         error = result["prefill_error"]
         console.print(

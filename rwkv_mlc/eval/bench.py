@@ -19,6 +19,7 @@ from .breakdown import breakdown as time_breakdown
 from .limits import GEMM_LIBRARY, gemm_peak, read_bandwidth
 from .memory import peak_memory
 from .prefill_error import prefill_error
+from .sparsity import hidden_units
 from .timing import Timing
 
 TEXT_TOKENS = 64
@@ -53,7 +54,8 @@ def bench(
         call()
     memory = peak_memory()
 
-    weight_bytes = sum(bytes_read(engine).values())
+    stored = bytes_read(engine)
+    weight_bytes = sum(stored.values())
     operations = operations_of(engine.artifact.model_parameters)
     bandwidth = [read_bandwidth(engine)]
     decoding = Timing.of(step, decode)
@@ -92,6 +94,14 @@ def bench(
         "prefill": prefills,
         "prefill_activations": engine.library.prefill_activations,
     }
+    if batch == 1 and (units := hidden_units(engine, text)):
+        values = (stored[f"model.blocks.{layer}.feed_forward.value.weight"] for layer in range(len(units)))
+        read = weight_bytes - sum(unit.unread * nbytes for unit, nbytes in zip(units, values))
+        result["decode"] |= {
+            "hidden_zeros": [unit.zero for unit in units],
+            "read_bytes": read,
+            "read_fraction": read / decoding.median / max(bandwidth),
+        }
     if engine.library.prefill_activations != "float32":
         result["prefill_error"] = prefill_error(engine)
     if breakdown:

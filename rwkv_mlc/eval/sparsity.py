@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,11 +13,20 @@ from .breakdown import instrumented
 LISTS = ("list_inputs", "quantize_inputs")  # kernels that take the hidden layer and leave the zeros out
 
 
-def zeros_per_layer(engine: Engine, tokens: Sequence[int]) -> list[float]:
-    """The part of the hidden units that is exactly zero in each layer, the mean over ``tokens`` read one by one from the
-    beginning of a document on; empty where the scheme has all units read.
+@dataclass(frozen=True)
+class HiddenUnits:
+    """Of one layer, means over tokens: the part of the hidden units that is exactly ``zero``, and the part whose weights
+    are ``unread``; where most units are not zero the weights of all are read."""
 
-    Raises UserError for an id outside the vocabulary."""
+    zero: float
+    unread: float
+
+
+def hidden_units(engine: Engine, tokens: Sequence[int]) -> list[HiddenUnits]:
+    """For every layer, over ``tokens`` read one by one from the beginning of a document on; empty where the kernels of the
+    scheme leave nothing out. Raises UserError for an id outside the vocabulary."""
+    from tir_kernels.list_inputs import MOST  # here, as it loads the compiler
+
     zeros: list[float] = []
 
     def instrument(_function, name, before, _result, *args):
@@ -28,5 +38,6 @@ def zeros_per_layer(engine: Engine, tokens: Sequence[int]) -> list[float]:
     with instrumented(engine, instrument):
         for token in tokens:
             engine.runner.run("batch_decode", [[token]], state)  # ``decode`` has this kernel merged with others
-    per_token = np.reshape(zeros, (len(tokens), -1))
-    return [float(zero) for zero in per_token.mean(axis=0)]
+    zero = np.reshape(zeros, (len(tokens), -1))
+    unread = np.where(zero > 1 - MOST, zero, 0)
+    return [HiddenUnits(float(z), float(u)) for z, u in zip(zero.mean(axis=0), unread.mean(axis=0))]
