@@ -69,7 +69,8 @@ def _print(result: dict) -> None:
         drawn = ", of random weights, which says nothing of trained ones" if result["random_weights"] else ""
         console.print(
             f"channel mixing's hidden units are zero for {sum(zeros) / len(zeros):.0%} ({min(zeros):.0%} to {max(zeros):.0%} by "
-            f"layer{drawn}); their weights are not read, and those that are come at {decode['read_fraction']:.2f} of bandwidth",
+            f"layer{drawn}); for that {1 - decode['read_bytes'] / result['weight_bytes']:.0%} of the weights are not read, and the others "
+            f"come at {decode['read_fraction']:.2f} of bandwidth",
             highlight=False,
         )
     if "prefill_error" in result:
