@@ -36,18 +36,19 @@ def build_module(
     of state tensors [S, ...] in the order of ``models.<generation>.states`` layer by layer, updated in place, and the tuple of
     parameters in the order of ``_metadata()["params"]``. ``prefill``, ``batch_decode`` (one token a sequence, T = B) and
     ``decode`` (T = B = 1) return the logits after each sequence's last token, float32 [1, B, V]; ``score`` those at every
-    position, [1, T, V]. ``_metadata`` returns a JSON string. The family adds functions that measure the machine.
+    position, [1, T, V]. ``_metadata`` returns a JSON string: what ``metadata`` gives and, under "values", for every function
+    [kernel, {argument: names}] of each of its kernel calls in order (``ops.kernels``), but for those whose kernels are
+    merged. The family adds functions that measure the machine.
 
     ``prefill_activations`` "int8" rounds what the matrices of the blocks read in ``prefill``, and nowhere else, to 8 bits.
     Raises UserError where that cannot be.
     """
     check_activations(prefill_activations, scheme, target)
     builder = relax.BlockBuilder()
-    for name in PHASES:
-        _emit_function(builder, name, config, scheme, target, prefill_activations)
+    values = {name: _emit_function(builder, name, config, scheme, target, prefill_activations) for name in PHASES}
     FAMILIES[target.family].emit_probes(builder)
     with builder.function("_metadata", []):
-        text = json.dumps(metadata(config, scheme, target, prefill_activations))
+        text = json.dumps(metadata(config, scheme, target, prefill_activations) | {"values": values})
         builder.emit_func_output(tvm.ir.StringImm(text))
     return builder.finalize()
 
@@ -90,7 +91,8 @@ def _emit_function(
     scheme: Scheme,
     target: CompileTarget,
     prefill_activations: Activations,
-) -> None:
+) -> list[tuple[str, dict]]:
+    """The values of the function, call by call; none where its kernels are to be merged."""
     model, phase = model_module(config), PHASES[name]
     batch = 1 if name == "decode" else tirx.Var("batch", "int64")
     num_slots = tirx.Var("num_slots", "int64")
@@ -132,3 +134,4 @@ def _emit_function(
             x = ops.layer_norm(x, weights.norm("model.ln_out"))
             logits = builder.emit_output(ops.linear(x, weights.matrix("head")))
         builder.emit_func_output(logits)
+    return [] if attributes else [(value.kernel, value.outputs) for value in ops.values]

@@ -27,11 +27,21 @@ class RuntimeTensor:
 
 @dataclass(frozen=True)
 class MatrixWeight:
-    """A matrix [N, K] (or table [V, C]) in the form in which kernels read it."""
+    """A matrix [N, K] (or table [V, C]) in the form in which kernels read it; ``name`` as in ``blocks.0.att.key``."""
 
+    name: str
     form: Packed
     shape: tuple[int, int]
     tensors: tuple[relax.Expr, ...]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a norm multiplies and adds, [C] each; ``name`` as in ``blocks.0.ln1``."""
+
+    name: str
+    weight: relax.Expr
+    bias: relax.Expr
 
 
 def packed_form(parameter: Parameter, form: FloatForm | GroupForm) -> Packed:
@@ -60,8 +70,8 @@ def runtime_tensors(
 class Weights:
     """Looks parameters up by name below a prefix: ``weights.at("model.blocks.0").matrix("attention.key")``."""
 
-    def __init__(self, parameters: dict[str, MatrixWeight | relax.Expr], prefix: str = ""):
-        self.parameters, self.prefix = parameters, prefix
+    def __init__(self, parameters: dict[str, MatrixWeight | relax.Expr], sources: dict[str, str], prefix: str = ""):
+        self.parameters, self.sources, self.prefix = parameters, sources, prefix
 
     @classmethod
     def of(cls, parameters: list[Parameter], scheme: Scheme, variables: dict[str, relax.Expr]) -> Weights:
@@ -72,11 +82,12 @@ class Weights:
             if p.role == "vector":
                 (found[p.name],) = tensors
             else:
-                found[p.name] = MatrixWeight(packed_form(p, scheme.form(p.role)), p.shape, tensors)
-        return cls(found)
+                name = p.source.removesuffix(".weight")
+                found[p.name] = MatrixWeight(name, packed_form(p, scheme.form(p.role)), p.shape, tensors)
+        return cls(found, {p.name: p.source for p in parameters})
 
     def at(self, name: str) -> Weights:
-        return Weights(self.parameters, f"{self.prefix}{name}.")
+        return Weights(self.parameters, self.sources, f"{self.prefix}{name}.")
 
     def vector(self, name: str) -> relax.Expr:
         return self.parameters[f"{self.prefix}{name}"]
@@ -84,5 +95,6 @@ class Weights:
     def matrix(self, name: str) -> MatrixWeight:
         return self.parameters[f"{self.prefix}{name}.weight"]
 
-    def norm(self, name: str) -> tuple[relax.Expr, relax.Expr]:
-        return self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
+    def norm(self, name: str) -> Norm:
+        source = self.sources[f"{self.prefix}{name}.weight"].removesuffix(".weight")
+        return Norm(source, self.vector(f"{name}.weight"), self.vector(f"{name}.bias"))

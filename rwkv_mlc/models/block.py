@@ -54,7 +54,7 @@ def forward(config: RWKVConfig, ops, weights, state, tokens, time_mixing: Callab
 def channel_mixing(ops, block, state, layer: int, x):
     """x + sigmoid(r) * W_v relu(W_k ...)^2 ("RWKV", equation 19; "Eagle and Finch", section 4.3)."""
     w = block.at("feed_forward")
-    mixes = [w.vector(f"time_mix_{target}") for target in ("key", "receptance")]
+    mixes = {target: w.vector(f"time_mix_{target}") for target in ("key", "receptance")}
     mixed, last = ops.norm_shift_mix(x, block.norm("ln2"), mixes, state.get(layer, "ffn_x"))
     state.set(layer, "ffn_x", last)
     key, receptance = ops.linears(

@@ -42,7 +42,7 @@ def states(config: RWKVConfig) -> list[StateTensor]:
 def time_mixing(config: RWKVConfig, ops, weights, state, layer: int, x):
     """x + W_o (sigmoid(r) * wkv), equations 11 to 18."""
     w = weights.at("attention")
-    mixes = [w.vector(f"time_mix_{target}") for target in MIXES]
+    mixes = {target: w.vector(f"time_mix_{target}") for target in MIXES}
     mixed, last = ops.norm_shift_mix(x, weights.norm("ln1"), mixes, state.get(layer, "att_x"))
     state.set(layer, "att_x", last)
     k, v, r = ops.linears(mixed, [w.matrix(target) for target in MIXES], activations=[None, None, "sigmoid"])

@@ -73,7 +73,7 @@ def states(config: RWKVConfig) -> list[StateTensor]:
 def time_mixing(config: RWKVConfig, ops, weights, state, layer: int, x):
     """x + W_o (silu(g) * group_norm(wkv)), equations 3 to 7; no gate in 5.0."""
     w, targets = weights.at("attention"), mixes_of(config)
-    mixes = [w.vector(f"time_mix_{target}") for target in targets]
+    mixes = {target: w.vector(f"time_mix_{target}") for target in targets}
     mixed, last = ops.norm_shift_mix(x, weights.norm("ln1"), mixes, state.get(layer, "att_x"))
     state.set(layer, "att_x", last)
     activations = [None, None, None, "silu"][: len(targets)]

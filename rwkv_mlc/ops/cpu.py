@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 from tvm import relax, tirx
 
@@ -24,37 +24,27 @@ from tir_kernels.token_shift import norm_shift_mix, norm_shift_mix_token
 from tir_kernels.wkv4 import wkv4, wkv4_channels
 from tir_kernels.wkv5 import wkv5
 
-from ..compiler.targets import CompileTarget
-from ..compiler.weights import MatrixWeight, packed_form
-from ..config import RWKVConfig
+from ..compiler.weights import MatrixWeight, Norm, packed_form
 from ..models import Parameter
 from ..quantization.schemes import FloatForm, GroupForm
+from .kernels import KernelOps
 
 
-class CPUOps:
+@dataclass
+class CPUOps(KernelOps):
     """See ``rwkv_mlc.ops``. ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are
     read at the memory's speed, ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in
     ``prefill`` to 8 bits; the head, which reads the last tokens only, stays exact."""
 
-    def __init__(
-        self,
-        builder: relax.BlockBuilder,
-        config: RWKVConfig,
-        target: CompileTarget,
-        phase: Literal["prefill", "decode"],
-        tokens: relax.Expr,
-        segment_ends: relax.Expr,
-        slots: relax.Expr,
-        int8_activations: bool = False,
-    ):
-        self.builder, self.config, self.target, self.phase = builder, config, target, phase
-        self.segment_ends, self.slots, self.int8_activations = segment_ends, slots, int8_activations
-        self.rows, self.batch = tokens.ty.shape[0], segment_ends.ty.shape[0]
-        self.borders = [slots, slots]
+    int8_activations: bool = False
+
+    def __post_init__(self):
+        self.borders = [self.slots, self.slots]
         self.parts = self._parts() if self.batch == 1 else None
-        if phase == "prefill":
+        if self.phase == "prefill":
             shape = [self.rows]
-            self.borders = self._call(border_slots(), [tokens, segment_ends, slots], [shape, shape], dtype="int32")
+            args = [self.tokens, self.segment_ends, self.slots]
+            self.borders = self.call(border_slots(), args, [shape, shape], dtype="int32")
 
     @staticmethod
     def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
@@ -82,21 +72,21 @@ class CPUOps:
 
     def embedding(self, tokens, table: MatrixWeight):
         kernel = embedding(*table.shape, table.form)
-        return self._call(kernel, [tokens, *table.tensors], [self._shape(table.shape[1])])[0]
+        return self.call(kernel, [tokens, *table.tensors], [self._shape(table.shape[1])], [table.name])[0]
 
-    def layer_norm(self, x, norm):
+    def layer_norm(self, x, norm: Norm):
         kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon)
-        return self._call(kernel, [x, *norm], [x.ty.shape])[0]
+        return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name])[0]
 
-    def norm_shift_mix(self, x, norm, mixes, previous):
+    def norm_shift_mix(self, x, norm: Norm, mixes: dict, previous):
         channels, epsilon = self.config.hidden_size, self.config.layer_norm_epsilon
         if self.parts:
             kernel, borders = norm_shift_mix_token(channels, len(mixes), epsilon, self.parts), [self.slots]
         else:
             kernel, borders = norm_shift_mix(channels, len(mixes), epsilon), self.borders
-        args = [x, *norm, *mixes, previous, *borders]
-        shape = [len(mixes), self.rows, channels]
-        (last,), (mixed,) = self._update(kernel, args, [3 + len(mixes)], [shape])
+        args = [x, norm.weight, norm.bias, *mixes.values(), previous, *borders]
+        shape, names = [len(mixes), self.rows, channels], self.mixed_names(norm.name, mixes)
+        (last,), (mixed,) = self.update(kernel, args, [3 + len(mixes)], [shape], [names])
         return mixed, last
 
     def linears(self, x, matrices: list[MatrixWeight], activations: list[str | None], gate=None, residual=None):
@@ -117,7 +107,8 @@ class CPUOps:
             kernel = gemm(outputs, columns, form, self.target.gemm_tile, **fused)
         args = [*inputs, *(tensor for m in matrices for tensor in m.tensors)]
         args += [extra for extra in (gate, residual) if extra is not None]
-        return self._call(kernel, args, [[1, rows, m.rows] for m in outputs])
+        names = self.product_names([m.name for m in matrices], activations, **fused)
+        return self.call(kernel, args, [[1, rows, m.rows] for m in outputs], names)
 
     def linear(self, x, matrix: MatrixWeight, gate=None, residual=None):
         if self.phase == "prefill" or not isinstance(matrix.form, Tiled):
@@ -125,30 +116,33 @@ class CPUOps:
         (outputs, columns), form = matrix.shape, matrix.form
         integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, TiledGroup) else None
         lists = self._quantize_inputs(x, columns, form) if integer_dot else self._list_inputs(x, columns, form)
-        kernel = sparse_gemv(outputs, columns, form, integer_dot, gated=gate is not None, residual=residual is not None)
+        fused = {"gated": gate is not None, "residual": residual is not None}
+        kernel = sparse_gemv(outputs, columns, form, integer_dot, **fused)
         args = [*lists, *matrix.tensors, *(extra for extra in (gate, residual) if extra is not None)]
-        return self._call(kernel, args, [self._shape(outputs)])[0]
+        return self.call(kernel, args, [self._shape(outputs)], self.product_names([matrix.name], [None], **fused))[0]
 
     def wkv4(self, r, k, v, w, u, previous):
         kernel = wkv4(self.config.hidden_size, self.phase, in_place=True)
         args = [r, k, v, w, u, *previous, *self._sequences()]
-        updated, (out,) = self._update(kernel, args, [5, 6, 7], [r.ty.shape])
+        updated, (out,) = self.update(kernel, args, [5, 6, 7], [r.ty.shape], [self.beside(k, "gated")])
         return out, updated
 
     def wkv5(self, r, k, v, w, u, previous):
         kernel = wkv5(self.config.num_heads, self.config.head_size, self.phase, in_place=True)
-        (updated,), (out,) = self._update(kernel, [r, k, v, w, u, previous, *self._sequences()], [5], [r.ty.shape])
+        args = [r, k, v, w, u, previous, *self._sequences()]
+        (updated,), (out,) = self.update(kernel, args, [5], [r.ty.shape], [self.beside(k, "wkv")])
         return out, updated
 
-    def group_norm(self, x, norm, groups: int, epsilon: float, gate=None):
+    def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
         kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gated=gate is not None)
-        return self._call(kernel, [x, *norm, *([] if gate is None else [gate])], [x.ty.shape])[0]
+        args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
+        return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
 
     def last_rows(self, x):
         if self.phase == "decode":
             return x
         channels = self.config.hidden_size
-        return self._call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
+        return self.call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
 
     def _quantize(self, x, columns: int, form: PackedGroup):
         inputs, rows, _ = x.ty.shape
@@ -157,26 +151,26 @@ class CPUOps:
         shapes = [digits, [inputs, rows, groups], [inputs, rows, PLANES, groups]]
         parts = self.parts if self.parts and columns % (form.group * self.parts) == 0 else 1
         kernel = quantize_activation(columns, form, parts)
-        return self._call(kernel, [x], shapes, dtype=["int32", "float32", "int32"])
+        return self.call(kernel, [x], shapes, dtype=["int32", "float32", "int32"])
 
     def _list_inputs(self, x, columns: int, form: Tiled):
         group = form.group if isinstance(form, TiledGroup) else columns
         entries = [self.rows, columns + AHEAD]
         shapes = [entries, entries, [self.rows, -(-columns // group) + 1]]
-        return self._call(list_inputs(columns, group), [x], shapes, dtype=["float32", "int32", "int32"])
+        return self.call(list_inputs(columns, group), [x], shapes, dtype=["float32", "int32", "int32"])
 
     def _quantize_inputs(self, x, columns: int, form: TiledGroup):
         padded, groups = form.padded(columns), form.groups(columns)
         shapes = [[PLANES, padded // 4], [padded + AHEAD], [groups + 1], [groups], [PLANES, groups]]
         dtypes = ["int32", "int32", "int32", "float32", "int32"]
         kernel = quantize_inputs(columns, form)
-        return self._call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)
+        return self.call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)
 
     def _quantize_int8(self, x, columns: int, form: PackedGroup):
         inputs, rows, _ = x.ty.shape
         groups = form.groups(columns)
         shapes = [[inputs, rows, groups * form.words * len(form.quads)], *[[inputs, rows, groups]] * 2]
-        return self._call(quantize_int8(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
+        return self.call(quantize_int8(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
 
     def _parts(self) -> int:
         """Equal parts of the channels that wkv works on in parallel for one sequence."""
@@ -187,20 +181,3 @@ class CPUOps:
 
     def _shape(self, channels: int):
         return [1, self.rows, channels]
-
-    def _call(self, kernel, args, shapes, dtype="float32"):
-        """Emit one kernel call; returns its outputs."""
-        dtypes = [dtype] * len(shapes) if isinstance(dtype, str) else dtype
-        types = [relax.TensorType(shape, dtype) for shape, dtype in zip(shapes, dtypes)]
-        name = self.builder.add_func(kernel, kernel.attrs["kernel"])
-        call = self.builder.emit(relax.call_tir(name, args, types if len(types) > 1 else types[0]))
-        return [self.builder.emit(call[i]) for i in range(len(types))] if len(types) > 1 else [call]
-
-    def _update(self, kernel, args, in_place: list[int], shapes):
-        """Emit a kernel call that updates ``args[i]`` for i in ``in_place``; returns the updated and the new tensors."""
-        types = [args[i].ty for i in in_place] + [relax.TensorType(shape, "float32") for shape in shapes]
-        name = self.builder.add_func(kernel, kernel.attrs["kernel"])
-        indices = [*in_place, *([-1] * len(shapes))]
-        call = self.builder.emit(relax.op.call_tir_inplace(name, args, indices, types))
-        results = [self.builder.emit(call[i]) for i in range(len(types))]
-        return results[: len(in_place)], results[len(in_place) :]
