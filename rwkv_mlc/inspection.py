@@ -205,6 +205,7 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
         "triple": library.target.get("mtriple"),
         "cpu": library.target.get("mcpu"),
         "cpu_features": library.cpu_features,
+        "prefill_activations": library.prefill_activations,
         "versions": library.versions,
         "time": library.time,
         "runs_here": problem is None,

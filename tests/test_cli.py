@@ -275,6 +275,7 @@ def test_inspect_an_artifact(run, demo):
     (library,) = data["libraries"]
     assert (library["target"], library["runs_here"], library["problem"]) == ("llvm", True, None)
     assert library["cpu_features"] == artifact.record.libraries["llvm"].cpu_features
+    assert library["prefill_activations"] == "float32"
     assert library["bytes"] == (demo / library["file"]).stat().st_size
     assert set(library["versions"]) == {"rwkv_mlc", "apache-tvm", "numpy"}
 
@@ -287,6 +288,7 @@ def test_inspect_prints_everything_where_there_is_no_terminal(run, demo, monkeyp
     for text in ("RWKV-5.2, 6 layers of 128, 2 heads of 64", record.source_sha256, str(DEMO), "runs here"):
         assert text in out
     assert " ".join(record.libraries["llvm"].cpu_features) in out
+    assert "float32 activations" in out
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("model.") or " head.weight" in line]
     assert len(rows) == 1 + 6 * 8 + 1
     assert all(row[1:5] == [row[1], "x", row[3], "float32"] and row[5] == "0.00e+00" for row in rows)
