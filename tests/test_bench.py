@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 
+from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.eval import limits, timing
-from rwkv_mlc.eval.bench import bench, own_text
+from rwkv_mlc.eval.bench import bench, operations_of, own_text
 from rwkv_mlc.eval.breakdown import NORMS, Argument, KernelCall, Rows, breakdown
 from rwkv_mlc.eval.memory import peak_memory
-from rwkv_mlc.eval.timing import Timing, is_enough
+from rwkv_mlc.eval.timing import Compared, Timing, is_enough
 
 HALVES = ("time_mixing", "channel_mixing")
 
@@ -35,9 +36,8 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
     assert result["model"] == demo.name and result["quantization"] == "q0f32" and result["random_weights"] is False
     decode = result["decode"]
     assert decode["batch"] == batch and decode["runs"] >= 4
-    assert len(decode["read_bandwidth"]) == 2 and max(decode["read_bandwidth"]) == result["read_bandwidth"]
-    steps = decode["tokens_per_second"]["median"] / batch
-    assert decode["bandwidth_fraction"] == pytest.approx(result["weight_bytes"] * steps / result["read_bandwidth"])
+    assert len(decode["read_bandwidth"]) >= 2 and np.median(decode["read_bandwidth"]) == result["read_bandwidth"]
+    assert decode["bandwidth_fraction"] > 0
     assert ("hidden_zeros" in decode) == ("read_fraction" in decode) == (batch == 1)
     if batch == 1:
         zeros = decode["hidden_zeros"]
@@ -47,13 +47,12 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
         ratio = decode["read_fraction"] / decode["bandwidth_fraction"]
         assert ratio == pytest.approx(decode["read_bytes"] / result["weight_bytes"])
     assert [p["tokens"] for p in result["prefill"]] == [3, 20]
-    work = []
+    work = operations_of(Artifact.open(demo).model_parameters)
     for prefill in result["prefill"]:
         rates = prefill["tokens_per_second"]
         assert rates["p10"] <= rates["median"] <= rates["p90"]
-        work.append(prefill["gemm_fraction"] * max(prefill["gemm_peak"]) / rates["median"])
-    assert work[0] == pytest.approx(work[1])
-    assert result["gemm_peak"] == max(peak for p in result["prefill"] for peak in p["gemm_peak"])
+        assert prefill["gemm_fraction"] > 0 and len(prefill["gemm_peak"]) >= 2
+    assert result["gemm_peak"] == np.median([peak for p in result["prefill"] for peak in p["gemm_peak"]])
     shown = capsys.readouterr().out
     assert ("hidden units are zero" in shown) == (batch == 1)
     assert "of bandwidth" in shown and "of GEMM peak" in shown and "channel mixing" in shown
@@ -68,7 +67,7 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
     for length in (3, 20):
         rows = found[f"prefill {length}"]["groups"]
         operations = sum(row["operations"] for row in rows if row["group"] != "head")
-        assert operations == pytest.approx(work[0] * length)
+        assert operations == pytest.approx(work * length)
 
 
 def check_parts(parts: dict) -> None:
@@ -153,6 +152,19 @@ def test_timing_of_calls(quick):
     calls = []
     result = Timing.of(lambda: calls.append(1), min_runs=20)
     assert result.runs == len(calls) - 1 >= 20 and 0 < result.p10 <= result.median <= result.p90
+
+
+def test_fractions_are_of_the_limits_beside_them(monkeypatch):
+    """A machine that reads at half its speed for a while: the fraction is that of the median round."""
+    seconds = iter([0.0625] * 4 + [0.25] + [0.125] * 2)
+    monkeypatch.setattr(timing, "seconds_of", lambda call: next(seconds))
+    monkeypatch.setattr(timing, "MIN_RUNS", 7)
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0.0)
+    limits = iter([1000.0, 800.0, 500.0, 400.0])
+    compared = Compared.of(lambda: None, lambda: next(limits))
+    assert compared.limits == [1000, 800, 500, 400] and compared.timing.runs == 7 and compared.timing.median == 0.0625
+    fractions = [1 / 0.0625 / 1000, 1 / 0.25 / 800, 1 / 0.125 / 500]
+    assert compared.unit_fraction == np.median(fractions)
 
 
 @pytest.mark.parametrize(

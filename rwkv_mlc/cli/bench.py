@@ -45,10 +45,11 @@ def _print(result: dict) -> None:
     from rich.table import Table
 
     console = Console()
-    bandwidth = " and ".join(f"{value / 1e9:.1f}" for value in result["decode"]["read_bandwidth"])
+    slowest, fastest = (limit(result["decode"]["read_bandwidth"]) / 1e9 for limit in (min, max))
     console.print(
-        f"{result['model']}, {result['threads']} threads; this machine reads {bandwidth} GB/s (before and after "
-        f"decoding) and multiplies {result['gemm_peak'] / 1e9:.0f} GFLOP/s ({result['gemm_peak_of']})",
+        f"{result['model']}, {result['threads']} threads; this machine reads {result['read_bandwidth'] / 1e9:.1f} GB/s "
+        f"({slowest:.1f} to {fastest:.1f} while decoding) and multiplies {result['gemm_peak'] / 1e9:.0f} GFLOP/s "
+        f"({result['gemm_peak_of']})",
         highlight=False,
     )
     table = Table("", "tok/s", "p10", "p90", "of the limit", "runs")

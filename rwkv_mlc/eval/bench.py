@@ -20,7 +20,7 @@ from .limits import GEMM_LIBRARY, gemm_peak, read_bandwidth
 from .memory import peak_memory
 from .prefill_error import prefill_error
 from .sparsity import hidden_units
-from .timing import Timing
+from .timing import Compared
 
 TEXT_TOKENS = 64
 
@@ -57,22 +57,8 @@ def bench(
     stored = bytes_read(engine)
     weight_bytes = sum(stored.values())
     operations = operations_of(engine.artifact.model_parameters)
-    bandwidth = [read_bandwidth(engine)]
-    decoding = Timing.of(step, decode)
-    bandwidth.append(read_bandwidth(engine))
-    peaks, prefills = [gemm_peak(engine.runner.threads)], []
-    for length, call in prompts.items():
-        timing = Timing.of(call)
-        peaks.append(gemm_peak(engine.runner.threads))
-        prefills.append(
-            {
-                "tokens": length,
-                "runs": timing.runs,
-                "tokens_per_second": timing.rate(length),
-                "gemm_peak": peaks[-2:],
-                "gemm_fraction": length * operations / timing.median / max(peaks[-2:]),
-            }
-        )
+    decoding = Compared.of(step, read_bandwidth(engine), decode)
+    compared = {length: Compared.of(call, gemm_peak(engine.runner.threads)) for length, call in prompts.items()}
     result = {
         "model": engine.name,
         "quantization": engine.artifact.scheme.name,
@@ -81,17 +67,26 @@ def bench(
         "load_seconds": load_seconds,
         "peak_memory_bytes": memory,
         "weight_bytes": weight_bytes,
-        "read_bandwidth": max(bandwidth),
-        "gemm_peak": max(peaks),
+        "read_bandwidth": float(np.median(decoding.limits)),
+        "gemm_peak": float(np.median([limit for prefill in compared.values() for limit in prefill.limits])),
         "gemm_peak_of": GEMM_LIBRARY,
         "decode": {
             "batch": batch,
-            "runs": decoding.runs,
-            "tokens_per_second": decoding.rate(batch),
-            "read_bandwidth": bandwidth,
-            "bandwidth_fraction": weight_bytes / decoding.median / max(bandwidth),
+            "runs": decoding.timing.runs,
+            "tokens_per_second": decoding.timing.rate(batch),
+            "read_bandwidth": decoding.limits,
+            "bandwidth_fraction": weight_bytes * decoding.unit_fraction,
         },
-        "prefill": prefills,
+        "prefill": [
+            {
+                "tokens": length,
+                "runs": reading.timing.runs,
+                "tokens_per_second": reading.timing.rate(length),
+                "gemm_peak": reading.limits,
+                "gemm_fraction": length * operations * reading.unit_fraction,
+            }
+            for length, reading in compared.items()
+        ],
         "prefill_activations": engine.library.prefill_activations,
     }
     if batch == 1 and (units := hidden_units(engine, text)):
@@ -100,7 +95,7 @@ def bench(
         result["decode"] |= {
             "hidden_zeros": [unit.zero for unit in units],
             "read_bytes": read,
-            "read_fraction": read / decoding.median / max(bandwidth),
+            "read_fraction": read * decoding.unit_fraction,
         }
     if engine.library.prefill_activations != "float32":
         result["prefill_error"] = prefill_error(engine)

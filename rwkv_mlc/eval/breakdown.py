@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.engine import Engine
+from ..engine.tvm_runtime import Module
 from .timing import is_enough, seconds_of
 
 HALVES = {"ln1": "time_mixing", "attention": "time_mixing", "ln2": "channel_mixing", "feed_forward": "channel_mixing"}
@@ -145,7 +146,7 @@ def _kernel_seconds(engine: Engine, call: Callable[[], object]) -> list[float]:
         elif not name.startswith(BUILTIN):
             seconds.append(time.perf_counter() - began)
 
-    with instrumented(engine, instrument):
+    with instrumented(engine.runner.vm, instrument):
         call()
     return seconds
 
@@ -158,7 +159,7 @@ def _kernel_calls(engine: Engine, call: Callable[[], object], tokens: int, seque
         if before and not name.startswith(BUILTIN):
             recorded.append((name, [arguments[arg] for arg in args if arg in arguments]))
 
-    with instrumented(engine, instrument):
+    with instrumented(engine.runner.vm, instrument):
         call()
     runs = sum(any(p.group == "embedding" for p in parameters) for _, parameters in recorded)
     rows = Rows(tokens / runs, sequences)
@@ -169,8 +170,8 @@ def _kernel_calls(engine: Engine, call: Callable[[], object], tokens: int, seque
 
 
 @contextmanager
-def instrumented(engine: Engine, instrument: Callable) -> Iterator[None]:
-    set_instrument = engine.runner.vm["set_instrument"]
+def instrumented(vm: Module, instrument: Callable) -> Iterator[None]:
+    set_instrument = vm["set_instrument"]
     set_instrument(instrument)
     try:
         yield

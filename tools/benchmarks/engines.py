@@ -147,7 +147,7 @@ def limits(model: Path, threads: int) -> dict[str, float]:
     """What the machine reads and multiplies a second, by an artifact's library and by PyTorch's or numpy's product."""
     from rwkv_mlc.eval.limits import gemm_peak, read_bandwidth
 
-    return {"read_bandwidth": read_bandwidth(Ours(model, threads).engine), "gemm_peak": gemm_peak(threads)}
+    return {"read_bandwidth": read_bandwidth(Ours(model, threads).engine)(), "gemm_peak": gemm_peak(threads)()}
 
 
 def main() -> None:
