@@ -6,7 +6,6 @@ Every step writes into a folder that ``artifact.staging`` gives, so that an arti
 from __future__ import annotations
 
 import dataclasses
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from .artifact import (
     package_versions,
     write_json,
 )
-from .artifact.names import BUILD_RECORD, CONFIG_FILES
+from .artifact.names import BUILD_RECORD, CONFIG_FILES, OBJECTS, system_lib_prefix
 from .artifact.shards import read_index, verify
 from .config import RWKVConfig
 from .configs import config_names
@@ -158,25 +157,29 @@ def compile_library(
     dump_dir: Path | None = None,
     system_lib: bool = False,
     prefill_activations: Activations = "float32",
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> LibraryRecord:
     """Compile an artifact's library for a target and add it to ``folder``, in place of an older one for that target.
 
-    ``dump_dir`` gets the module after every phase; ``prefill_activations`` is that of ``build_module``. Raises UserError
-    for an unknown target, one that has no such activations, where there is no linker, and when the disk is full."""
+    ``dump_dir`` gets the module after every phase; ``prefill_activations`` is that of ``build_module``, ``progress`` that of
+    ``export_library``; ``system_lib`` asks for object files, whose symbols begin with the artifact's name, as ``.tar``.
+    Raises UserError for an unknown target, one that has no such activations, where a tool is missing, and when the disk is
+    full."""
     from .compiler.graph import build_module
     from .compiler.link import export_library
     from .compiler.pipeline import compile_module
     from .compiler.targets import resolve_target
 
     target = resolve_target(target_text, mcpu)
+    suffix = OBJECTS if system_lib else target.suffix
     name = BuildRecord.read(folder).name
     module = build_module(config, scheme, target, prefill_activations)
-    if system_lib:
-        module = module.with_attr("system_lib_prefix", re.sub(r"\W", "_", name) + "_")
-    executable = compile_module(module, target, dump_dir, system_lib)
+    if suffix == OBJECTS:
+        module = module.with_attr("system_lib_prefix", system_lib_prefix(name))
+    executable = compile_module(module, target, dump_dir)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        built = Path(scratch) / library_name(name, target.name, ".tar" if system_lib else target.suffix)
-        export_library(executable, target, built)
+        built = Path(scratch) / library_name(name, target.name, suffix)
+        export_library(executable, target, built, progress)
         return add_library(folder, built, target.name, target.attributes, list(target.features), prefill_activations)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from .errors import UserError
 
@@ -19,6 +20,11 @@ class RWKVConfig:
     ``generation`` is one of ``GENERATIONS``. ``head_size`` is 0 for generation 4, whose state has no heads.
     ``head_size_divisor`` scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's
     ``RWKV-v5/src/model.py``, where ``ln_x`` is applied to ``x / head_size_divisor``.
+
+    The last two fields are about precision. Behind every ``rescale_every``-th layer (0: none) the residual stream is halved,
+    and what the layers after it add to it is too, which their weights take care of (ChatRWKV's ``RESCALE_LAYER``).
+    ``float32`` are patterns of values, such as ``blocks.0.*`` and ``blocks.*.ffn.key``, which a target that computes in
+    float16 keeps in float32.
     """
 
     generation: str
@@ -30,6 +36,15 @@ class RWKVConfig:
     head_size_divisor: int = 8
     layer_norm_epsilon: float = 1e-5
     context_length: int = 4096
+    rescale_every: int = 0
+    float32: tuple[str, ...] = ()
+
+    def is_float32(self, value: str) -> bool:
+        return any(fnmatchcase(value, pattern) for pattern in self.float32)
+
+    def halvings(self, layer: int) -> int:
+        """How often the residual stream was halved before a layer."""
+        return layer // self.rescale_every if self.rescale_every else 0
 
     @property
     def num_heads(self) -> int:
@@ -60,7 +75,8 @@ class RWKVConfig:
             raise UserError(
                 f"Unknown RWKV generation {data['generation']!r}; this version knows {', '.join(GENERATIONS)}."
             )
-        return cls(**{name: data[name] for name in fields if name in data})
+        known = {name: data[name] for name in fields if name in data}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 def detect_config(

@@ -202,7 +202,7 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
         "target": target,
         "file": library.path.name,
         "bytes": library.path.stat().st_size if library.path.is_file() else 0,
-        "triple": library.target.get("mtriple"),
+        "triple": library.triple,
         "cpu": library.target.get("mcpu"),
         "cpu_features": library.cpu_features,
         "prefill_activations": library.prefill_activations,

@@ -8,6 +8,7 @@ import pytest
 from synthetic import synthetic_checkpoint
 
 from rwkv_mlc.config import GENERATIONS
+from rwkv_mlc.debug.roles import values
 from rwkv_mlc.models import resolve
 from rwkv_mlc.reference import forward, initial_state, load, rwkv4, rwkv5
 from rwkv_mlc.weights import open_checkpoint
@@ -222,3 +223,48 @@ def test_head_size_divisor_matters(generation):
     other = dataclasses.replace(config, head_size_divisor=1)
     assert config.head_size_divisor == 8
     assert relative(forward(other, parameters, TOKENS)[0], forward(config, parameters, TOKENS)[0]) > 1e-3
+
+
+def test_trace_sees_every_value_and_changes_none(model):
+    config, parameters = model
+    found = {}
+    traced, _ = forward(config, parameters, TOKENS, trace=lambda name, value: found.setdefault(name, value))
+    assert np.array_equal(traced, forward(config, parameters, TOKENS)[0])
+    assert sorted(found) == sorted(name for name in values(config) if ".state." not in name)
+    assert {len(value) for value in found.values()} == {len(TOKENS)}
+
+
+def test_what_a_trace_returns_goes_on(model):
+    """Every value matters to the logits, and rounding all of them to float16 costs what float16 must."""
+    config, parameters = model
+    expected, _ = forward(config, parameters, TOKENS)
+    for changed in values(config):
+        if ".state." not in changed:
+            logits, _ = forward(config, parameters, TOKENS, trace=lambda n, x: np.roll(x, 1, -1) if n == changed else x)
+            assert relative(logits, expected) > 1e-3, changed
+    rounded, _ = forward(config, parameters, TOKENS, trace=lambda _, x: x.astype(np.float16).astype(np.float64))
+    assert 1e-4 < relative(rounded, expected) < 0.1
+
+
+def test_float32(model):
+    config, parameters = model
+    single = {name: array.astype(np.float32) for name, array in parameters.items()}
+    logits, state = forward(config, single, TOKENS, dtype=np.float32)
+    assert {logits.dtype, *(array.dtype for array in state.values())} == {np.dtype(np.float32)}
+    assert 0 < relative(logits, forward(config, parameters, TOKENS)[0]) < 1e-3
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_rescaling_changes_no_logits(generation):
+    """Halving the residual stream behind every second layer, and what is added to it after."""
+    checkpoint = in_memory(synthetic_checkpoint(generation, layers=5))
+    expected, _ = forward(*load(checkpoint), TOKENS)
+    config, parameters = load(dataclasses.replace(checkpoint, rescale_every=2))
+    found = {}
+    logits, _ = forward(config, parameters, TOKENS, trace=lambda name, value: found.setdefault(name, value))
+    assert relative(logits, expected) < 1e-4  # the norms' epsilon is added to less
+    plain = {}
+    forward(*load(checkpoint), TOKENS, trace=lambda name, value: plain.setdefault(name, value))
+    for layer, halvings in enumerate((0, 0, 1, 1, 2)):
+        name = f"blocks.{layer}.ffn.residual"
+        assert relative(found[name] * 2**halvings, plain[name]) < 1e-4

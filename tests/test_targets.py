@@ -7,14 +7,18 @@ import sys
 
 import pytest
 import tvm
+from tvm.target import codegen
 
 from rwkv_mlc import cpu_features
 from rwkv_mlc.compiler import targets
+from rwkv_mlc.compiler.cuda import ARCHITECTURES
 from rwkv_mlc.compiler.link import find_linker
 from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
 from rwkv_mlc.cpu_features import REQUIRED_FEATURES, host_architecture, host_features
+from rwkv_mlc.drivers import best_device
 from rwkv_mlc.errors import UserError
 
+NAMES = "auto, llvm, cuda, metal, vulkan, opencl, android, android-cpu"
 on_x86 = pytest.mark.skipif(host_architecture() != "x86_64", reason="names x86 CPUs of this machine's triple")
 
 
@@ -22,9 +26,14 @@ def described(target: CompileTarget) -> dict:
     return vars(target) | {"tvm": target.attributes}
 
 
-def test_auto_is_this_machine():
-    target = resolve_target("auto")
-    assert described(target) == described(resolve_target("llvm"))
+def test_auto_is_the_best_of_this_machine():
+    best = best_device()
+    assert resolve_target("auto").name == {"cpu": "llvm"}.get(best, best)
+    assert resolve_target("auto", codegen.llvm_get_system_cpu()).name == "llvm"
+
+
+def test_llvm_is_this_machine():
+    target = resolve_target("llvm")
     assert target.attributes["mcpu"] == tvm.get_global_func("target.llvm_get_system_cpu")()
     assert target.attributes["mtriple"].startswith(host_architecture())
 
@@ -33,14 +42,14 @@ def test_auto_is_this_machine():
 def test_a_library_for_this_machine_needs_no_more_than_it_has():
     detected = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     detected = {str(name) for name, has in detected.items() if has} & set(REQUIRED_FEATURES)
-    assert set(resolve_target("auto").features) == detected & host_features()
+    assert set(resolve_target("llvm").features) == detected & host_features()
 
 
 @on_x86
 def test_features_that_a_virtual_machine_hides_are_switched_off(monkeypatch):
     shown = {"sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "cx16", "avx", "avx2", "fma", "f16c", "bmi", "bmi2"}
     monkeypatch.setattr(targets, "host_features", lambda: shown)
-    target = resolve_target("auto")
+    target = resolve_target("llvm")
     assert set(target.features) <= shown
     assert target.integer_dot == "avx2" and target.gemm_tile == (6, 1)
 
@@ -49,7 +58,7 @@ def test_features_that_a_virtual_machine_hides_are_switched_off(monkeypatch):
 def test_features_beyond_the_name_of_the_cpu_are_switched_on(monkeypatch):
     monkeypatch.setattr(targets.codegen, "llvm_get_system_cpu", lambda: "x86-64")
     wanted = {"sse4.2", "avx2", "fma"} & (host_features() or set())
-    assert wanted <= set(resolve_target("auto").features)
+    assert wanted <= set(resolve_target("llvm").features)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +101,51 @@ def test_kernels_follow_the_arm_core(mcpu, features, dot_of_fields, dot_of_bytes
     assert target.attributes["mtriple"] == "aarch64-linux-gnu"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "threads", "shared", "warp", "suffix"),
+    [
+        ("cuda", "cuda", 1024, 49152, 32, ".so"),
+        ("metal", "metal", 1024, 32768, 32, ".dylib"),
+        ("vulkan", "vulkan", 256, 32768, 1, ".so"),
+        ("opencl", "opencl", 256, 32768, 1, ".so"),
+        ("android", "opencl", 256, 32768, 1, ".tar"),
+    ],
+)
+def test_gpus_and_their_limits(monkeypatch, name, kind, threads, shared, warp, suffix):
+    monkeypatch.delenv("ANDROID_NDK", raising=False)
+    target = resolve_target(name)
+    assert (target.name, target.family, target.suffix) == (name, "gpu", suffix)
+    limits = ("kind", "max_num_threads", "max_threads_per_block", "max_shared_memory_per_block", "thread_warp_size")
+    assert [target.attributes[limit] for limit in limits] == [kind, threads, threads, shared, warp]
+    assert (target.features, target.integer_dot, target.gemm_tile, target.converts_float16) == ((), None, None, True)
+    assert target.architectures == (ARCHITECTURES if name == "cuda" else ())
+    assert target.vector_halves == (4 if name in ("metal", "vulkan") else 8)
+    machines = {"metal": "arm64-apple-macos11.0", "android": "aarch64-linux-android"}
+    assert target.triple == machines.get(name, codegen.llvm_get_system_triple())
+
+
+def test_one_architecture_of_cuda():
+    target = resolve_target("cuda -arch=sm_90")
+    assert target.architectures == ("sm_90",) and target.attributes["arch"] == "sm_90"
+
+
+def test_a_gpu_as_json():
+    text = '{"kind": "opencl", "device": "adreno", "host": {"kind": "llvm", "mtriple": "aarch64-linux-android"}}'
+    target = resolve_target(text)
+    assert (target.name, target.triple, target.family) == ("opencl", "aarch64-linux-android", "gpu")
+    assert "adreno" in target.attributes["keys"]
+    assert resolve_target('{"kind": "vulkan", "max_num_threads": 512}').attributes["max_num_threads"] == 512
+
+
+def test_the_cpu_of_a_phone(monkeypatch):
+    monkeypatch.delenv("ANDROID_NDK", raising=False)
+    target = resolve_target("android-cpu")
+    assert (target.name, target.family, target.suffix, target.features) == ("android-cpu", "cpu", ".tar", ("neon",))
+    assert target.triple == "aarch64-linux-android" and target.gemm_tile == (6, 1)
+    assert resolve_target("android-cpu", "cortex-a76").integer_dot == "sdot"
+    assert resolve_target("android-cpu -mattr=+i8mm").integer_dot == "usdot"
+
+
 def test_three_ways_to_say_the_same():
     attributes = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "haswell", "opt-level": 2}
     from_json = resolve_target(json.dumps(attributes))
@@ -109,9 +163,10 @@ def test_mattr():
 @pytest.mark.parametrize(
     ("text", "mcpu", "message"),
     [
-        ("", None, "Unknown target ''; valid are auto, llvm."),
-        ("lvm", None, "Unknown target 'lvm'; did you mean llvm? Valid are auto, llvm."),
-        ("quantum", None, "Unknown target 'quantum'; valid are auto, llvm."),
+        ("", None, f"Unknown target ''; valid are {NAMES}."),
+        ("lvm", None, f"Unknown target 'lvm'; did you mean llvm? Valid are {NAMES}."),
+        ("vulcan", None, f"Unknown target 'vulcan'; did you mean vulkan? Valid are {NAMES}."),
+        ("quantum", None, f"Unknown target 'quantum'; valid are {NAMES}."),
         ("llvm", "skylake-avx521", "LLVM knows no CPU 'skylake-avx521'; did you mean skylake-avx512?"),
         ("llvm -mtriple=foo", None, "LLVM knows no architecture 'foo'; check its name."),
         ("llvm haswell", None, "expected -key=value after the name, found 'haswell'."),
@@ -123,6 +178,10 @@ def test_mattr():
         ('{"kind": "llvm", "mattr": "+avx"}', None, "The target's mattr should be a list, not '+avx'."),
         ('{"kind": 5}', None, "Unknown target '5'"),
         ('["llvm"]', None, "Unknown target"),
+        ("cuda -arch=90", None, "The target's arch should be like sm_75, not 90."),
+        ("metal", "apple-m1", "The target metal is no CPU; leave --mcpu out."),
+        ("vulkan -colour=red", None, "(Unknown config option 'colour')."),
+        ('{"kind": "opencl", "host": 3}', None, "TVM does not accept the target"),
     ],
 )
 @on_x86

@@ -36,6 +36,11 @@ def arg(name: str, shape: tuple, dtype: str = "float32"):
     return T.arg(name, T.Buffer(shape, dtype))
 
 
+def size(name: str) -> tirx.Var:
+    """A symbolic extent; GPU code calls it by its name."""
+    return tirx.Var(name, "int64")
+
+
 def registers(shape: tuple[int, ...], dtype: str = "float32", device: str = "cpu"):
     """A small array that lives in registers where every index is constant.
 

@@ -20,10 +20,12 @@ PREFETCH = 64  # words ahead, 4 KB: past what the hardware prefetchers of the tw
 
 @dataclass(frozen=True)
 class Matrix:
-    """One product of a fused call: output rows N and what is applied to each output (a key of ``ACTIVATIONS``)."""
+    """One product of a fused call: output rows N, what is applied to each output (a key of ``ACTIVATIONS``), and the
+    outputs' dtype, which is float32 on a CPU."""
 
     rows: int
     activation: str | None = None
+    dtype: str = "float32"
 
 
 def each_block(matrices: tuple[Matrix, ...], rows_per_block: int, emit: Callable) -> None:

@@ -8,8 +8,9 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func, registers
+from .builder import arg, prim_func, registers, size
 from .simd import constant, reduce_add, span, splat, vector_width
+from .threads import THREADS, each, grid, narrow, shared, statistics, vector_of
 
 
 def mean_and_scale(load: Callable, extent: int, width: int, epsilon: float, unrolled: bool = False):
@@ -60,5 +61,32 @@ def layer_norm(channels: int, epsilon: float) -> tirx.PrimFunc:
                     at = span(i * width, width)
                     normed = (x[0, t, at] - splat(mean, width)) * splat(scale, width)
                     T.buffer_store(out, normed * weight[at] + bias[at], [0, t, at])
+
+    return kernel
+
+
+@lru_cache(None)
+def layer_norm_gpu(channels: int, epsilon: float, dtype: str = "float32") -> tirx.PrimFunc:
+    """(x [1, T, C], weight [C], bias [C] -> out [1, T, C] of ``dtype``), the others float32; a block of threads a row."""
+    width = vector_of("float32", channels)
+
+    @prim_func
+    def kernel():
+        rows = size("rows")
+        x = arg("x", (1, rows, channels))
+        weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
+        out = arg("out", (1, rows, channels), dtype)
+        with grid(rows) as (t, thread):
+            scratch = shared((1, THREADS))
+            ((mean, scale),) = statistics(
+                [lambda c: x[0, t, span(c, width)]], channels, thread, THREADS, width, epsilon, scratch
+            )
+
+            def write(_, c):
+                at = span(c, width)
+                normed = (x[0, t, at] - splat(mean, width)) * splat(scale, width)
+                T.buffer_store(out, narrow(normed * weight[at] + bias[at], dtype, width), [0, t, at])
+
+            each(channels, thread, THREADS, width, write)
 
     return kernel

@@ -7,7 +7,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func
+from .builder import arg, prim_func, registers, size
+from .threads import THREADS, grid
 
 
 def sequence(b, slots, segment_ends):
@@ -19,6 +20,18 @@ def sequence(b, slots, segment_ends):
         return slot, b, 1
     first = T.bind(T.if_then_else(b == 0, T.int64(0), T.cast(segment_ends[T.max(b - 1, T.int64(0))], "int64")))
     return slot, first, T.bind(T.cast(segment_ends[b], "int64") - first)
+
+
+def sequence_of(t, segment_ends, batch):
+    """The sequence that row t belongs to, its first and its last row; int64, inside a GPU kernel."""
+    before = registers((1,), "int32", device="gpu")
+    T.buffer_store(before, T.int32(0), [0])
+    with T.serial(0, batch) as b:
+        ended = segment_ends[b] <= T.cast(t, "int32")
+        T.buffer_store(before, before[0] + T.Select(ended, T.int32(1), T.int32(0)), [0])
+    b = T.bind(T.cast(before[0], "int64"))
+    _, first, length = sequence(b, None, segment_ends)
+    return b, first, T.bind(first + length - 1)
 
 
 @lru_cache(None)
@@ -64,6 +77,24 @@ def last_rows(channels: int) -> tirx.PrimFunc:
             T.reads()
             T.writes()
             with T.serial(0, batch) as b, T.serial(0, channels) as c:
+                T.buffer_store(out, x[0, T.cast(ends[b], "int64") - 1, c], [0, b, c])
+
+    return kernel
+
+
+@lru_cache(None)
+def last_rows_gpu(channels: int) -> tirx.PrimFunc:
+    """``last_rows`` with a thread for every element."""
+
+    @prim_func
+    def kernel():
+        batch, rows = size("batch"), size("rows")
+        x = arg("x", (1, rows, channels))
+        ends = arg("segment_ends", (batch,), "int32")
+        out = arg("out", (1, batch, channels))
+        with grid(batch, -(-channels // THREADS)) as (b, block, thread):
+            c = T.bind(block * THREADS + thread)
+            with T.If(c < channels), T.Then():
                 T.buffer_store(out, x[0, T.cast(ends[b], "int64") - 1, c], [0, b, c])
 
     return kernel

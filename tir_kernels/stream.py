@@ -7,8 +7,9 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func, registers
+from .builder import arg, prim_func, registers, size
 from .simd import LANES, constant, prefetch, reduce_add, span
+from .threads import THREADS, grid, lanes_of, shared, totals
 
 CHAINS = 8  # vectors in flight, so that additions do not wait for one another
 AHEAD = 1024  # elements, 4 KB, as in gemv
@@ -41,5 +42,31 @@ def stream() -> tirx.PrimFunc:
                 for j in range(1, CHAINS):
                     total = total + acc[j, lanes]
                 T.buffer_store(sums, reduce_add(T.bind(total), LANES), [block])
+
+    return kernel
+
+
+@lru_cache(None)
+def stream_gpu() -> tirx.PrimFunc:
+    """``stream`` with a block of threads a row; n a multiple of 4096."""
+    width, loads = 4, 4
+
+    @prim_func
+    def kernel():
+        blocks, extent = size("blocks"), size("extent")
+        x = arg("x", (blocks, extent))
+        sums = arg("sums", (blocks,))
+        with grid(blocks) as (block, thread):
+            scratch = shared((1, THREADS))
+            acc = registers((1,), device="gpu")
+            T.buffer_store(acc, T.float32(0.0), [0])
+            with T.serial(0, extent // (loads * THREADS * width)) as i:
+                at = [T.ramp(((i * loads + j) * THREADS + thread) * width, 1, width) for j in range(loads)]
+                total = T.bind((x[block, at[0]] + x[block, at[1]]) + (x[block, at[2]] + x[block, at[3]]))
+                for value in lanes_of(total, width):
+                    T.buffer_store(acc, acc[0] + value, [0])
+            (total,) = totals([acc[0]], thread, THREADS, scratch)
+            with T.If(thread == 0), T.Then():
+                T.buffer_store(sums, total, [block])
 
     return kernel

@@ -18,9 +18,10 @@ from typing import Literal
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func, registers
+from .builder import arg, prim_func, registers, size
 from .segments import sequence
 from .simd import exp, span, vector_width
+from .threads import narrow
 
 CHAINS = 4  # vectors in flight: a channel's recurrence is one long dependency chain
 
@@ -37,8 +38,10 @@ def wkv4(
     phase: Literal["prefill", "decode"] = "prefill",
     device: Literal["cpu", "gpu"] = "cpu",
     in_place: bool = False,
+    dtype: str = "float32",
 ) -> tirx.PrimFunc:
-    """(r, k, v, w, u, state_a, state_b, state_p, segment_ends -> out, out_a, out_b, out_p), float32.
+    """(r, k, v, w, u, state_a, state_b, state_p, segment_ends -> out, out_a, out_b, out_p), float32; on a GPU,
+    ``out`` is of ``dtype``.
 
     r (already through its sigmoid), k, v, out: [1, T, C], the tokens of all sequences one after the other; w = -exp(decay)
     and u: [C]; every state: [B, C]. ``segment_ends``, ``slots`` and ``in_place`` as in ``wkv5``.
@@ -49,7 +52,7 @@ def wkv4(
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, rows, num_slots = T.int64(), T.int64(), T.int64()
+        batch, rows, num_slots = size("batch"), size("rows"), size("num_slots")
         if phase == "decode":
             rows = batch
         r, k, v = (arg(name, (1, rows, channels)) for name in "rkv")
@@ -57,7 +60,7 @@ def wkv4(
         state = [arg(f"state_{name}", (num_slots if in_place else batch, channels)) for name in "abp"]
         ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
         slots = arg("slots", (batch,), "int32") if in_place else None
-        out = arg("out", (1, rows, channels))
+        out = arg("out", (1, rows, channels), dtype)
         out_state = state if in_place else [arg(f"out_{name}", (batch, channels)) for name in "abp"]
 
         def power(x):
@@ -85,7 +88,7 @@ def wkv4(
                         top = T.bind(T.max(p, current))
                         old, new = power(p - top), power(current - top)
                         wkv = (old * a + new * value) / (old * b_ + new)
-                        T.buffer_store(out, r[0, row, channel] * wkv, [0, row, channel])
+                        T.buffer_store(out, narrow(r[0, row, channel] * wkv, dtype), [0, row, channel])
                         decayed = T.bind(p + w[channel])
                         top = T.bind(T.max(decayed, key))
                         old, new = power(decayed - top), power(key - top)

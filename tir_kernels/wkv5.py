@@ -21,6 +21,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .builder import arg, prim_func, registers
+from .builder import size as extent
 from .segments import sequence
 from .simd import constant, span, splat, vector_width
 
@@ -47,7 +48,7 @@ def wkv5(
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, rows, num_slots = T.int64(), T.int64(), T.int64()
+        batch, rows, num_slots = extent("batch"), extent("rows"), extent("num_slots")
         if phase == "decode":
             rows = batch
         r = arg("r", (1, rows, heads * size))

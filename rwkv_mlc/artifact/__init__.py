@@ -1,6 +1,6 @@
 """The artifact, ``dist/<model>-<quantization>/``: every path and file name in it, reading, checking and writing.
 
-<name>-<target>.so            a library for each target
+<name>-<target>.so            a library for each target; .dylib for macOS, .tar for object files
 build-record.json             what it was built from and for
 params/mlc-chat-config.json   model, tokenizer, prompt template, sampling defaults
 params/tensor-cache.json      index of the shards; ndarray-cache.json is the same under its name of 2023

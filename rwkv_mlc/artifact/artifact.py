@@ -129,7 +129,7 @@ def _entry(data: dict[str, Any], key: str, kind: type, path: Path) -> Any:
 
 def _model_config(chat_config: dict[str, Any], path: Path) -> RWKVConfig:
     config = RWKVConfig.from_dict(_entry(chat_config, "model_config", dict, path))
-    kinds = {"str": str, "int": int, "float": (int, float)}
+    kinds = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": tuple}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not isinstance(value, kinds[field.type]) or isinstance(value, (int, float)) and value < 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 PARAMS = "params"
 CHAT_CONFIG = "mlc-chat-config.json"
 BUILD_RECORD = "build-record.json"
@@ -9,6 +11,7 @@ TENSOR_INDEX = "tensor-cache.json"
 TENSOR_INDEX_2023 = "ndarray-cache.json"
 SHARD = "params_shard_{}.bin"
 VERIFIED = ".verified.json"
+OBJECTS = ".tar"  # a library's object files, to be linked into a program
 CONFIG_FILES = (CHAT_CONFIG, "rwkv_vocab.txt", "tokenizer_model", "tokenizer.json")
 
 
@@ -19,3 +22,9 @@ def artifact_name(model: str, quantization: str) -> str:
 def library_name(name: str, target: str, suffix: str) -> str:
     """The file of the artifact ``name``'s library; ``suffix`` with its dot."""
     return f"{name}-{target}{suffix}"
+
+
+def system_lib_prefix(name: str) -> str:
+    """What the symbols of the object files of the artifact ``name`` begin with, so that several fit into one program;
+    mlc_llm looks for it under ``model_lib``."""
+    return re.sub(r"\W", "_", name) + "_"

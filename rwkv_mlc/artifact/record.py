@@ -33,6 +33,11 @@ class LibraryRecord:
     time: str
     prefill_activations: str = "float32"
 
+    @property
+    def triple(self) -> str | None:
+        """LLVM's name of the machine that loads the library: for a GPU's its host."""
+        return self.target.get("host", self.target).get("mtriple")
+
 
 @dataclass(frozen=True)
 class BuildRecord:

@@ -62,7 +62,10 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
-    text = 'auto (this CPU), llvm, "llvm -mcpu=NAME" or a TVM target as JSON; an artifact has one library for each name'
+    text = (
+        "auto (this machine's best device), llvm, cuda, metal, vulkan, opencl, android or android-cpu, also with TVM's "
+        'options ("llvm -mcpu=NAME", "cuda -arch=sm_90"), or a TVM target as JSON; an artifact has one library for each'
+    )
     parser.add_argument("--target", default="auto", help=text)
     parser.add_argument("--mcpu", help="CPU to compile for, in LLVM's names (this machine's)")
     parser.add_argument(
@@ -175,15 +178,16 @@ def _activations(args: argparse.Namespace) -> Activations:
 
 
 def _check_target(args: argparse.Namespace, scheme: Scheme) -> None:
-    """Before anything takes time. Raises UserError for an unknown target, where there is no linker for it, and for
+    """Before anything takes time. Raises UserError for an unknown target, where a tool for it is missing, and for
     activations that it or the scheme does not have."""
+    from ..artifact.names import OBJECTS
     from ..compiler.graph import check_activations
-    from ..compiler.link import find_linker
+    from ..compiler.link import check_tools
     from ..compiler.targets import resolve_target
 
     target = resolve_target(args.target, args.mcpu)
     check_activations(_activations(args), scheme, target)
-    find_linker(target, ".tar" if args.system_lib else target.suffix)
+    check_tools(target, OBJECTS if args.system_lib else target.suffix)
     print(f"Target configured: {target.tvm}")
 
 
@@ -226,7 +230,7 @@ def _compile(args: argparse.Namespace, config: RWKVConfig, scheme: Scheme, folde
     from .. import build
 
     dump_dir = folder / "debug" if args.debug_dump else None
-    with Console(stderr=True).status("Compiling..."):
+    with Console(stderr=True).status("Compiling...") as status:
         library = build.compile_library(
             config,
             scheme,
@@ -236,6 +240,7 @@ def _compile(args: argparse.Namespace, config: RWKVConfig, scheme: Scheme, folde
             dump_dir=dump_dir,
             system_lib=args.system_lib,
             prefill_activations=_activations(args),
+            progress=lambda done, total, last: status.update(f"Compiling... {last}, {done} of {total}"),
         )
     for path in sorted(dump_dir.iterdir()) if dump_dir else ():
         print(f"Dump mod to {final / path.relative_to(folder)}")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .tables import console, pairs, table
 
 ALL = "all"
-WIDE = 1000  # columns where stdout is no terminal: no row is cut
 
 
 def add_parser(subparsers) -> None:
@@ -108,32 +107,28 @@ def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
-    console.print(f"{summary['name']} ({summary['kind']})")
-    console.print(_pairs(_facts(summary)))
-    console.print(_groups(summary))
+    out = console()
+    out.print(f"{summary['name']} ({summary['kind']})")
+    out.print(pairs(_facts(summary)))
+    out.print(_groups(summary))
     for library in summary.get("libraries", ()):
-        console.print(f"Library for {library['target']}")
-        console.print(_pairs(_library_facts(library)))
+        out.print(f"Library for {library['target']}")
+        out.print(pairs(_library_facts(library)))
     schemes = summary.get("schemes", [])
     measured = [scheme for scheme in schemes if "problem" not in scheme]
     tables = {scheme["quantization"]: scheme["tensors"] for scheme in measured if "tensors" in scheme}
     if "errors" in summary:
         tables[summary["quantization"]] = summary["errors"]
     if measured or tables:
-        console.print(
-            "Errors are root mean squares, as parts of the tensor's own; a worst group is named by its start."
-        )
+        out.print("Errors are root mean squares, as parts of the tensor's own; a worst group is named by its start.")
     if measured:
-        console.print(_schemes(measured))
+        out.print(_schemes(measured))
     for scheme in schemes:
         if "problem" in scheme:
-            console.print(f"{scheme['quantization']}: {scheme['problem']}")
+            out.print(f"{scheme['quantization']}: {scheme['problem']}")
     for name, errors in tables.items():
-        console.print(f"Errors of {name}")
-        console.print(_errors(errors))
+        out.print(f"Errors of {name}")
+        out.print(_errors(errors))
 
 
 def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -180,44 +175,33 @@ def _versions(versions: dict[str, str]) -> str:
     return ", ".join(f"{package} {version}" for package, version in versions.items())
 
 
-def _pairs(facts: Iterable[tuple[str, str]]):
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(overflow="fold")
-    for key, value in facts:
-        table.add_row(f"  {key}", value)
-    return table
-
-
 def _groups(summary: dict[str, Any]):
-    table = _table("group", "tensors", "parameters", "bytes", "of all bytes")
+    rows = table("group", "tensors", "parameters", "bytes", "of all bytes")
     for group in (
         *summary["groups"],
         {**summary, "name": "all", "tensors": sum(g["tensors"] for g in summary["groups"])},
     ):
         share = f"{group['bytes'] / summary['bytes']:.1%}"
-        table.add_row(group["name"], *(f"{group[key]:,}" for key in ("tensors", "parameters", "bytes")), share)
-    return table
+        rows.add_row(group["name"], *(f"{group[key]:,}" for key in ("tensors", "parameters", "bytes")), share)
+    return rows
 
 
 def _schemes(schemes: list[dict[str, Any]]):
-    table = _table("scheme", "bytes", "bits per weight", "RMS", "worst group")
+    rows = table("scheme", "bytes", "bits per weight", "RMS", "worst group")
     for scheme in schemes:
-        table.add_row(
+        rows.add_row(
             scheme["quantization"],
             f"{scheme['bytes']:,}",
             f"{scheme['bits_per_weight']:.2f}",
             *(f"{scheme[key]:.2e}" for key in ("relative_rms", "worst_group")),
         )
-    return table
+    return rows
 
 
 def _errors(errors: list[dict[str, Any]]):
-    table = _table("tensor", "shape", "stored as", "RMS", "worst group", "at")
+    rows = table("tensor", "shape", "stored as", "RMS", "worst group", "at")
     for error in errors:
-        table.add_row(
+        rows.add_row(
             error["name"],
             " x ".join(map(str, error["shape"])),
             error["stored"],
@@ -225,15 +209,4 @@ def _errors(errors: list[dict[str, Any]]):
             f"{error['worst_group']:.2e}",
             f"{error['worst_row']}, {error['worst_column']}",
         )
-    return table
-
-
-def _table(first: str, *others: str):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    return rows

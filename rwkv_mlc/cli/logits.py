@@ -13,7 +13,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("logits", help="write the logits after every token to a .npy file")
     options.add_engine(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--tokens", type=_token_list, metavar="1,2,3", help="token ids")
+    source.add_argument("--tokens", type=token_list, metavar="1,2,3", help="token ids")
     source.add_argument("--prompt", metavar="TEXT", help="text; the end-of-text token stands for an empty one")
     parser.add_argument("--decode", action="store_true", help="feed the tokens one by one, as in generation")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="float32 [tokens, vocabulary]")
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _token_list(text: str) -> list[int]:
+def token_list(text: str) -> list[int]:
     try:
         return [int(token) for token in text.split(",")]
     except ValueError:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import UserError
-from . import bench, build, chat, generate, inspect, logits
+from . import bench, build, chat, compare, debug, dump, generate, inspect, logits, verify
 
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
@@ -41,6 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rwkv-mlc {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     build.add_parsers(subparsers)
-    for verb in (chat, generate, logits, inspect, bench):
+    for verb in (chat, generate, logits, inspect, bench, verify, dump, compare, debug):
         verb.add_parser(subparsers)
     return parser

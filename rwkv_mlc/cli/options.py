@@ -29,7 +29,12 @@ SAMPLING = {
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIST", type=Path, help="artifact folder, such as dist/rwkv-5-village-q4f16_1")
-    parser.add_argument("--device", default="auto", help="auto or cpu")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, metal, vulkan or opencl, the second of several as cuda:1; auto is the best one here that the "
+        "artifact has a library for",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

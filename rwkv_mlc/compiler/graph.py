@@ -14,6 +14,8 @@ from ..config import RWKVConfig
 from ..errors import UserError
 from ..models import model_module
 from ..ops.cpu import CPUOps
+from ..ops.gpu import GPUOps
+from ..ops.kernels import KernelOps
 from ..quantization.schemes import FloatForm, Scheme
 from .merge import MERGED
 from .state import ExplicitState
@@ -22,7 +24,7 @@ from .weights import Weights, runtime_tensors
 
 Activations = Literal["float32", "int8"]
 
-FAMILIES = {"cpu": CPUOps}
+FAMILIES = {"cpu": CPUOps, "gpu": GPUOps}
 PHASES = {"prefill": "prefill", "score": "prefill", "decode": "decode", "batch_decode": "decode"}
 
 
@@ -45,12 +47,23 @@ def build_module(
     """
     check_activations(prefill_activations, scheme, target)
     builder = relax.BlockBuilder()
-    values = {name: _emit_function(builder, name, config, scheme, target, prefill_activations) for name in PHASES}
+    values = {}
+    for name in PHASES:
+        ops = _emit_function(builder, name, config, scheme, target, prefill_activations)
+        merged = _is_merged(name, target)
+        values[name] = [] if merged else [(value.kernel, value.outputs) for value in ops.values]
     FAMILIES[target.family].emit_probes(builder)
     with builder.function("_metadata", []):
         text = json.dumps(metadata(config, scheme, target, prefill_activations) | {"values": values})
         builder.emit_func_output(tvm.ir.StringImm(text))
     return builder.finalize()
+
+
+def float16_values(config: RWKVConfig, scheme: Scheme, target: CompileTarget) -> set[str]:
+    """The names of the values that a library for the target keeps in float16."""
+    ops = _emit_function(relax.BlockBuilder(), "batch_decode", config, scheme, target, "float32")
+    narrow = [names for value, names in ops.names.items() if value.ty.dtype == "float16"]
+    return {name for names in narrow for name in ([names] if isinstance(names, str) else names or ())}
 
 
 def check_activations(prefill_activations: Activations, scheme: Scheme, target: CompileTarget) -> None:
@@ -91,8 +104,7 @@ def _emit_function(
     scheme: Scheme,
     target: CompileTarget,
     prefill_activations: Activations,
-) -> list[tuple[str, dict]]:
-    """The values of the function, call by call; none where its kernels are to be merged."""
+) -> KernelOps:
     model, phase = model_module(config), PHASES[name]
     batch = 1 if name == "decode" else tirx.Var("batch", "int64")
     num_slots = tirx.Var("num_slots", "int64")
@@ -106,7 +118,7 @@ def _emit_function(
     slots = relax.Var("slots", relax.TensorType([batch], "int32"))
     states, params = relax.Var("states", relax.ObjectType()), relax.Var("params", relax.ObjectType())
 
-    attributes = {MERGED: True} if name == "decode" and target.family == "cpu" else None
+    attributes = {MERGED: True} if _is_merged(name, target) else None
     with builder.function(name, [tokens, segment_ends, slots, states, params], attributes):
         with builder.dataflow():
 
@@ -118,20 +130,27 @@ def _emit_function(
                 return builder.emit(relax.op.call_pure_packed(get, *args, ty_args=relax.TensorType(shape, dtype)))
 
             variables = {t.name: item(params, i, list(t.shape), t.dtype) for i, t in enumerate(tensors)}
-            weights = Weights.of(parameters, scheme, variables)
+            family = FAMILIES[target.family]
+            weights = Weights.of(parameters, scheme, variables, family.form_of)
             state = ExplicitState(
                 {
                     (layer, s.role): item(states, i, [num_slots, *s.shape], "float32")
                     for i, (layer, s) in enumerate(roles)
                 }
             )
-            family = FAMILIES[target.family]
-            int8 = name == "prefill" and prefill_activations == "int8"
-            ops = family(builder, config, target, phase, tokens, segment_ends, slots, int8_activations=int8)
+            if target.family == "cpu":
+                options = {"int8_activations": name == "prefill" and prefill_activations == "int8"}
+            else:
+                options = {"activation_dtype": scheme.float_dtype}
+            ops = family(builder, config, target, phase, tokens, segment_ends, slots, **options)
             x = model.forward(config, ops, weights, state, tokens)
             if name != "score":
                 x = ops.last_rows(x)
             x = ops.layer_norm(x, weights.norm("model.ln_out"))
             logits = builder.emit_output(ops.linear(x, weights.matrix("head")))
         builder.emit_func_output(logits)
-    return [] if attributes else [(value.kernel, value.outputs) for value in ops.values]
+    return ops
+
+
+def _is_merged(function: str, target: CompileTarget) -> bool:
+    return function == "decode" and target.family == "cpu"

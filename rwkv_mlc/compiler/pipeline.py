@@ -9,7 +9,9 @@ import tvm
 from tvm import relax, tirx
 
 from ..artifact.disk import beside
+from .debug_index import write_index
 from .float16 import widen_by_integers
+from .imports import kernels_as_source
 from .merge import merge_kernels
 from .targets import CompileTarget
 
@@ -48,10 +50,15 @@ PHASES: list[tuple[str, list[Callable]]] = [
 ]
 
 
-def compile_module(
-    mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | None = None, system_lib: bool = False
-) -> tvm.runtime.Executable:
-    """Lower and generate code; with ``dump_dir`` the module after every phase is written there as TVMScript."""
+def _options(target: CompileTarget) -> dict:
+    """For GPUs without TVM's elimination of common subexpressions: it has the host pass parts of an index, about which the
+    code generators cannot then know what it takes to load a vector."""
+    return {"tirx.disable_cse_tir": True} if target.family == "gpu" else {}
+
+
+def compile_module(mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | None = None) -> tvm.runtime.Executable:
+    """Lower and generate code, that of a system library for a module with the attribute ``system_lib_prefix``; with
+    ``dump_dir`` the module after every phase is written there as TVMScript, with an index (``debug_index``)."""
 
     def dump(name: str, module: tvm.IRModule) -> None:
         if dump_dir is not None:
@@ -60,10 +67,15 @@ def compile_module(
                 path.write_text(module.script(), encoding="utf-8")
 
     dump("0-graph", mod)
+    graph = mod
     if not target.converts_float16:
         mod = widen_by_integers(mod)
-    with target.tvm:
+    with target.tvm, tvm.transform.PassContext(config=_options(target)), kernels_as_source():
         for name, passes in PHASES:
             mod = tvm.transform.Sequential([make() for make in passes])(mod)
             dump(name, mod)
-        return relax.build(mod, target.tvm, relax_pipeline=None, exec_mode="bytecode", system_lib=system_lib)
+        executable = relax.build(mod, target.tvm, relax_pipeline=None, exec_mode="bytecode")
+    if dump_dir is not None:
+        passes = [("0-graph", []), *((name, [make().info.name for make in phase]) for name, phase in PHASES)]
+        write_index(dump_dir, passes, graph, mod, executable)
+    return executable

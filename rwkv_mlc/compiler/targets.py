@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import json
+import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import tvm
 from tvm.target import Target, codegen
 
 from ..cpu_features import REQUIRED_FEATURES, host_features
+from ..drivers import best_device
 from ..errors import UserError
+from .cuda import ARCHITECTURES
 
 # Kernels by CPU features (LLVM's names), best first: ``integer_dot`` of ``tir_kernels.gemv`` and ``tile`` of
 # ``tir_kernels.gemm``. Chosen by measurement on x86, by counting instructions on Arm.
@@ -31,21 +38,30 @@ CPU_KERNELS: list[tuple[set[str], str | None, tuple[int, int]]] = [
 UNLISTED_CPUS = ("apple-m1", "apple-m2", "apple-m3")  # LLVM takes these names and does not list them
 
 
+KIB = 1 << 10
+SMALL_GPU = {"max_num_threads": 256, "max_threads_per_block": 256, "max_shared_memory_per_block": 32 * KIB}
+LARGE_GPU = {"max_num_threads": 1024, "max_threads_per_block": 1024, "thread_warp_size": 32}
+MACOS, ANDROID = "arm64-apple-macos11.0", "aarch64-linux-android"
+
+
 @dataclass(frozen=True)
 class CompileTarget:
     """A resolved target.
 
     ``name`` is the suffix of the library's file name, ``family`` the class of ``rwkv_mlc.ops`` that writes its graph,
-    ``suffix`` the library's file type. ``features`` are the CPU features that the code may use (LLVM's names);
-    ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``)."""
+    ``suffix`` the library's file type. For CPUs, ``features`` are those that the code may use (LLVM's names), and
+    ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``). For GPUs, ``vector_halves`` is how many float16
+    a vector may hold; ``architectures`` are those of the machine code for CUDA."""
 
     name: str
     tvm: Target
-    family: str
-    suffix: str
-    features: tuple[str, ...]
-    integer_dot: str | None
-    gemm_tile: tuple[int, int]
+    family: Literal["cpu", "gpu"]
+    suffix: Literal[".so", ".dylib", ".tar"]
+    features: tuple[str, ...] = ()
+    integer_dot: str | None = None
+    gemm_tile: tuple[int, int] | None = None
+    vector_halves: int = 8
+    architectures: tuple[str, ...] = ()
 
     @property
     def attributes(self) -> dict:
@@ -53,9 +69,14 @@ class CompileTarget:
         return json.loads(str(self.tvm))
 
     @property
+    def triple(self) -> str:
+        """LLVM's name of the machine that loads the library: the CPU's own, or that of the GPU's host."""
+        return self.attributes.get("host", self.attributes)["mtriple"]
+
+    @property
     def converts_float16(self) -> bool:
-        """Whether the CPU has instructions for it."""
-        return not {"f16c", "neon"}.isdisjoint(self.features)
+        """Whether the device has instructions for it."""
+        return self.family == "gpu" or not {"f16c", "neon"}.isdisjoint(self.features)
 
     def integer_dot_for(self, bits: int) -> str | None:
         """``integer_dot`` for weights of so many bits: Arm's sdot takes signed bytes."""
@@ -69,7 +90,7 @@ def _llvm(options: dict) -> CompileTarget:
             raise UserError(f"The target's {key} should be a {kind.__name__}, not {options[key]!r}.")
     attributes = {"kind": "llvm", "mtriple": codegen.llvm_get_system_triple(), **options}
     triple, mattr = attributes["mtriple"], options.get("mattr", [])
-    _check_name("architecture", triple.partition("-")[0], codegen.llvm_get_targets())
+    _check_name("architecture", triple.partition("-")[0], [*codegen.llvm_get_targets(), "arm64"])
     if options.keys() & {"mcpu", "mtriple"}:
         cpus = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
         _check_name("CPU", attributes.get("mcpu", "generic"), [*cpus, *UNLISTED_CPUS, "generic"])
@@ -86,7 +107,7 @@ def _llvm(options: dict) -> CompileTarget:
         name="llvm",
         tvm=target,
         family="cpu",
-        suffix=".so",
+        suffix=_suffix(triple),
         features=tuple(name for name in REQUIRED_FEATURES if name in available),
         integer_dot=integer_dot,
         gemm_tile=gemm_tile,
@@ -116,14 +137,68 @@ def _host_differences(attributes: dict) -> list[str]:
     return [f"+{name}" for name in sorted(present - named)] + [f"-{name}" for name in sorted(absent & named)]
 
 
-TARGETS: dict[str, Callable[[dict], CompileTarget]] = {"llvm": _llvm}
+def _suffix(triple: str) -> Literal[".so", ".dylib", ".tar"]:
+    """The file type of a library for a machine: object files for Android where there is no NDK to link them with."""
+    if "android" in triple and not os.environ.get("ANDROID_NDK"):
+        return ".tar"
+    return ".dylib" if "apple" in triple else ".so"
+
+
+def _gpu(options: dict, *, name: str, kind: str, limits: dict, triple: str | None = None) -> CompileTarget:
+    """A GPU of TVM's ``kind``, for a host of any CPU: this machine's architecture, unless ``triple`` or the options' own
+    ``host`` says otherwise."""
+    if "mcpu" in options:
+        raise UserError(f"The target {name} is no CPU; leave --mcpu out.")
+    host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
+    target = Target({"kind": kind, **limits, **options}, host=Target(host))
+    suffix = _suffix(json.loads(str(target))["host"]["mtriple"])
+    return CompileTarget(name, target, "gpu", suffix, vector_halves=4 if kind in ("metal", "vulkan") else 8)
+
+
+def _cuda(options: dict) -> CompileTarget:
+    """Machine code for ``arch`` where it is given, for all of ``ARCHITECTURES`` otherwise: the code generator then keeps
+    to what the oldest can do."""
+    arch = options.get("arch")
+    if arch is not None and not re.fullmatch(r"sm_\d+", str(arch)):
+        raise UserError(f"The target's arch should be like {ARCHITECTURES[0]}, not {arch!r}.")
+    limits = {**LARGE_GPU, "max_shared_memory_per_block": 48 * KIB, "arch": ARCHITECTURES[0]}
+    target = _gpu(options, name="cuda", kind="cuda", limits=limits)
+    return dataclasses.replace(target, architectures=(arch,) if arch else ARCHITECTURES)
+
+
+def _vulkan(options: dict) -> CompileTarget:
+    from .spirv.module import register
+
+    register()
+    return _gpu(options, name="vulkan", kind="vulkan", limits={**SMALL_GPU, "thread_warp_size": 1})
+
+
+def _android_cpu(options: dict) -> CompileTarget:
+    """64-bit Arm, with what every core of it has; newer ones by ``mcpu`` or ``mattr``."""
+    return dataclasses.replace(_llvm({"mtriple": ANDROID, **options}), name="android-cpu")
+
+
+_metal_limits = {**LARGE_GPU, "max_shared_memory_per_block": 32 * KIB}
+_opencl_limits = {**SMALL_GPU, "thread_warp_size": 1}
+
+TARGETS: dict[str, Callable[[dict], CompileTarget]] = {
+    "llvm": _llvm,
+    "cuda": _cuda,
+    "metal": functools.partial(_gpu, name="metal", kind="metal", limits=_metal_limits, triple=MACOS),
+    "vulkan": _vulkan,
+    "opencl": functools.partial(_gpu, name="opencl", kind="opencl", limits=_opencl_limits),
+    "android": functools.partial(_gpu, name="android", kind="opencl", limits=_opencl_limits, triple=ANDROID),
+    "android-cpu": _android_cpu,
+}
 
 
 def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
     """The target a user named: ``auto``, a name of ``TARGETS`` with TVM options, or JSON; ``mcpu`` goes before an
-    ``mcpu`` of the text. Raises UserError."""
+    ``mcpu`` of the text, and makes ``auto`` a CPU. Raises UserError."""
     kind, options = _parse(text)
-    kind = "llvm" if kind == "auto" else kind
+    if kind == "auto":
+        device = "cpu" if mcpu else best_device()
+        kind = "llvm" if device == "cpu" else device
     if kind not in TARGETS:
         near = difflib.get_close_matches(kind, TARGETS, 1)
         hint = f"did you mean {near[0]}? Valid" if near else "valid"

@@ -74,8 +74,14 @@ class Weights:
         self.parameters, self.sources, self.prefix = parameters, sources, prefix
 
     @classmethod
-    def of(cls, parameters: list[Parameter], scheme: Scheme, variables: dict[str, relax.Expr]) -> Weights:
-        """``variables`` holds one Relax variable for every stored tensor, by its name."""
+    def of(
+        cls,
+        parameters: list[Parameter],
+        scheme: Scheme,
+        variables: dict[str, relax.Expr],
+        form_of: Callable[[Parameter, FloatForm | GroupForm], Packed],
+    ) -> Weights:
+        """``variables`` holds one Relax variable for every stored tensor, by its name; ``form_of`` is the family's."""
         found = {}
         for p in parameters:
             tensors = tuple(variables[name] for name in scheme.stored(p))
@@ -83,7 +89,7 @@ class Weights:
                 (found[p.name],) = tensors
             else:
                 name = p.source.removesuffix(".weight")
-                found[p.name] = MatrixWeight(name, packed_form(p, scheme.form(p.role)), p.shape, tensors)
+                found[p.name] = MatrixWeight(name, form_of(p, scheme.form(p.role)), p.shape, tensors)
         return cls(found, {p.name: p.source for p in parameters})
 
     def at(self, name: str) -> Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 
 from ..artifact import LibraryRecord
 from ..cpu_features import host_architecture, host_features
@@ -14,8 +15,11 @@ def check_library(library: LibraryRecord) -> None:
     lacks, or of another version of TVM, whose runtime format may differ."""
     if library.path.suffix == ".tar":
         raise UserError(f"{library.path} is to be linked into a program; write one to load with rwkv-mlc compile.")
-    architecture = library.target.get("mtriple", host_architecture()).partition("-")[0]
+    architecture = (library.triple or host_architecture()).partition("-")[0].replace("arm64", "aarch64")
     again = "build it again on this machine"
+    if (library.path.suffix == ".dylib") != (sys.platform == "darwin"):
+        system = "macOS" if library.path.suffix == ".dylib" else "another system"
+        raise UserError(f"{library.path} is for {system} and this machine runs {sys.platform}; {again}.")
     if architecture != host_architecture():
         raise UserError(f"{library.path} is for {architecture} and this machine is {host_architecture()}; {again}.")
     features = host_features()

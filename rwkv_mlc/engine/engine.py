@@ -14,6 +14,7 @@ from ..artifact import Artifact
 from ..errors import UserError
 from ..tokenizer import END_OF_TEXT, load_tokenizer
 from .compatibility import check_library
+from .devices import check_name, choose_device, open_device, target_of
 from .runner import Runner, State
 from .sampler import Sampler, SamplingParams
 from .state_file import load_state, save_state
@@ -22,7 +23,6 @@ from .templates import Template
 
 FEW_TOKENS = 8  # up to here one step a token is faster than a prefill, which expands all weights first
 SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
-TARGET_OF_DEVICE = {"cpu": "llvm"}
 
 
 @dataclass
@@ -111,20 +111,20 @@ class Engine:
     """
 
     def __init__(self, path: Path | str, device: str = "auto", progress: Callable[[int, int], None] | None = None):
-        """Load ``dist/<model>-<quantization>`` for ``device`` ("auto" or "cpu").
+        """Load ``dist/<model>-<quantization>`` for ``device``: "cpu", "cuda", "metal", "vulkan", "opencl", or one of
+        several such as "cuda:1". "auto" takes the best that this machine has and the artifact a library for.
 
         ``progress(read, total)`` is called after each chunk of a prompt; an exception from it ends the reading. Raises
-        UserError for a damaged artifact, one without a library for the device, and a library that this CPU or this
-        version of TVM cannot run."""
-        device = "cpu" if device == "auto" else device
-        if device not in TARGET_OF_DEVICE:
-            raise UserError(f"Unknown device {device!r}; valid devices are auto, {', '.join(TARGET_OF_DEVICE)}.")
+        UserError for a device that is not there, a damaged artifact, one without a library for the device, and a library
+        that this CPU or this version of TVM cannot run."""
+        check_name(device)
         self.progress = progress
         self.artifact = Artifact.open(path)
         self.tokenizer = load_tokenizer(self.artifact.tokenizer_files)
-        self.library = self.artifact.library(TARGET_OF_DEVICE[device])
+        device = choose_device(device, self.artifact.libraries())
+        self.library = self.artifact.library(target_of(device))
         check_library(self.library)
-        self.runner = Runner(self.library.path, self.artifact.tensors(), device)
+        self.runner = Runner(self.library.path, self.artifact.tensors(), open_device(device))
         compiled = dataclasses.replace(self.runner.config, context_length=self.artifact.config.context_length)
         if compiled != self.artifact.config:
             raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")

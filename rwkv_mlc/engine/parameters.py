@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import numpy as np
 
 from ..quantization.layouts import LAYOUTS
 from .threads import physical_cores
-from .tvm_runtime import Tensor, tvm_ffi
+from .tvm_runtime import CPU, Device, Tensor, tensor, tvm_ffi
 
 ALIGNMENT = 64
 SLACK = 4096  # bytes that may be read behind the last tensor: kernels prefetch ahead
@@ -26,10 +27,33 @@ class Stored(Protocol):
     def __getitem__(self, rows: slice) -> np.ndarray: ...
 
 
-def load_parameters(specs: Sequence[Mapping[str, Any]], stored: Mapping[str, Stored]) -> list[Tensor]:
-    """A tensor for each of ``specs`` (``name``, ``shape``, ``dtype`` and ``layout`` in a library's metadata), all in one
-    block of memory. Every core reads and permutes a few rows at a time, so that next to nothing is held beside it."""
-    arrays = _allocate([(spec["shape"], np.dtype(spec["dtype"])) for spec in specs])
+def load_parameters(
+    specs: Sequence[Mapping[str, Any]], stored: Mapping[str, Stored], device: Device = CPU
+) -> list[Tensor]:
+    """A tensor on ``device`` for each of ``specs`` (``name``, ``shape``, ``dtype`` and ``layout`` in a library's metadata).
+
+    On the CPU all are in one block of memory; for others each is put together in the memory of the largest. Every core
+    reads and permutes a few rows at a time, so that next to nothing is held beside it."""
+    forms = [(spec["shape"], np.dtype(spec["dtype"])) for spec in specs]
+    with ThreadPoolExecutor(min(physical_cores(), MAX_THREADS)) as pool:
+        if device == CPU:
+            arrays = _allocate(forms)
+            _fill(pool, specs, stored, arrays)
+            return [tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT) for array in arrays]
+        tensors, scratch = [], np.empty(max(math.prod(shape) * dtype.itemsize for shape, dtype in forms), np.uint8)
+        for spec, (shape, dtype) in zip(specs, forms):
+            array = scratch[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+            _fill(pool, [spec], stored, [array])
+            tensors.append(tensor(array, device))
+        return tensors
+
+
+def _fill(
+    pool: ThreadPoolExecutor,
+    specs: Sequence[Mapping[str, Any]],
+    stored: Mapping[str, Stored],
+    arrays: Sequence[np.ndarray],
+) -> None:
     parts = []
     for spec, array in zip(specs, arrays):
         source, layout = stored[spec["name"]], LAYOUTS[spec["layout"]]
@@ -39,10 +63,8 @@ def load_parameters(specs: Sequence[Mapping[str, Any]], stored: Mapping[str, Sto
     def fill(source: Stored, rows: slice, permute: Callable[[np.ndarray], np.ndarray], target: np.ndarray) -> None:
         np.copyto(target, permute(source[rows]))
 
-    with ThreadPoolExecutor(min(physical_cores(), MAX_THREADS)) as pool:
-        for _ in pool.map(fill, *zip(*parts)):
-            pass
-    return [tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT) for array in arrays]
+    for _ in pool.map(fill, *zip(*parts)):
+        pass
 
 
 def _allocate(forms: Sequence[tuple[Sequence[int], np.dtype]]) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from ..models import StateTensor, model_module
 from ..quantization.layouts import LAYOUTS
 from .parameters import Stored, load_parameters
 from .threads import start_threads
-from .tvm_runtime import Tensor, tensor, to_numpy, tvm_ffi, virtual_machine
+from .tvm_runtime import CPU, Device, Tensor, duplicate, lend, tensor, to_numpy, tvm_ffi, view, virtual_machine
 
 FUNCTIONS = ("prefill", "score", "decode", "batch_decode")
 
@@ -36,7 +36,7 @@ class State:
         return int(self.tensors[0].shape[0])
 
     def copy(self) -> State:
-        return State([tensor(np.from_dlpack(t), t.device) for t in self.tensors])
+        return State([duplicate(t) for t in self.tensors])
 
     def arrays(self) -> list[np.ndarray]:
         """Copies of the tensors, in order."""
@@ -47,17 +47,17 @@ class Runner:
     """Calls ``prefill``, ``score``, ``decode`` and ``batch_decode`` of a library.
 
     ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
-    library's metadata asks for. Raises UserError when the library asks for a tensor that is not there, or for one of
-    another shape or dtype."""
+    library's metadata asks for, and put onto ``device``, where states live as well. Raises UserError when the library asks
+    for a tensor that is not there, or for one of another shape or dtype."""
 
-    def __init__(self, library: Path, parameters: Mapping[str, Stored], device_name: str = "cpu"):
-        self.device = tvm_ffi.device(device_name)
+    def __init__(self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU):
+        self.device = device
         self.vm = virtual_machine(library, self.device)
         metadata = json.loads(self.vm["_metadata"]())
         self.config = RWKVConfig.from_dict(metadata["model_config"])
         self.state_layout: list[StateTensor] = model_module(self.config).states(self.config)
         _check(library, metadata["params"], parameters)
-        self.params = tvm_ffi.convert(load_parameters(metadata["params"], parameters))
+        self.params = tvm_ffi.convert(load_parameters(metadata["params"], parameters, self.device))
         self.threads = start_threads()
         try:
             self.functions = {name: self.vm[name] for name in FUNCTIONS}
@@ -75,7 +75,7 @@ class Runner:
         )
 
     def state_from(self, arrays) -> State:
-        return State([tensor(np.ascontiguousarray(array), self.device) for array in arrays])
+        return State([tensor(array, self.device) for array in arrays])
 
     def state_names(self) -> list[str]:
         """``blocks.{layer}.{role}`` of each state tensor, in order."""
@@ -97,9 +97,9 @@ class Runner:
             )
         ends = np.cumsum([len(tokens) for tokens in sequences], dtype=np.int32)
         chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
-        inputs = (tvm_ffi.from_dlpack(array) for array in (tokens.astype(np.int32), ends, chosen))
-        logits = self.functions[function](*inputs, state.packed, self.params)
-        return np.from_dlpack(logits).reshape(-1, self.config.vocab_size)
+        inputs = (tokens.astype(np.int32), ends, chosen)  # alive until the logits are there
+        logits = self.functions[function](*(lend(array, self.device) for array in inputs), state.packed, self.params)
+        return view(logits).reshape(-1, self.config.vocab_size)
 
 
 def _check(library: Path, specs: Sequence[Mapping[str, Any]], parameters: Mapping[str, Stored]) -> None:

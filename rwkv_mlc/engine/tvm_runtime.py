@@ -6,6 +6,7 @@ Importing the ``tvm`` package would bring the compiler, half a second and 110 MB
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 POOLED_ALLOCATOR = 2
+EXISTS = 0  # attribute of a device
 
 
 @contextlib.contextmanager
@@ -31,18 +33,36 @@ def _without_torch() -> Iterator[None]:
 
 with _without_torch():
     import tvm_ffi
-    from tvm_ffi import Device, Module, Tensor
-    from tvm_ffi.libinfo import load_lib_ctypes
+    from tvm_ffi import Device, Module, Tensor, libinfo
 
-_folder = Path(importlib.util.find_spec("tvm").origin).parent
-load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[_folder / "lib"])
+tvm_folder = Path(importlib.util.find_spec("tvm").origin).parent
+libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[tvm_folder / "lib"])
 _allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+_copy_from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
+_copy_to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+_copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
+CPU = tvm_ffi.device("cpu")
+
+
+def has_runtime(kind: str) -> bool:
+    """Whether TVM knows devices of this kind, such as ``cuda``, in this process."""
+    return tvm_ffi.get_global_func(f"device_api.{kind}", allow_missing=True) is not None
+
+
+def load_runtime(kind: str) -> None:
+    """Load TVM's runtime for a kind of device, a library beside its own. Raises OSError or RuntimeError where there is
+    none, or where it misses the libraries of the device's maker."""
+    libinfo.load_lib_ctypes("tvm", f"tvm_runtime_{kind}", "RTLD_LOCAL", extra_lib_paths=[tvm_folder / "lib"])
+
+
+def exists(device: Device) -> bool:
+    return bool(tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device.dlpack_device_type(), device.index, EXISTS))
 
 
 def virtual_machine(library: Path, device: Device) -> Module:
     """The functions of a compiled library, by name, for calls with tensors on ``device``."""
     machine = tvm_ffi.load_module(library)["vm_load_executable"]()
-    devices = dict.fromkeys([device, tvm_ffi.device("cpu")])  # shapes are computed on the CPU
+    devices = dict.fromkeys([device, CPU])  # shapes are computed on the CPU
     machine["vm_initialization"](*(n for d in devices for n in (d.dlpack_device_type(), d.index, POOLED_ALLOCATOR)))
     return machine
 
@@ -53,11 +73,36 @@ def empty(shape: Sequence[int], dtype: str, device: Device) -> Tensor:
 
 def tensor(array: np.ndarray, device: Device) -> Tensor:
     """A copy of ``array`` on ``device``."""
+    array = np.ascontiguousarray(array)
     target = empty(array.shape, array.dtype.name, device)
-    np.copyto(np.from_dlpack(target), array)
+    _copy_from_bytes(target, ctypes.c_void_p(array.ctypes.data), array.nbytes)
     return target
+
+
+def lend(array: np.ndarray, device: Device) -> Tensor:
+    """``array`` on ``device``: itself on the CPU, else a copy that may be under way until values are read from there."""
+    lent = tvm_ffi.from_dlpack(array)
+    if device == CPU:
+        return lent
+    target = empty(array.shape, array.dtype.name, device)
+    _copy(lent, target)
+    return target
+
+
+def duplicate(tensor: Tensor) -> Tensor:
+    """A copy on the same device."""
+    target = empty(tensor.shape, str(tensor.dtype), tensor.device)
+    _copy(tensor, target)
+    return target
+
+
+def view(tensor: Tensor) -> np.ndarray:
+    """The values of ``tensor``: itself on the CPU, else a copy."""
+    return np.from_dlpack(tensor) if tensor.device == CPU else to_numpy(tensor)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A copy of ``tensor``."""
-    return np.from_dlpack(tensor).copy()
+    array = np.empty(tuple(tensor.shape), str(tensor.dtype))
+    _copy_to_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+    return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ def resolve(
     config = detect_config(
         checkpoint.shapes, head_size_divisor or checkpoint.head_size_divisor, checkpoint.context_length
     )
+    config = dataclasses.replace(config, rescale_every=checkpoint.rescale_every, float32=checkpoint.float32)
     module = model_module(config)
     tensors = checkpoint.tensors
     if hasattr(module, "sanitize"):

@@ -15,12 +15,13 @@ def parameters(config: RWKVConfig) -> list[Parameter]:
     """Every parameter in the order in which the compiled functions take them."""
     c = config.hidden_size
 
-    def attention(name: str, source: str) -> list[Parameter]:
+    def attention(name: str, source: str, halvings: int) -> list[Parameter]:
         return [
             Parameter(f"{name}.time_decay", f"{source}.time_decay", (c,), transform=lambda w: -np.exp(w)),
             Parameter(f"{name}.time_first", f"{source}.time_first", (c,)),
             *(block.mix(name, source, target, c) for target in MIXES),
-            *(block.linear(f"{name}.{matrix}", f"{source}.{matrix}", c, c) for matrix in (*MIXES, "output")),
+            *(block.linear(f"{name}.{matrix}", f"{source}.{matrix}", c, c) for matrix in MIXES),
+            block.linear(f"{name}.output", f"{source}.output", c, c, halvings),
         ]
 
     return block.parameters(config, attention)

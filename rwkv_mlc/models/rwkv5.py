@@ -48,12 +48,13 @@ def parameters(config: RWKVConfig) -> list[Parameter]:
     def decay(w: np.ndarray) -> np.ndarray:
         return np.exp(-np.exp(per_channel(w)))
 
-    def attention(name: str, source: str) -> list[Parameter]:
+    def attention(name: str, source: str, halvings: int) -> list[Parameter]:
         return [
             Parameter(f"{name}.time_decay", f"{source}.time_decay", (heads, size), "vector", decay, per_head),
             Parameter(f"{name}.time_faaaa", f"{source}.time_faaaa", (heads, size), "vector", per_channel, per_head),
             *(block.mix(name, source, target, c) for target in mixes),
-            *(block.linear(f"{name}.{matrix}", f"{source}.{matrix}", c, c) for matrix in (*mixes, "output")),
+            *(block.linear(f"{name}.{matrix}", f"{source}.{matrix}", c, c) for matrix in mixes),
+            block.linear(f"{name}.output", f"{source}.output", c, c, halvings),
             *block.norm(f"{name}.ln_x", f"{source}.ln_x", c),
         ]
 

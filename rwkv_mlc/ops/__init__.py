@@ -1,7 +1,7 @@
 """The vocabulary in which a generation's graph is written, one class a family of targets.
 
-Every family has the same methods; values are Relax expressions, activations float32 [1, T, C] with the tokens of all
-sequences of a call one after the other:
+Every family has the same methods; values are Relax expressions, activations [1, T, C] with the tokens of all sequences of a
+call one after the other, float32 but for what matrices read on GPUs (``gpu.GPUOps``):
 
     embedding(tokens, table)                                -> [1, T, C]
     layer_norm(x, (weight, bias))                           -> [1, T, C]

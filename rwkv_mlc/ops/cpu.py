@@ -11,6 +11,7 @@ from tir_kernels.gemm import gemm
 from tir_kernels.gemm_int8 import gemm_int8
 from tir_kernels.gemv import Matrix, gemv
 from tir_kernels.group_norm import group_norm
+from tir_kernels.halve import halve
 from tir_kernels.layer_norm import layer_norm
 from tir_kernels.list_inputs import AHEAD, list_inputs, quantize_inputs
 from tir_kernels.packed import PackedGroup, Tiled, TiledFloat, TiledGroup
@@ -37,6 +38,7 @@ class CPUOps(KernelOps):
     ``prefill`` to 8 bits; the head, which reads the last tokens only, stays exact."""
 
     int8_activations: bool = False
+    form_of = staticmethod(packed_form)
 
     def __post_init__(self):
         self.borders = [self.slots, self.slots]
@@ -137,6 +139,9 @@ class CPUOps(KernelOps):
         kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gated=gate is not None)
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
+
+    def halve(self, x):
+        return self.call(halve(self.config.hidden_size), [x], [x.ty.shape])[0]
 
     def last_rows(self, x):
         if self.phase == "decode":

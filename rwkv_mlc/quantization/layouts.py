@@ -104,6 +104,8 @@ def _line_layouts(bits: int, permute: Callable[[np.ndarray], np.ndarray]) -> dic
 
 LAYOUTS: dict[str, Layout] = {
     "stored": Layout(lambda shape: shape, lambda array: array, rows=1),
+    # [X, N], the transposed storage of q4f16_0, to [N, X]
+    "transposed": Layout(lambda shape: shape[::-1], lambda array: array.T, rows=1, axis=1),
     # [N, X] -> [ceil(N / 16), X, 16], zeros past N
     "row_blocks": Layout(lambda shape: (-(-shape[0] // LANES), shape[1], LANES), _row_blocks, rows=LANES),
     # float16 [N, K] -> [ceil(N / 32), K, 32], the same in lines of 64 bytes

@@ -50,6 +50,11 @@ class Scheme:
     embedding: Form
     head: Form
 
+    @property
+    def float_dtype(self) -> str:
+        """The dtype of what stays a float in matrices: weights or their scales."""
+        return self.linear.dtype if isinstance(self.linear, FloatForm) else self.linear.scale_dtype
+
     def form(self, role: Role) -> Form:
         return FloatForm("float32") if role == "vector" else getattr(self, role)
 

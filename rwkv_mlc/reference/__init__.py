@@ -10,6 +10,7 @@ import numpy as np
 from ..config import RWKVConfig
 from ..models import model_module, resolve
 from ..weights.checkpoint import Checkpoint
+from .trace import Trace, ignore
 
 State = dict[tuple[int, str], np.ndarray]
 
@@ -34,13 +35,16 @@ def forward(
     parameters: Mapping[str, np.ndarray],
     tokens: Sequence[int],
     state: Mapping[tuple[int, str], np.ndarray] | None = None,
+    trace: Trace = ignore,
+    dtype: type = np.float64,
 ) -> tuple[np.ndarray, State]:
-    """Logits [T, V] after each of T tokens, and the state after the last, both float64.
+    """Logits [T, V] after each of T tokens, and the state after the last, both in ``dtype``.
 
-    ``parameters`` are by ``Parameter.name``, in any float dtype; no ``state`` means ``initial_state``. The arguments
-    stay as they are and the results share no memory with them."""
+    ``parameters`` are by ``Parameter.name``, in ``dtype`` or a smaller float type; no ``state`` means ``initial_state``.
+    ``trace`` is given every value by name. The arguments stay as they are and the results share no memory with them."""
     generation = importlib.import_module(f".{config.model_type}", __name__)
     if state is None:
         state = initial_state(config)
-    copy = {key: np.array(array, np.float64) for key, array in state.items()}
-    return generation.forward(config, parameters, np.asarray(tokens, np.intp), copy)
+    copy = {key: np.array(array, dtype) for key, array in state.items()}
+    embedded = parameters["model.embeddings.weight"][np.asarray(tokens, np.intp)].astype(dtype)
+    return generation.forward(config, parameters, trace("emb", embedded), copy, trace)

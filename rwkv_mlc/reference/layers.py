@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..config import RWKVConfig
+from .trace import Trace
+
 Parameters = Mapping[str, np.ndarray]
 
 
@@ -45,9 +48,20 @@ def mix(p: Parameters, name: str, x: np.ndarray, previous: np.ndarray) -> np.nda
     return previous + p[name].reshape(-1) * (x - previous)
 
 
-def channel_mixing(p: Parameters, x: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rescale(config: RWKVConfig, layer: int, x: np.ndarray) -> np.ndarray:
+    """The residual stream behind a layer, halved where ``RWKVConfig.rescale_every`` says so."""
+    return x / 2 if config.halvings(layer + 1) > config.halvings(layer) else x
+
+
+def channel_mixing(p: Parameters, x: np.ndarray, last: np.ndarray, trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     """sigma(r) * W_v max(k, 0)^2: [T, C] -> [T, C], and the x [C] to shift in before the next token."""
     previous, last = token_shift(x, last)
-    r = linear(p, "feed_forward.receptance", mix(p, "feed_forward.time_mix_receptance", x, previous))
-    k = linear(p, "feed_forward.key", mix(p, "feed_forward.time_mix_key", x, previous))
-    return sigmoid(r) * linear(p, "feed_forward.value", np.maximum(k, 0) ** 2), last
+
+    def project(name: str) -> np.ndarray:
+        mixed = trace(f"mixed_{name}", mix(p, f"feed_forward.time_mix_{name}", x, previous))
+        return trace(name, linear(p, f"feed_forward.{name}", mixed))
+
+    k, r = project("key"), project("receptance")
+    k_squared = trace("k_squared", np.maximum(k, 0) ** 2)
+    r = trace("receptance_sigmoid", sigmoid(r))
+    return trace("gated", r * trace("value", linear(p, "feed_forward.value", k_squared))), last

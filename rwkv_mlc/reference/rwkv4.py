@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..config import RWKVConfig
-from .layers import Parameters, below, channel_mixing, layer_norm, linear, mix, sigmoid, token_shift
+from .layers import Parameters, below, channel_mixing, layer_norm, linear, mix, rescale, sigmoid, token_shift
+from .trace import Trace, within
 
 
 def wkv(
@@ -28,29 +29,37 @@ def wkv(
 
 
 def time_mixing(
-    p: Parameters, x: np.ndarray, last: np.ndarray, *average: np.ndarray
+    p: Parameters, x: np.ndarray, last: np.ndarray, *average: np.ndarray, trace: Trace
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """W_o (sigma(r) * wkv): [T, C] -> [T, C], followed by the next ``last`` and ``average`` (a, b, p)."""
     previous, last = token_shift(x, last)
-    r, k, v = (
-        linear(p, f"attention.{name}", mix(p, f"attention.time_mix_{name}", x, previous))
-        for name in ("receptance", "key", "value")
-    )
+
+    def project(name: str) -> np.ndarray:
+        mixed = trace(f"mixed_{name}", mix(p, f"attention.time_mix_{name}", x, previous))
+        return trace(name, linear(p, f"attention.{name}", mixed))
+
+    k, v, r = project("key"), project("value"), project("receptance")
     out, *average = wkv(k, v, p["attention.time_decay"], p["attention.time_first"], *average)
-    return linear(p, "attention.output", sigmoid(r) * out), last, *average
+    r = trace("receptance_sigmoid", sigmoid(r))
+    gated = trace("gated", r * trace("wkv", out))
+    return trace("output", linear(p, "attention.output", gated)), last, *average
 
 
-def forward(config: RWKVConfig, parameters: Parameters, tokens: np.ndarray, state: dict) -> tuple[np.ndarray, dict]:
-    """Logits [T, V] of ``tokens`` [T]; ``state``, by (layer, role), gets new arrays."""
+def forward(
+    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace
+) -> tuple[np.ndarray, dict]:
+    """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
     epsilon = config.layer_norm_epsilon
-    x = parameters["model.embeddings.weight"][tokens].astype(np.float64)
-    x = layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon)
+    x = trace("blocks.0.ln0", layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon))
     for i in range(config.num_hidden_layers):
-        p = below(parameters, f"model.blocks.{i}.")
+        p, block = below(parameters, f"model.blocks.{i}."), within(trace, f"blocks.{i}.")
         roles = [(i, role) for role in ("att_x", "att_a", "att_b", "att_p")]
-        out, *new = time_mixing(p, layer_norm(p, "ln1", x, epsilon), *(state[role] for role in roles))
+        normed = block("ln1", layer_norm(p, "ln1", x, epsilon))
+        out, *new = time_mixing(p, normed, *(state[role] for role in roles), trace=within(block, "att."))
         state.update(zip(roles, new))
-        x = x + out
-        out, state[i, "ffn_x"] = channel_mixing(p, layer_norm(p, "ln2", x, epsilon), state[i, "ffn_x"])
-        x = x + out
-    return linear(parameters, "head", layer_norm(parameters, "model.ln_out", x, epsilon)), state
+        x = block("att.residual", x + out)
+        normed = block("ln2", layer_norm(p, "ln2", x, epsilon))
+        out, state[i, "ffn_x"] = channel_mixing(p, normed, state[i, "ffn_x"], within(block, "ffn."))
+        x = rescale(config, i, block("ffn.residual", x + out))
+    x = trace("ln_out", layer_norm(parameters, "model.ln_out", x, epsilon))
+    return trace("logits", linear(parameters, "head", x)), state

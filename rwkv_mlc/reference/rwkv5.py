@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..config import RWKVConfig
-from .layers import Parameters, below, channel_mixing, layer_norm, linear, mix, normalize, sigmoid, token_shift
+from .layers import Parameters, below, channel_mixing, layer_norm, linear, mix, normalize, rescale, sigmoid, token_shift
+from .trace import Trace, within
 
 
 def wkv(
@@ -28,35 +29,41 @@ def wkv(
 
 
 def time_mixing(
-    config: RWKVConfig, p: Parameters, x: np.ndarray, last: np.ndarray, s: np.ndarray
+    config: RWKVConfig, p: Parameters, x: np.ndarray, last: np.ndarray, s: np.ndarray, trace: Trace
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W_o (SiLU(g) * GroupNorm(wkv)): [T, C] -> [T, C], followed by the next ``last`` and s."""
     previous, last = token_shift(x, last)
+    heads = (len(x), config.num_heads, config.head_size)
 
     def project(name: str) -> np.ndarray:
-        return linear(p, f"attention.{name}", mix(p, f"attention.time_mix_{name}", x, previous))
+        mixed = trace(f"mixed_{name}", mix(p, f"attention.time_mix_{name}", x, previous))
+        return trace(name, linear(p, f"attention.{name}", mixed))
 
-    r, k, v = (project(name).reshape(-1, config.num_heads, config.head_size) for name in ("receptance", "key", "value"))
+    k, v, r = (project(name).reshape(heads) for name in ("key", "value", "receptance"))
     out, s = wkv(r, k, v, p["attention.time_decay"], p["attention.time_faaaa"], s)
-    out = normalize(out, config.group_norm_epsilon).reshape(x.shape)
-    out = out * p["attention.ln_x.weight"] + p["attention.ln_x.bias"]
+    out = normalize(trace("wkv", out.reshape(x.shape)).reshape(heads), config.group_norm_epsilon).reshape(x.shape)
+    out = trace("ln_x", out * p["attention.ln_x.weight"] + p["attention.ln_x.bias"])
     if config.generation != "5.0":
         g = project("gate")
-        out = out * g * sigmoid(g)
-    return linear(p, "attention.output", out), last, s
+        out = trace("gated", out * trace("gate_silu", g * sigmoid(g)))
+    return trace("output", linear(p, "attention.output", out)), last, s
 
 
-def forward(config: RWKVConfig, parameters: Parameters, tokens: np.ndarray, state: dict) -> tuple[np.ndarray, dict]:
-    """Logits [T, V] of ``tokens`` [T]; ``state``, by (layer, role), gets new arrays."""
+def forward(
+    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace
+) -> tuple[np.ndarray, dict]:
+    """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
     epsilon = config.layer_norm_epsilon
-    x = parameters["model.embeddings.weight"][tokens].astype(np.float64)
-    x = layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon)
+    x = trace("blocks.0.ln0", layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon))
     for i in range(config.num_hidden_layers):
-        p = below(parameters, f"model.blocks.{i}.")
+        p, block = below(parameters, f"model.blocks.{i}."), within(trace, f"blocks.{i}.")
+        normed = block("ln1", layer_norm(p, "ln1", x, epsilon))
         out, state[i, "att_x"], state[i, "att_kv"] = time_mixing(
-            config, p, layer_norm(p, "ln1", x, epsilon), state[i, "att_x"], state[i, "att_kv"]
+            config, p, normed, state[i, "att_x"], state[i, "att_kv"], within(block, "att.")
         )
-        x = x + out
-        out, state[i, "ffn_x"] = channel_mixing(p, layer_norm(p, "ln2", x, epsilon), state[i, "ffn_x"])
-        x = x + out
-    return linear(parameters, "head", layer_norm(parameters, "model.ln_out", x, epsilon)), state
+        x = block("att.residual", x + out)
+        normed = block("ln2", layer_norm(p, "ln2", x, epsilon))
+        out, state[i, "ffn_x"] = channel_mixing(p, normed, state[i, "ffn_x"], within(block, "ffn."))
+        x = rescale(config, i, block("ffn.residual", x + out))
+    x = trace("ln_out", layer_norm(parameters, "model.ln_out", x, epsilon))
+    return trace("logits", linear(parameters, "head", x)), state

@@ -29,7 +29,8 @@ class Checkpoint:
     with BlinkDL's values (decay before its exponentials, matrices [out, in]).
 
     ``source`` is what the user named; ``files`` are the files that hold the tensors, in order; ``tokenizer_files`` are
-    vocabulary files found beside them; ``head_size_divisor`` is set where the format implies one.
+    vocabulary files found beside them; ``head_size_divisor`` is set where the format implies one. ``rescale_every`` and
+    ``float32`` are wishes for its ``RWKVConfig``.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Checkpoint:
     tokenizer_files: list[Path] = field(default_factory=list)
     head_size_divisor: int | None = None
     context_length: int | None = None
+    rescale_every: int = 0
+    float32: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,132 @@
+"""``dump``: every named value of a few calls, of a library, of the reference or of the ``rwkv`` package."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .logits import token_list
+
+if TYPE_CHECKING:
+    from ..artifact import Artifact
+    from ..debug.dump import Dump, Recipe
+    from ..quantization.schemes import Scheme
+    from ..weights.checkpoint import Checkpoint
+
+DTYPES = ("float64", "float32")
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("dump", help="write every layer's values to a folder, for compare")
+    parser.add_argument(
+        "path", metavar="DIST|CHECKPOINT", help="artifact folder, or a checkpoint with --reference or --with"
+    )
+    parser.add_argument("--device", default="auto", help="where an artifact runs (auto)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--reference", action="store_true", help="compute in numpy")
+    source.add_argument("--with", dest="peer", choices=("rwkv",), help="run the package that ChatRWKV is")
+    parser.add_argument("--dtype", choices=DTYPES, default="float64", help="of --reference (float64)")
+    parser.add_argument("--quantization", metavar="SCHEME", help="round a checkpoint's weights as an artifact's are")
+    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of generation 5's group norm, where not 8")
+    add_recipe(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="(dumps/NAME-SOURCE)")
+    parser.set_defaults(run=run)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """What is fed."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--tokens", type=token_list, metavar="1,2,3", help="token ids (ten ones)")
+    source.add_argument("--prompt", metavar="TEXT", help="text in their place")
+    parser.add_argument(
+        "--decode", type=int, default=2, metavar="N", help="single tokens after them, the same again (2)"
+    )
+    parser.add_argument("--chunk", type=int, metavar="N", help="most tokens of one prefill, where not the artifact's")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ..debug.nonfinite import first_nonfinite
+
+    with Console(stderr=True).status("Dumping..."):
+        dump = _dump(args)
+    folder = args.out or Path("dumps") / f"{dump.header.name}-{dump.header.source}"
+    dump.write(folder)
+    print(f"{len(dump.tensors)} values of {', '.join(dump.header.calls)} in {folder}")
+    for text in (*dump.header.notes, first_nonfinite(dump)):
+        if text:
+            print(text)
+    return 0
+
+
+def _dump(args: argparse.Namespace) -> Dump:
+    import numpy as np
+
+    from ..debug import library, reference
+    from ..engine.engine import Engine
+    from ..quantization.schemes import get_scheme
+    from ..weights import open_checkpoint
+
+    scheme = get_scheme(args.quantization) if args.quantization else None
+    artifact = open_artifact(args.path)
+    if artifact is None:
+        if not (args.reference or args.peer):
+            raise UserError(
+                f"{args.path} is a checkpoint: give --reference or --with rwkv, or the artifact built from it."
+            )
+        checkpoint = open_checkpoint(args.path, args.head_size_divisor)
+        recipe = recipe_of(args, checkpoint)
+        if args.peer:
+            return dump_peer(checkpoint, recipe, scheme)
+        return reference.dump_checkpoint(checkpoint, recipe, scheme, np.dtype(args.dtype).type)
+    if args.peer or scheme or args.head_size_divisor:
+        raise UserError(
+            f"{args.path} is an artifact; --with, --quantization and --head-size-divisor are for a checkpoint."
+        )
+    recipe = recipe_of(args, artifact)
+    if args.reference:
+        return reference.dump_artifact(artifact, recipe, np.dtype(args.dtype).type)
+    return library.dump_library(Engine(args.path, args.device), recipe)
+
+
+def open_artifact(path: str) -> Artifact | None:
+    """None for a path that does not look like an artifact. Raises UserError for a damaged one."""
+    from ..artifact import CHAT_CONFIG, PARAMS, Artifact
+
+    folder = Path(path)
+    is_artifact = (folder / PARAMS).is_dir() or folder.name == PARAMS and (folder / CHAT_CONFIG).is_file()
+    return Artifact.open(folder) if is_artifact else None
+
+
+def dump_peer(checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None) -> Dump:
+    """What the rwkv package computes. Raises UserError where it is not installed."""
+    try:
+        from ..debug.chatrwkv import dump_chatrwkv
+
+        return dump_chatrwkv(checkpoint, recipe, scheme)
+    except ImportError as error:
+        raise UserError(f"--with rwkv needs the packages rwkv and torch ({error}); install rwkv_mlc[test].") from None
+
+
+def recipe_of(args: argparse.Namespace, model: Artifact | Checkpoint) -> Recipe:
+    """Raises UserError where a prompt needs a tokenizer that is not there."""
+    from ..artifact import Artifact
+    from ..debug.dump import Recipe
+
+    chunk = args.chunk
+    if chunk is None:
+        chunk = int(model.chat_config["prefill_chunk_size"]) if isinstance(model, Artifact) else Recipe.chunk
+    tokens = args.tokens or (_encoded(args.prompt, model) if args.prompt is not None else Recipe.tokens)
+    return Recipe(tuple(tokens), args.decode, chunk)
+
+
+def _encoded(text: str, model: Artifact | Checkpoint) -> list[int]:
+    from ..artifact import Artifact
+    from ..models import resolve
+    from ..tokenizer import END_OF_TEXT, find_vocabulary, load_tokenizer
+
+    files = model.tokenizer_files if isinstance(model, Artifact) else find_vocabulary(model, resolve(model)[0])
+    return load_tokenizer(files).encode(text) or [END_OF_TEXT]

@@ -1,0 +1,85 @@
+"""``verify``: what is inside compiled libraries, and every check that this machine can make of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .tables import console, pairs, table
+
+EXIT_FAILED = 1
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("verify", help="show what is inside compiled libraries and check them")
+    parser.add_argument("path", metavar="PATH", type=Path, help="artifact folder, or a library: .so, .dylib or .tar")
+    parser.add_argument("--json", action="store_true", help="print one JSON list, a library an entry")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..verification import verify
+
+    reports = verify(args.path)
+    if args.json:
+        print(json.dumps(reports, indent=2, ensure_ascii=False))
+    else:
+        for report in reports:
+            _print(report)
+    failed = any(check["status"] == "failed" for report in reports for check in report["checks"])
+    return EXIT_FAILED if failed else 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    out = console()
+    out.print(f"{report['file']}" + (f", the library for {report['target']}" if "target" in report else ""))
+    out.print(pairs(_facts(report)))
+    if report["kernels"]:
+        out.print(_kernels(report["kernels"]))
+    checks = table("check", "", "found", justify="left")
+    for check in report["checks"]:
+        checks.add_row(check["check"], check["status"], check["detail"])
+    out.print(checks)
+
+
+def _facts(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "size", f"{report['bytes']:,} bytes"
+    yield "format", f"{report['format']} for {report['architecture']}"
+    architectures = f" for {', '.join(report['architectures'])}" if report["architectures"] else ""
+    yield (
+        "kernels",
+        f"{len(report['kernels'])} of {report['kind']}{architectures}" if report["kernels"] else "the CPU's",
+    )
+    yield (
+        "modules",
+        ", ".join(f"{m['kind']} ({m['bytes']:,} bytes)" if m["bytes"] else m["kind"] for m in report["modules"]),
+    )
+    yield (
+        "exports",
+        f"{len(report['functions'])} functions" + (f" behind {report['prefix']}" if report["prefix"] else ""),
+    )
+    yield "imports", " ".join(report["imports"]) or "nothing"
+
+
+def _kernels(kernels: list[dict[str, Any]]):
+    """For CUDA what each kernel takes, over all architectures."""
+    if any("resources" in kernel for kernel in kernels):
+        rows = table("kernel", "registers", "stack", "shared memory")
+        for kernel in kernels:
+            each = kernel["resources"].values()
+            rows.add_row(
+                kernel["name"], *(_range(r[field] for r in each) for field in ("registers", "stack", "shared"))
+            )
+        return rows
+    rows = table("kernel", "bytes")
+    for kernel in kernels:
+        rows.add_row(kernel["name"], f"{kernel['bytes']:,}" if "bytes" in kernel else "")
+    return rows
+
+
+def _range(values: Iterable[int]) -> str:
+    low, *_, high = sorted([*(values := list(values)), *values])
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,271 @@
+"""Computing with values of TIR's types, lane by lane."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from . import narrowing
+from .narrowing import Interval
+from .words import Assembler, Glsl, Literal, Op, Unsupported
+
+BOOL, INT32, UINT32, INT64, FLOAT32 = (np.dtype(name) for name in ("bool", "int32", "uint32", "int64", "float32"))
+
+# By the kind of the operands' dtype
+BINARY: dict[str, dict[str, Op]] = {
+    "Add": {"i": Op.IAdd, "u": Op.IAdd, "f": Op.FAdd},
+    "Sub": {"i": Op.ISub, "u": Op.ISub, "f": Op.FSub},
+    "Mul": {"i": Op.IMul, "u": Op.IMul, "f": Op.FMul},
+    "Div": {"i": Op.SDiv, "u": Op.UDiv, "f": Op.FDiv},
+    "Mod": {"i": Op.SRem, "u": Op.UMod},
+    "And": {"b": Op.LogicalAnd},
+    "Or": {"b": Op.LogicalOr},
+    "BitwiseAnd": {"i": Op.BitwiseAnd, "u": Op.BitwiseAnd, "b": Op.LogicalAnd},
+    "BitwiseOr": {"i": Op.BitwiseOr, "u": Op.BitwiseOr, "b": Op.LogicalOr},
+    "BitwiseXor": {"i": Op.BitwiseXor, "u": Op.BitwiseXor, "b": Op.LogicalNotEqual},
+    "LShift": {"i": Op.ShiftLeftLogical, "u": Op.ShiftLeftLogical},
+    "RShift": {"i": Op.ShiftRightArithmetic, "u": Op.ShiftRightLogical},
+}
+EXTREMA: dict[str, dict[str, Glsl]] = {
+    "Min": {"i": Glsl.SMin, "u": Glsl.UMin, "f": Glsl.FMin},
+    "Max": {"i": Glsl.SMax, "u": Glsl.UMax, "f": Glsl.FMax},
+}
+COMPARE: dict[str, dict[str, Op]] = {
+    "LT": {"i": Op.SLessThan, "u": Op.ULessThan, "f": Op.FOrdLessThan},
+    "LE": {"i": Op.SLessThanEqual, "u": Op.ULessThanEqual, "f": Op.FOrdLessThanEqual},
+    "EQ": {"i": Op.IEqual, "u": Op.IEqual, "f": Op.FOrdEqual, "b": Op.LogicalEqual},
+    "NE": {"i": Op.INotEqual, "u": Op.INotEqual, "f": Op.FUnordNotEqual, "b": Op.LogicalNotEqual},
+}
+REVERSED = {"GT": "LT", "GE": "LE"}
+
+# The low 32 bits of the result depend on the operands' low 32 bits alone.
+MODULAR = {Op.IAdd, Op.ISub, Op.IMul, Op.BitwiseAnd, Op.BitwiseOr, Op.BitwiseXor}
+
+
+def _of_kind(table: dict[str, dict[str, IntEnum]], name: str, dtype: np.dtype) -> IntEnum:
+    if dtype.kind not in table[name]:
+        raise Unsupported(f"{name} of {dtype}")
+    return table[name][dtype.kind]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One id a lane. Integers are within ``interval``; ``low`` are the low 32 bits of int64 lanes, as int32."""
+
+    dtype: np.dtype
+    ids: tuple[int, ...]
+    interval: Interval = (0, 0)
+    low: tuple[int, ...] = ()
+
+    @property
+    def narrow(self) -> bool:
+        """Whether ``low`` says it all."""
+        return self.dtype == INT64 and narrowing.fits(self.interval)
+
+    def lanes(self, chosen: Sequence[int]) -> Value:
+        low = tuple(self.low[i] for i in chosen) if self.low else ()
+        return Value(self.dtype, tuple(self.ids[i] for i in chosen), self.interval, low)
+
+
+class Arithmetic:
+    """Writes instructions that compute values. Of an int64 value both the full and the low form are written; whichever
+    nobody uses, the assembler leaves out."""
+
+    def __init__(self, assembler: Assembler):
+        self.assembler = assembler
+
+    # Making values
+
+    def value(self, dtype: np.dtype, ids: Sequence[int], interval: Interval | None = None) -> Value:
+        """Of ids in their full width."""
+        if dtype.kind == "f":
+            return Value(dtype, tuple(ids))
+        low = self._each(Op.SConvert, INT32, ids) if dtype == INT64 else ()
+        return Value(dtype, tuple(ids), interval or narrowing.dtype_range(dtype), low)
+
+    def narrow_value(self, low: Sequence[int], interval: Interval) -> Value:
+        """An int64 value of int32 ids."""
+        return Value(INT64, self._each(Op.SConvert, INT64, low), interval, tuple(low))
+
+    def constant(self, dtype: np.dtype, value: float) -> Value:
+        ids = (self.assembler.constant(dtype, value),)
+        if dtype.kind == "f":
+            return Value(dtype, ids)
+        low = (self.assembler.constant(INT32, value),) if dtype == INT64 else ()
+        return Value(dtype, ids, (int(value), int(value)), low)
+
+    def join(self, parts: Sequence[Value]) -> Value:
+        """All lanes, one part after the other."""
+        interval = parts[0].interval
+        for part in parts[1:]:
+            interval = narrowing.union(interval, part.interval)
+        ids, low = (tuple(x for part in parts for x in getattr(part, name)) for name in ("ids", "low"))
+        return Value(parts[0].dtype, ids, interval, low)
+
+    def _each(self, op: Op, dtype: np.dtype, *operands: Sequence[int]) -> tuple[int, ...]:
+        """One instruction a lane."""
+        result = self.assembler.type(dtype)
+        return tuple(self.assembler.pure(op, result, *lane) for lane in zip(*operands, strict=True))
+
+    # Operators
+
+    def binary(self, name: str, a: Value, b: Value) -> Value:
+        """An entry of ``BINARY``."""
+        op = _of_kind(BINARY, name, a.dtype)
+        if a.dtype.kind in "fb":
+            return Value(a.dtype, self._each(op, a.dtype, a.ids, b.ids), (0, 1))
+        interval = narrowing.result(op, a.interval, b.interval, a.dtype)
+        if interval[0] == interval[1]:
+            return self.join([self.constant(a.dtype, interval[0])] * len(a.ids))
+        if a.dtype != INT64:
+            return Value(a.dtype, self._each(op, a.dtype, a.ids, b.ids), interval)
+        modular = op in MODULAR or op == Op.ShiftLeftLogical
+        short_shift = (
+            op not in (Op.ShiftLeftLogical, Op.ShiftRightArithmetic) or 0 <= b.interval[0] and b.interval[1] < 32
+        )
+        if short_shift and (modular or a.narrow and b.narrow and narrowing.fits(interval)):
+            low = self._each(op, INT32, a.low, b.low)
+            if narrowing.fits(interval):
+                return self.narrow_value(low, interval)
+            return Value(INT64, self._each(op, INT64, a.ids, b.ids), interval, low)
+        return self.value(INT64, self._each(op, INT64, a.ids, b.ids), interval)
+
+    def extremum(self, name: str, a: Value, b: Value) -> Value:
+        """An entry of ``EXTREMA``."""
+        instruction = _of_kind(EXTREMA, name, a.dtype)
+        interval = narrowing.corners(min if name == "Min" else max, a.interval, b.interval)
+        if a.dtype.itemsize == 8 and a.dtype.kind != "f" and not (a.narrow and b.narrow):
+            chosen = self.select(self.compare("LT" if name == "Min" else "GT", a, b), a, b)
+            return dataclasses.replace(chosen, interval=interval)
+        if a.narrow:
+            return self.narrow_value(self.glsl_lanes(instruction, INT32, a.low, b.low), interval)
+        return Value(a.dtype, self.glsl_lanes(instruction, a.dtype, a.ids, b.ids), interval)
+
+    def compare(self, name: str, a: Value, b: Value) -> Value:
+        """LT, LE, GT, GE, EQ or NE. 64-bit integers that need not fit in 32 bits are compared by halves."""
+        if name in REVERSED:
+            return self.compare(REVERSED[name], b, a)
+        dtype, x, y = a.dtype, a.ids, b.ids
+        if a.narrow and b.narrow:
+            dtype, x, y = INT32, a.low, b.low
+        elif dtype.itemsize == 8 and dtype.kind in "iu":
+            return Value(
+                BOOL, tuple(self._compare_halves(name, dtype, *pair) for pair in zip(x, y, strict=True)), (0, 1)
+            )
+        return Value(BOOL, self._each(_of_kind(COMPARE, name, dtype), BOOL, x, y), (0, 1))
+
+    def _compare_halves(self, name: str, dtype: np.dtype, x: int, y: int) -> int:
+        pure, boolean = self.assembler.pure, self.assembler.type(BOOL)
+        (low_x, high_x), (low_y, high_y) = self._split(x), self._split(y)
+        same = pure(Op.IEqual, boolean, high_x, high_y)
+        if name in ("EQ", "NE"):
+            equal = pure(Op.LogicalAnd, boolean, same, pure(Op.IEqual, boolean, low_x, low_y))
+            return equal if name == "EQ" else pure(Op.LogicalNot, boolean, equal)
+        low = pure(COMPARE[name]["u"], boolean, low_x, low_y)
+        high = pure(COMPARE["LT"][dtype.kind], boolean, high_x, high_y)
+        return pure(Op.LogicalOr, boolean, high, pure(Op.LogicalAnd, boolean, same, low))
+
+    def _split(self, x: int) -> list[int]:
+        """The low and the high half of a 64-bit integer."""
+        halves = self.assembler.pure(Op.Bitcast, self.assembler.type(UINT32, 2), x)
+        return [
+            self.assembler.pure(Op.CompositeExtract, self.assembler.type(UINT32), halves, Literal(i)) for i in range(2)
+        ]
+
+    def invert(self, a: Value) -> Value:
+        """All bits of an integer, or a truth value."""
+        if a.dtype.kind == "b":
+            return Value(BOOL, self._each(Op.LogicalNot, BOOL, a.ids), (0, 1))
+        return self.value(a.dtype, self._each(Op.Not, a.dtype, a.ids))
+
+    def select(self, condition: Value, a: Value, b: Value) -> Value:
+        chosen = condition.ids * (len(a.ids) // len(condition.ids))
+        interval = narrowing.union(a.interval, b.interval)
+        if a.narrow and b.narrow:
+            return self.narrow_value(self._each(Op.Select, INT32, chosen, a.low, b.low), interval)
+        return self.value(a.dtype, self._each(Op.Select, a.dtype, chosen, a.ids, b.ids), interval)
+
+    def merge(self, a: Value, from_a: int, b: Value, from_b: int) -> Value:
+        """At the start of a block, what the block that was left holds."""
+
+        def phis(dtype: np.dtype, x: Sequence[int], y: Sequence[int]) -> list[int]:
+            result = self.assembler.type(dtype)
+            return [self.assembler.result(Op.Phi, result, p, from_a, q, from_b) for p, q in zip(x, y, strict=True)]
+
+        interval = narrowing.union(a.interval, b.interval)
+        if a.narrow and b.narrow:
+            return self.narrow_value(phis(INT32, a.low, b.low), interval)
+        return self.value(a.dtype, phis(a.dtype, a.ids, b.ids), interval)
+
+    def glsl(self, instruction: Glsl, *operands: Value) -> Value:
+        """Of floats."""
+        dtype = operands[0].dtype
+        return Value(dtype, self.glsl_lanes(instruction, dtype, *(operand.ids for operand in operands)))
+
+    def glsl_lanes(self, instruction: Glsl, dtype: np.dtype, *operands: Sequence[int]) -> tuple[int, ...]:
+        result = self.assembler.type(dtype)
+        return tuple(self.assembler.glsl(instruction, result, *lane) for lane in zip(*operands, strict=True))
+
+    def is_nan(self, a: Value) -> Value:
+        return Value(BOOL, self._each(Op.IsNan, BOOL, a.ids), (0, 1))
+
+    # Conversions
+
+    def cast(self, a: Value, dtype: np.dtype) -> Value:
+        if a.dtype == dtype:
+            return a
+        if a.dtype.kind == "b":
+            return self.select(a, *(self.join([self.constant(dtype, x)] * len(a.ids)) for x in (1, 0)))
+        if dtype.kind == "b":
+            return self.compare("NE", a, self.join([self.constant(a.dtype, 0)] * len(a.ids)))
+        if a.dtype.kind == "f":
+            op = {"f": Op.FConvert, "i": Op.ConvertFToS, "u": Op.ConvertFToU}[dtype.kind]
+            return self.value(dtype, self._each(op, dtype, a.ids))
+        if dtype.kind == "f":
+            source, ids = (INT32, a.low) if a.narrow else (a.dtype, a.ids)
+            return Value(dtype, self._each(Op.ConvertSToF if source.kind == "i" else Op.ConvertUToF, dtype, ids))
+        return self._cast_integer(a, dtype)
+
+    def _cast_integer(self, a: Value, dtype: np.dtype) -> Value:
+        interval = narrowing.within(dtype, a.interval)
+        if a.dtype == INT64 and dtype.itemsize <= 4:
+            return Value(dtype, self._resize(INT32, dtype, a.low), interval)
+        if dtype == INT64 and a.dtype.itemsize <= 4:
+            low = self._resize(a.dtype, INT32, a.ids)
+            if narrowing.fits(interval):
+                return self.narrow_value(low, interval)
+            return Value(INT64, self._resize(a.dtype, INT64, a.ids), interval, low)
+        return self.value(dtype, self._resize(a.dtype, dtype, a.ids), interval)
+
+    def _resize(self, source: np.dtype, dtype: np.dtype, ids: Sequence[int]) -> tuple[int, ...]:
+        """Integers, cut or extended by the sign of their own dtype."""
+        if source.itemsize != dtype.itemsize:
+            resized = np.dtype(f"{source.kind}{dtype.itemsize}")
+            ids = self._each(Op.SConvert if source.kind == "i" else Op.UConvert, resized, ids)
+            source = resized
+        return tuple(ids) if source == dtype else self._each(Op.Bitcast, dtype, ids)
+
+    def reinterpret(self, a: Value, dtype: np.dtype) -> Value:
+        """The same bits, lowest first, in as many lanes as they make."""
+        if a.dtype.itemsize == dtype.itemsize:
+            return a if a.dtype == dtype else self.value(dtype, self._each(Op.Bitcast, dtype, a.ids))
+        if a.dtype.itemsize > 4 * dtype.itemsize or dtype.itemsize > 4 * a.dtype.itemsize:
+            return self.reinterpret(self.reinterpret(a, UINT32), dtype)  # vectors have four components at most
+        if a.dtype.itemsize > dtype.itemsize:
+            pieces = a.dtype.itemsize // dtype.itemsize
+            vectors = [self.assembler.pure(Op.Bitcast, self.assembler.type(dtype, pieces), x) for x in a.ids]
+            return self.value(dtype, [x for vector in vectors for x in self.components(vector, dtype, pieces)])
+        pieces = dtype.itemsize // a.dtype.itemsize
+        grouped = [a.ids[i : i + pieces] for i in range(0, len(a.ids), pieces)]
+        return self.value(dtype, self._each(Op.Bitcast, dtype, [self.vector(a.dtype, ids) for ids in grouped]))
+
+    def components(self, vector: int, dtype: np.dtype, lanes: int) -> list[int]:
+        result = self.assembler.type(dtype)
+        return [self.assembler.pure(Op.CompositeExtract, result, vector, Literal(i)) for i in range(lanes)]
+
+    def vector(self, dtype: np.dtype, ids: Sequence[int]) -> int:
+        return self.assembler.pure(Op.CompositeConstruct, self.assembler.type(dtype, len(ids)), *ids)

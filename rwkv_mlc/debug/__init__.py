@@ -1,0 +1,1 @@
+"""Which layer computes something else: dumps of every named value, and their comparison."""

@@ -1,0 +1,115 @@
+"""Dumps of a compiled library, the one that users run, through the virtual machine's instrument."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ..engine.engine import Engine
+from ..engine.runner import Runner, State
+from ..engine.tvm_runtime import to_numpy
+from ..errors import UserError
+from ..eval.breakdown import instrumented
+from .dump import Dump, Header, Recipe, record
+
+
+class Tracer:
+    """Runs a library call by call and keeps what its kernels write.
+
+    Where the kernels of ``decode`` are merged, single tokens go through ``batch_decode``, whose kernels are the same; the
+    logits are those of ``decode`` in any case, and ``notes`` say where the two differ."""
+
+    def __init__(self, runner: Runner):
+        self.runner = runner
+        metadata = json.loads(runner.vm["_metadata"]())
+        if "values" not in metadata:
+            raise UserError(
+                "The library does not name its values: another version of rwkv_mlc built it; build it again."
+            )
+        self.target: str = metadata["target"]
+        self.activations: str = metadata["prefill_activations"]
+        self.records: dict[str, list] = metadata["values"]
+        self.state = runner.new_state()
+        self.notes: list[str] = []
+
+    def step(self, tokens: Sequence[int], single: bool) -> dict[str, np.ndarray]:
+        if not single:
+            return self._run("prefill", tokens)
+        if self.records.get("decode"):
+            return self._run("decode", tokens)
+        merged = self.runner.run("decode", [tokens], self.state.copy())
+        found = self._run("batch_decode", tokens)
+        if not np.array_equal(merged, found["logits"], equal_nan=True):
+            self.notes = ["decode, whose kernels are merged, gives other logits than the same kernels one by one."]
+        return found | {"logits": merged.copy()}
+
+    def kernels(self) -> dict[str, dict[str, str]]:
+        """By function and name of the value."""
+        return {
+            function: {
+                name: kernel for kernel, outputs in records for names in outputs.values() for name in _each(names)
+            }
+            for function, records in self.records.items()
+        }
+
+    def _run(self, function: str, tokens: Sequence[int]) -> dict[str, np.ndarray]:
+        records = self.records[function]
+        kernels = {kernel for kernel, _ in records}
+        ran: list[str] = []
+        found: dict[str, np.ndarray] = {}
+
+        def instrument(_function, name, before, _result, *args):
+            if before or name not in kernels:  # the machine's own functions, and those that compute shapes
+                return
+            kernel, outputs = records[len(ran)] if len(ran) < len(records) else (None, {})
+            ran.append(name)
+            for position, names in outputs.items() if name == kernel else ():
+                found.update(_named(names, to_numpy(args[int(position)])))
+
+        with instrumented(self.runner.vm, instrument):
+            self.runner.run(function, [tokens], self.state)
+        if ran != [kernel for kernel, _ in records]:
+            raise UserError("The library's kernels are not those that its metadata lists; build it again.")
+        return found | _states(self.runner, self.state)
+
+
+def dump_library(engine: Engine, recipe: Recipe) -> Dump:
+    """Raises UserError for a library that does not name its values, and as ``Recipe.check``."""
+    tracer = Tracer(engine.runner)
+    tensors = record(engine.config, recipe, tracer.step)
+    functions = {"prefill": "prefill", "decode": "decode" if tracer.records.get("decode") else "batch_decode"}
+    kernels = tracer.kernels()
+    computed = ((name, kernels[functions[name.partition("/")[0].partition(".")[0]]]) for name in tensors)
+    artifact = engine.artifact
+    header = Header(
+        source="library",
+        name=artifact.name,
+        sha256=artifact.record.source_sha256,
+        model_config=engine.config.to_dict(),
+        quantization=artifact.scheme.name,
+        activations=tracer.activations,
+        tokens=list(recipe.tokens),
+        decoded=recipe.decoded,
+        chunk=recipe.chunk,
+        target=tracer.target,
+        device=str(engine.runner.device),
+        kernels={name: by[value] for name, by in computed if (value := name.partition("/")[2]) in by},
+        notes=tracer.notes,
+    )
+    return Dump(header, tensors)
+
+
+def _named(names: str | list[str], array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Rows [T, C]: the first axis of an output is 1, or one plane for each of several names."""
+    return zip(_each(names), array)
+
+
+def _each(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _states(runner: Runner, state: State) -> Mapping[str, np.ndarray]:
+    names = (name.rpartition(".") for name in runner.state_names())
+    return {f"{block}.state.{role}": array[0] for (block, _, role), array in zip(names, state.arrays())}

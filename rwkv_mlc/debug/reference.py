@@ -1,0 +1,86 @@
+"""Dumps of the numpy reference, of a checkpoint's weights or of those that an artifact stores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from .. import reference
+from ..artifact import Artifact
+from ..config import RWKVConfig
+from ..convert import read_parameter
+from ..models import Parameter, resolve
+from ..quantization.schemes import Scheme
+from ..weights.checkpoint import Checkpoint
+from .dump import Dump, Header, Recipe, Step, record
+
+THREADS = 4  # each holds a matrix in float32 beside its stored form
+
+Parameters = Mapping[str, np.ndarray]
+
+
+def dump_checkpoint(
+    checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None = None, dtype: type = np.float64
+) -> Dump:
+    """What the reference computes in ``dtype`` with a checkpoint's weights, rounded by ``scheme`` where one is given.
+
+    Raises UserError for a checkpoint of no known generation, a weight that is not finite, and as ``Recipe.check``."""
+    config, parameters, tensors = resolve(checkpoint)
+
+    def load(p: Parameter) -> np.ndarray:
+        """Matrices in float32, which holds what checkpoints do: the products widen one at a time."""
+        if scheme and p.role != "vector":
+            return scheme.dequantize(p, scheme.quantize(p, read_parameter(p, tensors[p.source])))
+        return p.convert(tensors[p.source].read(), dtype if p.role == "vector" else np.float32)
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        loaded = dict(zip((p.name for p in parameters), pool.map(load, parameters)))
+    values = record(config, recipe, stepper(config, loaded, dtype))
+    made_of = (checkpoint.name, checkpoint.sha256(), scheme.name if scheme else None)
+    return Dump(header("reference", config, *made_of, dtype, recipe), values)
+
+
+def dump_artifact(artifact: Artifact, recipe: Recipe, dtype: type = np.float64) -> Dump:
+    """What the reference computes in ``dtype`` with the weights that an artifact stores. Raises UserError for a damaged
+    artifact, and as ``Recipe.check``."""
+    config = artifact.config
+    values = record(config, recipe, stepper(config, artifact.dequantized_parameters(), dtype))
+    made_of = (artifact.name, artifact.record.source_sha256, artifact.scheme.name)
+    return Dump(header("reference", config, *made_of, dtype, recipe), values)
+
+
+def stepper(config: RWKVConfig, parameters: Parameters, dtype: type = np.float64) -> Step:
+    """The calls of the reference in ``dtype``."""
+    state = None
+
+    def step(tokens: Sequence[int], _single: bool) -> dict[str, np.ndarray]:
+        nonlocal state
+        found: dict[str, np.ndarray] = {}
+
+        def keep(name: str, value: np.ndarray) -> np.ndarray:
+            found[name] = value
+            return value
+
+        _, state = reference.forward(config, parameters, tokens, state, keep, dtype)
+        return found | {f"blocks.{layer}.state.{role}": array for (layer, role), array in state.items()}
+
+    return step
+
+
+def header(
+    source: str, config: RWKVConfig, name: str, sha256: str, quantization: str | None, dtype: type, recipe: Recipe
+) -> Header:
+    return Header(
+        source=source,
+        name=name,
+        sha256=sha256,
+        model_config=config.to_dict(),
+        quantization=quantization,
+        activations=np.dtype(dtype).name,
+        tokens=list(recipe.tokens),
+        decoded=recipe.decoded,
+        chunk=recipe.chunk,
+    )

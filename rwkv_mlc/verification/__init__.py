@@ -1,0 +1,7 @@
+"""Looking into compiled libraries of every target, and checking all that this machine can check of them."""
+
+from __future__ import annotations
+
+from .report import verify
+
+__all__ = ["verify"]

@@ -1,0 +1,136 @@
+"""What is inside a library file, of whatever system: nothing of it is run."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import lief
+
+from ..compiler.imports import KERNEL_KINDS, ImportedModule, KernelModule, read_modules
+from ..errors import UserError
+
+BLOB = "__tvm_ffi__library_bin"
+CONTEXT = "__tvm_ffi__library_ctx"
+FUNCTION = "__tvm_ffi_"
+
+lief.logging.disable()
+
+
+@dataclass(frozen=True)
+class Library:
+    """``binaries`` is the shared library, or the object files of a ``.tar``. ``exports`` and ``imports`` are names of symbols
+    as C writes them, ``prefix`` what those of a system library begin with; ``modules`` are the imported ones."""
+
+    path: Path
+    format: Literal["ELF", "Mach-O", "ELF objects"]
+    architecture: str
+    binaries: tuple[lief.Binary, ...]
+    exports: tuple[str, ...]
+    imports: tuple[str, ...]
+    prefix: str
+    modules: tuple[ImportedModule, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Library:
+        """Raises UserError for a file that is no library of TVM's, or a damaged one."""
+        try:
+            binaries = _objects(path) if path.suffix == ".tar" else [_parse(path.read_bytes())]
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(f"{path} cannot be read ({error}); name a library or an artifact.") from None
+        if not binaries or not all(isinstance(binary, lief.ELF.Binary | lief.MachO.Binary) for binary in binaries):
+            raise UserError(f"{path} is no ELF or Mach-O library and no .tar of objects; name one that build wrote.")
+        exports = {name for binary in binaries for name in _defined(binary)}
+        imports = {name for binary in binaries for name in _undefined(binary)} - exports
+        holders = [(binary, name) for binary in binaries for name in _defined(binary) if name.endswith(BLOB)]
+        if len(holders) != 1:
+            raise UserError(f"{path} holds no {BLOB}: it is no library that build wrote.")
+        (binary, name), prefix = holders[0], holders[0][1].removesuffix(BLOB)
+        try:
+            modules = read_modules(_content(binary, name))
+        except ValueError as error:
+            raise UserError(f"The modules inside {path} are damaged ({error}); build it again.") from None
+        shared = "Mach-O" if isinstance(binary, lief.MachO.Binary) else "ELF"
+        return cls(
+            path=path,
+            format="ELF objects" if path.suffix == ".tar" else shared,
+            architecture=_architecture(binary),
+            binaries=tuple(binaries),
+            exports=tuple(sorted(exports)),
+            imports=tuple(sorted(imports)),
+            prefix=prefix,
+            modules=tuple(modules),
+        )
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of the kernels' module; None for a CPU's, which are part of the library itself."""
+        return next((module.kind for module in self.modules if module.kind in KERNEL_KINDS), None)
+
+    def kernel_modules(self) -> list[KernelModule]:
+        """Raises ValueError for a damaged one."""
+        return [KernelModule.parse(module.data) for module in self.modules if module.kind in KERNEL_KINDS]
+
+    @property
+    def functions(self) -> list[str]:
+        """Names of the functions that the library's own code offers to TVM."""
+        own = FUNCTION + self.prefix
+        inner = (name.removeprefix(own) for name in self.exports if name.startswith(own))
+        return [name for name in inner if not name.startswith("_library")]
+
+
+def _objects(path: Path) -> list[lief.Binary | None]:
+    with tarfile.open(path) as archive:
+        return [_parse(archive.extractfile(member).read()) for member in archive.getmembers() if member.isfile()]
+
+
+def _parse(data: bytes) -> lief.Binary | None:
+    """The first architecture of a Mach-O for several, which always comes wrapped as if there were."""
+    parsed = lief.parse(io.BytesIO(data))
+    return parsed.take(parsed.at(0).header.cpu_type) if isinstance(parsed, lief.MachO.FatBinary) else parsed
+
+
+def _c_name(binary: lief.Binary, name: str) -> str:
+    """Mach-O puts an underscore before every name of C."""
+    return name.removeprefix("_") if isinstance(binary, lief.MachO.Binary) else name
+
+
+def _defined(binary: lief.Binary) -> list[str]:
+    if isinstance(binary, lief.MachO.Binary):
+        symbols = binary.exported_symbols
+    else:
+        symbols = [s for s in _elf_symbols(binary) if s.shndx and s.binding != lief.ELF.Symbol.BINDING.LOCAL]
+    return [_c_name(binary, symbol.name) for symbol in symbols if symbol.name]
+
+
+def _undefined(binary: lief.Binary) -> list[str]:
+    if isinstance(binary, lief.MachO.Binary):
+        symbols = [binding.symbol for binding in binary.bindings if binding.has_symbol]
+    else:
+        strong = lief.ELF.Symbol.BINDING.GLOBAL
+        symbols = [s for s in _elf_symbols(binary) if not s.shndx and s.binding == strong]
+    return [_c_name(binary, symbol.name) for symbol in symbols if symbol.name]
+
+
+def _elf_symbols(binary: lief.ELF.Binary):
+    return binary.symtab_symbols if binary.header.file_type == lief.ELF.Header.FILE_TYPE.REL else binary.dynamic_symbols
+
+
+def _content(binary: lief.Binary, name: str) -> bytes:
+    """The blob behind a symbol: its first number is its size."""
+    if isinstance(binary, lief.ELF.Binary):
+        symbol = next(s for s in _elf_symbols(binary) if s.name == name)
+        if binary.header.file_type == lief.ELF.Header.FILE_TYPE.REL:
+            return bytes(symbol.section.content[symbol.value : symbol.value + symbol.size])
+        return bytes(binary.get_content_from_virtual_address(symbol.value, symbol.size))
+    address = binary.get_symbol(f"_{name}").value
+    size = int.from_bytes(bytes(binary.get_content_from_virtual_address(address, 8)), "little")
+    return bytes(binary.get_content_from_virtual_address(address, 8 + size))
+
+
+def _architecture(binary: lief.Binary) -> str:
+    machine = binary.header.cpu_type if isinstance(binary, lief.MachO.Binary) else binary.header.machine_type
+    return {"ARM64": "aarch64"}.get(machine.name, machine.name.lower())

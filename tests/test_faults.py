@@ -1,0 +1,150 @@
+"""Builds with one deliberate bug each: the comparison names it, and is silent about the right builds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compiled import compile_library, in_memory
+from faults import FAULTS, GENERATIONS, Fault, injected
+from synthetic import synthetic_checkpoint
+
+from rwkv_mlc.compiler import graph
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.debug.compare import Comparison, compare
+from rwkv_mlc.debug.dump import Dump, Recipe, record
+from rwkv_mlc.debug.library import Tracer
+from rwkv_mlc.debug.reference import dump_checkpoint
+from rwkv_mlc.debug.weights import StoredWeights, different_weights
+from rwkv_mlc.engine import runner
+from rwkv_mlc.engine.runner import Runner
+from rwkv_mlc.models import resolve
+from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.weights.checkpoint import Checkpoint
+
+TARGETS = ("llvm",)
+SCHEMES = ("q0f32", "q4f16_1")
+FUNCTIONS = ("prefill", "batch_decode")
+TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
+
+
+class Unmerged(Tracer):
+    """Of libraries that have no ``decode``, whose kernels are merged."""
+
+    def step(self, tokens: Sequence[int], single: bool) -> dict[str, np.ndarray]:
+        return self._run("batch_decode" if single else "prefill", tokens)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A library and the weights it was given, made by the code as it was at that moment."""
+
+    runner: Runner
+    weights: StoredWeights
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, scheme_name: str, target_name: str, folder: Path) -> Build:
+        scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint)
+        stored = {}
+        for parameter in parameters:
+            stored |= scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
+        library = compile_library(config, scheme, resolve_target(target_name), folder)
+        return cls(Runner(library, stored), StoredWeights(parameters, scheme, stored))
+
+    def against(self, checkpoint: Checkpoint, recipe: Recipe) -> Comparison:
+        tracer = Unmerged(self.runner)
+        trusted = dump_checkpoint(checkpoint, recipe, self.weights.scheme)
+        header = replace(trusted.header, source="library", activations="float32", kernels={})
+        found = Dump(header, record(self.runner.config, recipe, tracer.step))
+        return compare(found, trusted, weights=self.weights)
+
+
+def checkpoint_of(generation: str) -> Checkpoint:
+    """Two layers of two heads. Keys are small, as in trained models, so that the group norm's epsilon has a say."""
+    tensors = synthetic_checkpoint(generation, hidden_size=64, layers=2, head_size=32)
+    for name, array in tensors.items():
+        if name.endswith("att.key.weight"):
+            array *= 0.3
+    return in_memory(tensors)
+
+
+def compared(fault: Fault, target: str, folder: Path) -> Comparison:
+    """A build with the fault, its libraries in ``folder``, against the reference without it."""
+    checkpoint = checkpoint_of(fault.generation)
+    with injected(fault.edits):
+        build = Build.of(checkpoint, fault.scheme, target, folder)
+    return build.against(checkpoint, Recipe(TOKENS, chunk=fault.chunk))
+
+
+@contextmanager
+def fewer_functions() -> Iterator[None]:
+    """Libraries have what the dumps need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "PHASES", {name: graph.PHASES[name] for name in FUNCTIONS})
+        patch.setattr(runner, "FUNCTIONS", FUNCTIONS)
+        patch.setattr(Checkpoint, "sha256", lambda self: self.name)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quickly():
+    with fewer_functions():
+        yield
+
+
+@pytest.fixture
+def right(libraries):
+    """The folder of the libraries without a fault."""
+    folder = libraries / "right"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_right_builds_agree(generation, scheme, target, right):
+    checkpoint = checkpoint_of(generation)
+    build = Build.of(checkpoint, scheme, target, right)
+    assert different_weights(build.weights, checkpoint) == []
+    for recipe in (Recipe(TOKENS), Recipe(TOKENS, chunk=6), Recipe()):
+        comparison = build.against(checkpoint, recipe)
+        assert comparison.agrees, comparison.finding.sentences()
+        assert max(row.difference.relative_rms for row in comparison.rows) < 2e-5
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_faults_are_found(fault: Fault, target, right, tmp_path):
+    if fault.integer_dot and not resolve_target(target).integer_dot:
+        pytest.skip("this CPU has no integer dot products")
+    comparison = compared(fault, target, tmp_path if fault.compiles else right)
+    finding = comparison.finding
+    assert finding is not None and not comparison.agrees
+    text = "\n".join(finding.sentences())
+    print(text)
+    assert finding.row.name == fault.first, text
+    assert fault.role in finding.suspects, text
+    assert all(error < 1e-5 for error in finding.inputs.values()), text
+    if fault.hint:
+        assert any(fault.hint in hint for hint in finding.hints), text
+
+
+def test_faults_leave_nothing_behind(right):
+    """An edit ends with its context, whatever happens in it."""
+    checkpoint = checkpoint_of("5.2")
+    with pytest.raises(RuntimeError), injected(FAULTS[-1].edits):
+        raise RuntimeError
+    assert Build.of(checkpoint, "q0f32", "llvm", right).against(checkpoint, Recipe(TOKENS)).agrees
+
+
+def test_there_are_at_least_twelve_and_all_are_in_the_documentation():
+    """``python tools/make_fault_table.py`` writes the table."""
+    assert len({fault.name for fault in FAULTS}) >= 12
+    text = (Path(__file__).parents[1] / "docs" / "debugging.md").read_text(encoding="utf-8")
+    for fault in FAULTS:
+        assert f"| {fault.name} | {fault.generation} | `{fault.first}` |" in text

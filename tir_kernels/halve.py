@@ -1,0 +1,38 @@
+"""The residual stream by half, every few layers, so that float16 holds it (ChatRWKV ``model.py``, ``RESCALE_LAYER``)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .builder import arg, prim_func, size
+from .simd import constant, span, vector_width
+from .threads import THREADS, grid
+
+
+@lru_cache(None)
+def halve(channels: int, device: Literal["cpu", "gpu"] = "cpu") -> tirx.PrimFunc:
+    """(x -> out), float32 [1, T, C]; exact."""
+    width = vector_width(channels)
+
+    @prim_func
+    def kernel():
+        rows = size("rows")
+        x, out = arg("x", (1, rows, channels)), arg("out", (1, rows, channels))
+        if device == "gpu":
+            with grid(rows, -(-channels // THREADS)) as (t, block, thread):
+                c = T.bind(block * THREADS + thread)
+                with T.If(c < channels), T.Then():
+                    T.buffer_store(out, x[0, t, c] * T.float32(0.5), [0, t, c])
+        else:
+            with T.sblock("root"):
+                T.reads()
+                T.writes()
+                with T.parallel(0, rows) as t, T.serial(0, channels // width) as i:
+                    at = span(i * width, width)
+                    T.buffer_store(out, x[0, t, at] * constant(0.5, width), [0, t, at])
+
+    return kernel

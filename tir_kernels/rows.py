@@ -1,0 +1,49 @@
+"""Weights as the GPU's matrix kernels read them: as they are stored, row by row.
+
+- float: ``weight`` [N, K].
+- group: ``q_weight`` uint32 [N, words] and ``q_scale`` [N, groups], with the fields of ``packed`` in the words of each row.
+"""
+
+from __future__ import annotations
+
+from tvm.script.ir_builder import tirx as T
+
+from .builder import arg
+from .packed import Packed, PackedFloat, PackedGroup
+from .threads import vector_of
+
+CHUNK_WORDS = 4  # 16 bytes, what a thread loads at once
+MANTISSA = 23
+
+
+def row_args(form: Packed, name: str, rows: int, columns: int) -> list:
+    """Declare the arguments of a matrix [rows, columns]."""
+    if isinstance(form, PackedFloat):
+        return [arg(f"{name}_weight", (rows, columns), form.dtype)]
+    groups = form.groups(columns)
+    return [
+        arg(f"{name}_q_weight", (rows, groups * form.words), "uint32"),
+        arg(f"{name}_q_scale", (rows, groups), form.scale_dtype),
+    ]
+
+
+def chunk_of(form: Packed, columns: int, halves: int) -> int:
+    """Elements of a row that a thread loads at once."""
+    if isinstance(form, PackedFloat):
+        return vector_of(form.dtype, columns, halves)
+    return CHUNK_WORDS * form.fields
+
+
+def field(form: PackedGroup, word, index: int):
+    """Field ``index`` of a word as float32, offset removed.
+
+    Without a conversion, which GPUs are slow at: a float of exponent 23 - p has a unit of 2 ** -p, so that a field at bit p
+    of its mantissa counts as it is. Fields too high for that are shifted down first."""
+    bit = index * form.bits
+    if bit + form.bits > MANTISSA:
+        per_window = MANTISSA // form.bits
+        start = index // per_window * per_window * form.bits
+        word, bit = T.shift_right(word, T.uint32(start)), bit - start
+    mask, exponent = T.uint32((2**form.bits - 1) << bit), T.uint32((127 + MANTISSA - bit) << MANTISSA)
+    value = T.reinterpret(T.bitwise_or(T.bitwise_and(word, mask), exponent), dtype="float32")
+    return value - T.float32(2.0 ** (MANTISSA - bit) + form.max_int)
