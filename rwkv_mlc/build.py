@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from . import reference
 from .artifact import (
     CHAT_CONFIG,
     PARAMS,
@@ -28,11 +31,12 @@ from .artifact import (
 from .artifact.names import BUILD_RECORD, CONFIG_FILES, OBJECTS, system_lib_prefix
 from .artifact.shards import read_index, verify
 from .config import RWKVConfig
-from .configs import config_names
+from .configs import ROOT, config_names
 from .convert import Conversion, convert_weights
 from .engine.templates import Template, default_template, load_template
 from .errors import UserError
 from .models import resolve
+from .precision import WideValue, wide_values
 from .quantization.schemes import Scheme
 from .tokenizer import find_vocabulary, load_tokenizer, write_tokenizer_files
 from .weights import open_checkpoint
@@ -41,6 +45,7 @@ from .weights.random import load_preset, random_checkpoint
 
 if TYPE_CHECKING:
     from .compiler.graph import Activations
+    from .compiler.targets import CompileTarget
 
 PREFILL_CHUNK = 512  # tokens; activations of one call stay below 50 MB for a 7B model
 
@@ -67,6 +72,24 @@ class Source:
     def sha256(self) -> str:
         return self.checkpoint.sha256()
 
+    def with_float32(self, patterns: Iterable[str]) -> Source:
+        """The same with ``RWKVConfig.float32`` patterns added."""
+        config = self.config.with_float32(patterns)
+        checkpoint = dataclasses.replace(self.checkpoint, float32=config.float32)
+        return dataclasses.replace(self, checkpoint=checkpoint, config=config)
+
+    def wide_values(self, scheme: Scheme, target: CompileTarget) -> list[WideValue]:
+        """What would leave float16's range, or come near it, on ``target`` while the model reads ``configs/calibration.txt``.
+        Takes the model's size in float32 of memory."""
+        from .compiler.graph import float16_values
+
+        if not (narrow := float16_values(self.config, scheme, target)):
+            return []
+        text = (ROOT / "calibration.txt").read_text(encoding="utf-8")
+        tokens = load_tokenizer(self.vocabulary).encode(text)
+        config, parameters = reference.load(self.checkpoint, np.float32)
+        return wide_values(config, parameters, tokens, narrow)
+
 
 def open_source(
     model: str,
@@ -76,6 +99,7 @@ def open_source(
     head_size_divisor: int | None = None,
     context_length: int | None = None,
     revision: str | None = None,
+    rescale_every: int = 0,
 ) -> Checkpoint:
     """The checkpoint a user named: a path, a name below ``models_dir``, a hub repository, or, with a seed, a preset.
 
@@ -92,6 +116,7 @@ def open_source(
         checkpoint.head_size_divisor = head_size_divisor
     if context_length is not None:
         checkpoint.context_length = context_length
+    checkpoint.rescale_every = rescale_every
     return checkpoint
 
 

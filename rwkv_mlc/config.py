@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -41,6 +41,9 @@ class RWKVConfig:
 
     def is_float32(self, value: str) -> bool:
         return any(fnmatchcase(value, pattern) for pattern in self.float32)
+
+    def with_float32(self, patterns: Iterable[str]) -> RWKVConfig:
+        return dataclasses.replace(self, float32=tuple(dict.fromkeys((*self.float32, *patterns))))
 
     def halvings(self, layer: int) -> int:
         """How often the residual stream was halved before a layer."""

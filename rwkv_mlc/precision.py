@@ -9,9 +9,27 @@ import numpy as np
 
 from . import reference
 from .config import RWKVConfig
+from .debug.roles import block_roles
+from .errors import UserError
 
 LARGEST_FLOAT16 = 65504.0
 MARGIN = 4.0  # how much further another text may reach
+
+
+def float32_patterns(config: RWKVConfig, layers: Sequence[int], roles: Sequence[str]) -> list[str]:
+    """``RWKVConfig.float32`` for whole layers and for roles, such as ``ffn.key``, of every layer; a matrix takes what it
+    reads along. Raises UserError for a layer or role that the model does not have."""
+    known = {role.name: role for role in block_roles(config)}
+    for layer in layers:
+        if not 0 <= layer < config.num_hidden_layers:
+            raise UserError(
+                f"There is no layer {layer} to keep in float32; the last one is {config.num_hidden_layers - 1}."
+            )
+    for role in roles:
+        if role not in known:
+            raise UserError(f"There is no {role!r} to keep in float32; valid are {', '.join(known)}.")
+    read = [name for role in roles if known[role].operation == "matrix product" for name in known[role].inputs]
+    return [*(f"blocks.{layer}.*" for layer in layers), *(f"blocks.*.{name}" for name in (*roles, *read))]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class BuildRecord:
     head_size_divisor: int
     versions: dict[str, str]
     time: str
+    rescale_every: int = 0
     libraries: dict[str, LibraryRecord] = field(default_factory=dict)
 
     @classmethod
@@ -68,16 +69,13 @@ class BuildRecord:
             head_size_divisor=config.head_size_divisor,
             versions=package_versions(),
             time=_now(),
+            rescale_every=config.rescale_every,
         )
 
     def params_match(self, sha256: str, config: RWKVConfig, scheme: Scheme) -> bool:
         """Whether the parameters beside this record are those of the checkpoint with this hash in this scheme."""
-        return (self.source_sha256, self.quantization, self.generation, self.head_size_divisor) == (
-            sha256,
-            scheme.name,
-            config.generation,
-            config.head_size_divisor,
-        )
+        found = self.source_sha256, self.quantization, self.generation, self.head_size_divisor, self.rescale_every
+        return found == (sha256, scheme.name, config.generation, config.head_size_divisor, config.rescale_every)
 
     def write(self, folder: Path) -> None:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -24,6 +24,11 @@ def add_parsers(subparsers) -> None:
     parser.add_argument(
         "--use-cache", type=int, choices=(0, 1), default=1, help="0 converts again what is converted already (1)"
     )
+    parser.add_argument(
+        "--auto-precision",
+        action="store_true",
+        help="keep in float32 what float16 would not hold, as found by reading a text; takes the model's size in float32 of memory",
+    )
     parser.add_argument("--reuse-lib", type=Path, help="add this library of a model of the same shape, compile none")
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
@@ -58,6 +63,19 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, help="vocabulary file or folder, where not beside the checkpoint")
     parser.add_argument("--template", help="prompt template of configs/templates, where not the model's usual one")
     parser.add_argument("--head-size-divisor", type=int, help="of generation 5's group norm, where not 8")
+    parser.add_argument(
+        "--fp32-layers",
+        type=_numbers,
+        default=[],
+        metavar="0,1",
+        help="layers without float16, where the target has it",
+    )
+    parser.add_argument(
+        "--fp32", type=_names, default=[], metavar="ffn.key,..", help="values without float16 in every layer"
+    )
+    parser.add_argument(
+        "--rescale-every", type=int, default=0, metavar="N", help="halve the residual stream behind every N-th layer"
+    )
     parser.add_argument("--max-seq-len", type=int, default=-1, help="context length to note, where not the model's")
 
 
@@ -87,6 +105,8 @@ def run_build(args: argparse.Namespace) -> int:
     if not args.reuse_lib and not args.convert_weights_only:
         _check_target(args, scheme)
     source = _open_source(args, models_dir=args.artifact_path / "models")
+    if args.auto_precision:
+        source = _auto_precision(args, source, scheme)
     name = artifact_name(source.checkpoint.name, scheme.name)
     final = args.artifact_path / name
     build.check_output(final)
@@ -148,6 +168,7 @@ def run_compile(args: argparse.Namespace) -> int:
 def _open_source(args: argparse.Namespace, models_dir: Path = Path("dist/models")) -> Source:
     from .. import build
     from ..errors import UserError
+    from ..precision import float32_patterns
 
     if args.model and args.hf_path and Path(args.hf_path).name != Path(args.model).name:
         raise UserError(f"--model {args.model} and --hf-path {args.hf_path} name different models; give one of them.")
@@ -155,6 +176,8 @@ def _open_source(args: argparse.Namespace, models_dir: Path = Path("dist/models"
         raise UserError("Give a checkpoint with --model PATH, or a hub repository with --hf-path owner/name.")
     if args.head_size_divisor is not None and args.head_size_divisor < 1:
         raise UserError(f"--head-size-divisor must be at least 1, not {args.head_size_divisor}.")
+    if args.rescale_every < 0:
+        raise UserError(f"--rescale-every must be at least 1, or 0 for never, not {args.rescale_every}.")
     if args.max_seq_len < 1 and args.max_seq_len != -1:
         raise UserError(f"--max-seq-len must be at least 1, or -1 for the model's own, not {args.max_seq_len}.")
     checkpoint = build.open_source(
@@ -164,13 +187,45 @@ def _open_source(args: argparse.Namespace, models_dir: Path = Path("dist/models"
         head_size_divisor=args.head_size_divisor,
         context_length=args.max_seq_len if args.max_seq_len > 0 else None,
         revision=args.revision,
+        rescale_every=args.rescale_every,
     )
     source = build.Source.of(checkpoint, args.tokenizer, args.template)
+    source = source.with_float32(float32_patterns(source.config, args.fp32_layers, args.fp32))
     if args.hf_path:
         print(f"Weights exist at {checkpoint.files[0].parent}")
     shape = f"RWKV-{source.config.generation}, {source.config.num_hidden_layers} layers of {source.config.hidden_size}"
     print(f'Using path "{checkpoint.source}" for model "{checkpoint.name}": {shape}')
     return source
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, found {text!r}") from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _auto_precision(args: argparse.Namespace, source: Source, scheme: Scheme) -> Source:
+    """The source with what ``args.target`` should keep in float32; a table says why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..compiler.targets import resolve_target
+
+    with Console(stderr=True).status("Looking for values that float16 does not hold..."):
+        found = source.wide_values(scheme, resolve_target(args.target, args.mcpu))
+    if not found:
+        print("Auto precision: every value fits")
+        return source
+    table = Table("value", "largest magnitude", "float16", title="Auto precision: kept in float32")
+    for value in found:
+        table.add_row(value.name, f"{value.largest:.4g}", "overflows" if value.overflows else "comes near")
+    Console().print(table)
+    return source.with_float32(value.name for value in found)
 
 
 def _activations(args: argparse.Namespace) -> Activations:

@@ -125,8 +125,9 @@ class Engine:
         self.library = self.artifact.library(target_of(device))
         check_library(self.library)
         self.runner = Runner(self.library.path, self.artifact.tensors(), open_device(device))
-        compiled = dataclasses.replace(self.runner.config, context_length=self.artifact.config.context_length)
-        if compiled != self.artifact.config:
+        config = self.artifact.config
+        compiled = dataclasses.replace(self.runner.config, context_length=config.context_length, float32=config.float32)
+        if compiled != config:
             raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")
         self.config = self.artifact.config
         self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)

@@ -15,10 +15,10 @@ from .trace import Trace, ignore
 State = dict[tuple[int, str], np.ndarray]
 
 
-def load(checkpoint: Checkpoint) -> tuple[RWKVConfig, dict[str, np.ndarray]]:
-    """The config and every parameter, in float64 under ``Parameter.name``. Raises UserError as ``models.resolve``."""
+def load(checkpoint: Checkpoint, dtype: type = np.float64) -> tuple[RWKVConfig, dict[str, np.ndarray]]:
+    """The config and every parameter, in ``dtype`` under ``Parameter.name``. Raises UserError as ``models.resolve``."""
     config, parameters, tensors = resolve(checkpoint)
-    return config, {p.name: p.convert(tensors[p.source].read(), np.float64) for p in parameters}
+    return config, {p.name: p.convert(tensors[p.source].read(), dtype) for p in parameters}
 
 
 def initial_state(config: RWKVConfig) -> State:
