@@ -5,6 +5,7 @@ Every step writes into a folder that ``artifact.staging`` gives, so that an arti
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable
@@ -85,10 +86,16 @@ class Source:
 
         if not (narrow := float16_values(self.config, scheme, target)):
             return []
-        text = (ROOT / "calibration.txt").read_text(encoding="utf-8")
-        tokens = load_tokenizer(self.vocabulary).encode(text)
         config, parameters = reference.load(self.checkpoint, np.float32)
-        return wide_values(config, parameters, tokens, narrow)
+        return wide_values(config, parameters, self._calibration(), narrow)
+
+    def _calibration(self) -> list[int]:
+        """The text's lines as far as the vocabulary has their characters; some tokens of it where it has none of them."""
+        tokenizer, tokens = load_tokenizer(self.vocabulary), []
+        for line in (ROOT / "calibration.txt").read_text(encoding="utf-8").splitlines(keepends=True):
+            with contextlib.suppress(UserError):
+                tokens += tokenizer.encode(line)
+        return tokens or list(range(min(64, self.config.vocab_size)))
 
 
 def open_source(

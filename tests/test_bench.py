@@ -6,15 +6,21 @@ import json
 
 import numpy as np
 import pytest
+from conftest import DEMO
+from vulkan_kernels import vulkan_device
 
+from rwkv_mlc import Engine
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.engine.tvm_runtime import to_numpy
 from rwkv_mlc.eval import limits, timing
 from rwkv_mlc.eval.bench import bench, operations_of, own_text
 from rwkv_mlc.eval.breakdown import NORMS, Argument, KernelCall, Rows, breakdown
 from rwkv_mlc.eval.memory import peak_memory
 from rwkv_mlc.eval.timing import Compared, Timing, is_enough
+from rwkv_mlc.ops import gpu
 
+BUILD = ["build", "--model", str(DEMO)]
 HALVES = ("time_mixing", "channel_mixing")
 
 
@@ -52,6 +58,7 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
         rates = prefill["tokens_per_second"]
         assert rates["p10"] <= rates["median"] <= rates["p90"]
         assert prefill["gemm_fraction"] > 0 and len(prefill["gemm_peak"]) >= 2
+    assert result["device"] == "cpu:0" and result["peak_memory_of"] == "process"
     assert result["gemm_peak"] == np.median([peak for p in result["prefill"] for peak in p["gemm_peak"]])
     shown = capsys.readouterr().out
     assert ("hidden units are zero" in shown) == (batch == 1)
@@ -68,6 +75,33 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
         rows = found[f"prefill {length}"]["groups"]
         operations = sum(row["operations"] for row in rows if row["group"] != "head")
         assert operations == pytest.approx(work * length)
+
+
+def test_bench_on_a_gpu(quick, monkeypatch, tmp_path, capsys):
+    """The limits are the device's own; so are the times of kernels, which run one after the other."""
+    vulkan_device()
+    monkeypatch.setattr(gpu, "PEAK_SIZE", 256)
+    assert main([*BUILD, "--target", "vulkan", "--quantization", "q4f16_1", "--artifact-path", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    file = tmp_path / "bench.json"
+    options = ["--device", "vulkan", "--prefill", "20", "--decode", "2", "--breakdown", "--json", str(file)]
+    assert main(["bench", str(path), *options]) == 0
+    assert "on vulkan:0, which reads" in " ".join(capsys.readouterr().out.split())
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert result["device"] == "vulkan:0" and result["gemm_peak_of"] == "the library, float16"
+    assert result["peak_memory_of"] == "process"
+    assert result["decode"]["bandwidth_fraction"] > 0 < result["prefill"][0]["gemm_fraction"]
+    assert "hidden_zeros" not in result["decode"]
+    for parts in result["breakdown"].values():
+        check_parts(parts)
+    groups = {row["group"]: row for row in result["breakdown"]["decode"]["groups"]}
+    assert {"time_mixing_inputs", "wkv", "group_norm", "channel_mixing_value", "head"} <= set(groups)
+    assert sum(row["bytes"] for row in groups.values()) == result["weight_bytes"]
+
+    engine = Engine(path, "vulkan")
+    data = limits.stream_data(engine, 1 << 28)  # halved where kernels reach no such tensor, as on lavapipe
+    assert data.shape[0] * limits.STREAM_ROW * 4 in (1 << 27, 1 << 28)
+    assert np.all(to_numpy(engine.runner.vm["stream"](data)) == limits.STREAM_ROW)
 
 
 def check_parts(parts: dict) -> None:

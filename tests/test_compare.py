@@ -28,7 +28,7 @@ from rwkv_mlc.weights import open_checkpoint
 TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
 
 
-def dump_of(generation: str, change=None, activations: str = "float64", **recipe) -> Dump:
+def dump_of(generation: str, change=None, dtype: type = np.float64, **recipe) -> Dump:
     """Of a small model whose parameters ``change`` may change."""
     config, parameters = reference.load(
         in_memory(synthetic_checkpoint(generation, hidden_size=64, layers=3, head_size=32))
@@ -42,12 +42,12 @@ def dump_of(generation: str, change=None, activations: str = "float64", **recipe
         sha256="0",
         model_config=config.to_dict(),
         quantization=None,
-        activations=activations,
+        activations=np.dtype(dtype).name,
         tokens=list(recipe.tokens),
         decoded=recipe.decoded,
         chunk=recipe.chunk,
     )
-    return Dump(header, record(config, recipe, stepper(config, parameters)))
+    return Dump(header, record(config, recipe, stepper(config, parameters, dtype)))
 
 
 @pytest.fixture(scope="module", params=["4", "5.2"])
@@ -282,26 +282,13 @@ def test_hint_group_norms(epsilon, axes, said, hidden, eagle):
 
 
 def overflowing(generation: str) -> tuple[Dump, Dump]:
-    """A model whose key in layer 0 does not fit float16, as float16 activations compute it, and as it should be."""
+    """A model whose key in layer 0 does not fit float16, as a target that computes in float16 has it, and as it should be."""
 
     def change(parameters):
         parameters["model.blocks.0.attention.key.weight"] *= 1e5
 
-    right = dump_of(generation, change)
-    config, parameters = reference.load(
-        in_memory(synthetic_checkpoint(generation, hidden_size=64, layers=3, head_size=32))
-    )
-    change(parameters)
-    found: dict[str, np.ndarray] = {}
-
-    def rounded(name: str, value: np.ndarray) -> np.ndarray:
-        found[f"prefill/{name}"] = value.astype(np.float16)
-        return found[f"prefill/{name}"].astype(np.float64)
-
-    with np.errstate(all="ignore"):
-        reference.forward(config, parameters, TOKENS, trace=rounded)
-    header = dataclasses.replace(right.header, activations="float16", decoded=[])
-    return Dump(header, {name: found[name] for name in right.tensors if name in found}), right
+    recipe = {"decodes": 0}
+    return dump_of(generation, change, dtype=np.float16, **recipe), dump_of(generation, change, **recipe)
 
 
 def test_overflow_in_float16_is_named_with_its_cure():
@@ -312,7 +299,7 @@ def test_overflow_in_float16_is_named_with_its_cure():
     )
     assert "matrix product of prefill/blocks.0.att.mixed_key up to " in text
     assert re.search(r"has magnitudes up to \d\.\d+e\+05 there", text)
-    assert "--fp32 att.key or --fp32-layers 0" in text and "--rescale-every" in text
+    assert text.endswith("Float16 ends at 65504: build it with --fp32 att.key or --fp32-layers 0 or --auto-precision.")
     comparison = compare(found, right)
     assert comparison.finding.row.name == "prefill/blocks.0.att.key" and comparison.nonfinite == [text]
     assert comparison.finding.row.difference.relative_rms == np.inf
@@ -320,6 +307,34 @@ def test_overflow_in_float16_is_named_with_its_cure():
     data = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert data["finding"]["name"] == "prefill/blocks.0.att.key" and not data["agrees"]
     assert "inf" in {value["relative_rms"] for value in data["values"]}
+
+
+def test_saturated_float16_is_an_overflow():
+    """What GPU kernels make of values beyond float16; their library keeps ``ffn.key`` to itself."""
+    right = without(dump_of("4", decodes=0), "ffn.key")
+    name = "prefill/blocks.0.ffn.k_squared"
+    large = right.tensors[name].copy()
+    large[3, :5] = 1e6
+    right = with_value(right, name, large)
+    clipped = with_value(right, name, np.minimum(large, 65504).astype(np.float16))
+    found = Dump(dataclasses.replace(right.header, source="library", activations="float16"), clipped.tensors)
+    comparison = compare(found, right)
+    assert comparison.finding.row.name == name and not comparison.agrees
+    (text,) = comparison.nonfinite
+    assert text.startswith(
+        f"The first value that float16 cannot hold of the library's dump is in {name} (5 at 65504 among 2560): "
+        "matrix product and squared ReLU of prefill/blocks.0.ffn.mixed_key up to "
+    )
+    assert "has magnitudes up to 1e+06 there. Float16 ends at 65504: build it with --fp32 ffn.k_squared" in text
+    assert first_nonfinite(with_value(found, name, clipped.tensors[name].astype(np.float32))) is None
+
+
+def test_a_halved_residual_stream_is_a_cure_for_itself_only():
+    def change(parameters):
+        parameters["model.blocks.1.feed_forward.value.weight"] *= 1e5
+
+    text = first_nonfinite(dump_of("4", change, dtype=np.float16))
+    assert "blocks.1.ffn.value" in text and "--fp32-layers 1 or --rescale-every 6 or --auto-precision" in text
 
 
 def test_rescaled_dumps_agree_with_plain_ones():

@@ -117,6 +117,18 @@ def test_float32_and_rounded_weights(checkpoint):
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
+def test_float16(generation, checkpoint):
+    """Every value is rounded, but for those that are to be float32, and the tolerance knows."""
+    opened = dataclasses.replace(checkpoint(generation), float32=("blocks.1.ffn.*",))
+    exact, half = dump_checkpoint(opened, RECIPE), dump_checkpoint(opened, RECIPE, dtype=np.float16)
+    wide = {name for name, array in half.tensors.items() if array.dtype == np.float32}
+    assert wide == {name for name in half.tensors if "blocks.1.ffn." in name or ".state." in name}
+    comparison = compare(half, exact)
+    assert half.header.activations == "float16" and comparison.agrees, comparison.finding.sentences()
+    assert 1e-4 < relative(half.tensors["prefill/logits"], exact.tensors["prefill/logits"]) < 2e-2
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
 def test_agrees_with_rwkv_package(generation, checkpoint, dump_chatrwkv):
     opened = checkpoint(generation)
     peer, ours = dump_chatrwkv(opened, RECIPE), dump_checkpoint(opened, RECIPE)
@@ -236,8 +248,9 @@ def test_command(demo, checkpoint, tmp_path, capsys):
     assert (dump.header.tokens, dump.header.decoded, dump.header.sha256) == ([1, 2, 3], [1], opened.sha256())
     assert main(["dump", str(demo), "--prompt", "Tom", "--out", out]) == 0
     assert Dump.read(tmp_path / "dumps" / "a").header.tokens == Engine(demo).tokenizer.encode("Tom")
-    assert main(["dump", str(demo), "--reference", "--dtype", "float32", "--out", out]) == 0
-    assert Dump.read(tmp_path / "dumps" / "a").header.activations == "float32"
+    for dtype in ("float32", "float16"):
+        assert main(["dump", str(demo), "--reference", "--dtype", dtype, "--out", out]) == 0
+        assert Dump.read(tmp_path / "dumps" / "a").header.activations == dtype
     assert main(["dump", str(DEMO), "--reference", "--prompt", "Tom", "--out", out]) == 0
     capsys.readouterr()
     for wrong in (

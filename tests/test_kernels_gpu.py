@@ -21,7 +21,7 @@ from tir_kernels.group_norm import group_norm_gpu
 from tir_kernels.layer_norm import layer_norm_gpu
 from tir_kernels.packed import Packed, PackedFloat, PackedGroup
 from tir_kernels.segments import last_rows_gpu
-from tir_kernels.stream import stream_gpu
+from tir_kernels.stream import fill_gpu, stream_gpu
 from tir_kernels.token_shift import norm_shift_mix_gpu
 from tir_kernels.wkv4 import wkv4
 from tir_kernels.wkv5 import wkv5
@@ -91,7 +91,7 @@ def all_kernels() -> dict:
         kernels[f"group_norm_{heads}x{size}"] = group_norm_gpu(heads, size, EPS, False)
         kernels[f"gated_group_norm_{heads}x{size}"] = group_norm_gpu(heads, size, EPS, True, "float16")
     kernels |= {f"embedding_{name}": embedding_gpu(VOCAB, CHANNELS, form) for name, (form, _) in FORMS.items()}
-    kernels["last_rows"], kernels["stream"] = last_rows_gpu(CHANNELS), stream_gpu()
+    kernels |= {"last_rows": last_rows_gpu(CHANNELS), "stream": stream_gpu(), "fill": fill_gpu()}
     kernels["wkv4"] = wkv4(50, "prefill", "gpu", in_place=True, dtype="float16")
     kernels["wkv5"] = wkv5(2, 8, "prefill", "gpu", in_place=True)
     return kernels
@@ -232,6 +232,11 @@ def test_stream_reads_everything(kernels):
     x = np.arange(3 * 8192, dtype=np.float32).reshape(3, -1) % 1000
     (sums,) = call(kernels["stream"], x, np.full(3, np.nan, np.float32), written=[-1])
     np.testing.assert_allclose(sums, x.sum(1, dtype=np.float64), rtol=1e-6)
+
+
+def test_fill_writes_everything(kernels):
+    (x,) = call(kernels["fill"], np.full((3, 4096), np.nan, np.float32), written=[0])
+    assert np.all(x == 1)
 
 
 def check_wkv4(function) -> None:

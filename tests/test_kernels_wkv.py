@@ -308,7 +308,7 @@ def test_spatial_time_is_silently_wrong():
         schedule_time(declare(spatial_time(), "SRSSS"), "vectorize")
 
 
-GPU_SCANS = [Scan(4, 1, 50), Scan(5, 3, 8)]
+GPU_SCANS = [Scan(4, 1, 50), Scan(5, 3, 8), Scan(5, 1, 64), Scan(5, 2, 5)]
 every_gpu_scan = pytest.mark.parametrize("scan", GPU_SCANS, ids=str)
 
 
@@ -318,7 +318,7 @@ def gpu_kernels() -> dict[str, tirx.PrimFunc]:
 
 @pytest.fixture(scope="module")
 def threads_as_loops():
-    """The GPU forms with blocks as parallel and threads as serial loops: legal, for they have no barrier."""
+    """The GPU forms without barriers, with blocks as parallel and threads as serial loops."""
     kinds = {"blockIdx.x": tirx.ForKind.PARALLEL, "threadIdx.x": tirx.ForKind.SERIAL}
 
     def change(loop: tirx.For) -> tirx.For:
@@ -329,12 +329,12 @@ def threads_as_loops():
     def serial(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
         return kernel.with_body(tvm_ffi.structural_map(kernel.body, (tirx.For, change), order="post"))
 
-    return build({label: serial(kernel) for label, kernel in gpu_kernels().items()})
+    return build({label: serial(kernel) for label, kernel in gpu_kernels().items() if label.startswith("wkv4")})
 
 
-@every_gpu_scan
 @every_form
-def test_gpu_form_on_a_cpu(threads_as_loops, scan, phase, in_place):
+def test_gpu_form_on_a_cpu(threads_as_loops, phase, in_place):
+    scan = GPU_SCANS[0]
     check_ragged(threads_as_loops[name(scan, phase, in_place)], scan, phase, in_place)
 
 
@@ -373,7 +373,7 @@ def opencl():
 
 @every_gpu_scan
 def test_opencl_code_on_this_machine(opencl, scan):
-    """One work item for each channel of each sequence: none runs along the tokens."""
+    """One work item for each channel of each sequence, or several that share its keys: none runs along the tokens."""
     cl, queue, source = opencl
     program = cl.Program(queue.context, source).build()
     for phase, in_place in FORMS:
@@ -389,8 +389,10 @@ def test_opencl_code_on_this_machine(opencl, scan):
             flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
             buffers = {key: cl.Buffer(queue.context, flags, hostbuf=array) for key, array in arrays.items()}
             batch = len(arrays["slots"] if in_place else arrays[names[5]])
-            work = getattr(program, entry)
-            work(queue, (batch * scan.channels,), (threads,), *(buffers[key] for key in order), np.int64(batch))
+            work, sharing = getattr(program, entry), threads // scan.size if scan.generation == 5 else 1
+            work(
+                queue, (batch * scan.channels * sharing,), (threads,), *(buffers[key] for key in order), np.int64(batch)
+            )
             for key, tensor in zip(names, tensors):
                 cl.enqueue_copy(queue, arrays[key], buffers[key])
                 tensor.copyfrom(arrays[key])

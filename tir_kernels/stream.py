@@ -1,4 +1,4 @@
-"""Reading memory at full speed: the limit that decoding is held to."""
+"""Reading and writing memory at full speed: the limit that decoding is held to."""
 
 from __future__ import annotations
 
@@ -42,6 +42,38 @@ def stream() -> tirx.PrimFunc:
                 for j in range(1, CHAINS):
                     total = total + acc[j, lanes]
                 T.buffer_store(sums, reduce_add(T.bind(total), LANES), [block])
+
+    return kernel
+
+
+@lru_cache(None)
+def fill() -> tirx.PrimFunc:
+    """(x float32 [blocks, n]), n a multiple of 16: ones; CPU form. Every thread touches first what it reads in ``stream``."""
+
+    @prim_func
+    def kernel():
+        blocks, extent = T.int64(), T.int64()
+        x = arg("x", (blocks, extent))
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with T.parallel(0, blocks) as block, T.serial(0, extent // LANES) as i:
+                T.buffer_store(x, constant(1.0, LANES), [block, span(i * LANES, LANES)])
+
+    return kernel
+
+
+@lru_cache(None)
+def fill_gpu() -> tirx.PrimFunc:
+    """``fill`` with a block of threads a row; n a multiple of 1024."""
+    width = 4
+
+    @prim_func
+    def kernel():
+        blocks, extent = size("blocks"), size("extent")
+        x = arg("x", (blocks, extent))
+        with grid(blocks) as (block, thread), T.serial(0, extent // (THREADS * width)) as i:
+            T.buffer_store(x, constant(1.0, width), [block, T.ramp((i * THREADS + thread) * width, 1, width)])
 
     return kernel
 

@@ -24,6 +24,9 @@ from .builder import arg, prim_func, registers
 from .builder import size as extent
 from .segments import sequence
 from .simd import constant, span, splat, vector_width
+from .threads import THREADS, barrier, shared, vector_of
+
+PARTS = 4  # T is sequential and a head has few columns: more threads than columns are busy
 
 
 @lru_cache(None)
@@ -42,9 +45,14 @@ def wkv5(
 
     With ``in_place``, state is [S, H, N, N], int32 [B] ``slots`` follow segment_ends, sequence b updates state[slots[b]],
     and there is no out_state. Otherwise no input changes.
+
+    On a GPU a block of threads runs a head, up to ``PARTS`` of them a column of the state, each with its part of the keys.
     """
     heads, size = num_heads, head_size
     width = vector_width(size)
+    parts = next((n for n in (PARTS, 2) if size % n == 0 and size * n <= THREADS), 1)
+    keys = size // parts
+    lanes = vector_of("float32", keys)
 
     @prim_func(own=("reads", "writes"))
     def kernel():
@@ -91,36 +99,66 @@ def wkv5(
                 for i in range(size // width):
                     T.buffer_store(out, acc[i, span(0, width)], [0, first + t, span(h * size + i * width, width)])
 
-        def scan_on_threads(b, h, i):
+        def scan_on_threads(b, h, part, i):
+            """Keys ``part * keys`` and on, of column i."""
             slot, first, length = sequence(b, slots, ends)
-            column = registers((size,), device=device)
-            acc = registers((1,), device=device)
-            with T.unroll(0, size) as key:
-                T.buffer_store(column, state[slot, h, key, i], [key])
+            column, decay, bonus = (registers((keys,), device=device) for _ in range(3))
+            now, ahead = registers((2, keys), device=device), registers((2, keys), device=device)
+            value, value_ahead, acc = (registers((1,), device=device) for _ in range(3))
+            partial = shared((2, parts, size))  # of two tokens in turn, so that one barrier a token is enough
+
+            def key_of(j):
+                return part * keys + j
+
+            def load(t):
+                """Receptance and key of this thread's keys, and the value of its column."""
+                for j in range(0, keys, lanes):
+                    for row, source in enumerate((r, k)):
+                        values = source[0, first + t, span(h * size + key_of(j), lanes)]
+                        T.buffer_store(ahead, values, [row, span(j, lanes)])
+                T.buffer_store(value_ahead, v[0, first + t, h * size + i], [0])
+
+            for j in range(keys):
+                T.buffer_store(column, state[slot, h, key_of(j), i], [j])
+                T.buffer_store(decay, w[h, key_of(j)], [j])
+                T.buffer_store(bonus, u[h, key_of(j)], [j])
+            load(0)
             with T.serial(0, length) as t:
+                for j in range(0, keys, lanes):
+                    for row in range(2):
+                        T.buffer_store(now, ahead[row, span(j, lanes)], [row, span(j, lanes)])
+                T.buffer_store(value, value_ahead[0], [0])
+                if ends is not None:
+                    load(T.min(t + 1, length - 1))
                 T.buffer_store(acc, T.float32(0.0), [0])
-                with T.unroll(0, size) as key:
+                with T.unroll(0, keys) as key:
                     with T.sblock("wkv"):
                         T.axis.spatial(batch, b)
-                        vt = T.axis.reduce(length, t)
-                        vh, vi = T.axis.spatial(heads, h), T.axis.spatial(size, i)
-                        vk = T.axis.reduce(size, key)
+                        T.axis.reduce(length, t)
+                        T.axis.spatial(heads, h)
+                        T.axis.spatial(size, i)
+                        at = T.axis.reduce(size, key_of(key)) % keys
                         T.reads()
                         T.writes()
-                        at = first + vt
-                        kv = T.bind(k[0, at, vh * size + vk] * v[0, at, vh * size + vi])
-                        T.buffer_store(acc, acc[0] + r[0, at, vh * size + vk] * (column[vk] + u[vh, vk] * kv), [0])
-                        T.buffer_store(column, column[vk] * w[vh, vk] + kv, [vk])
-                T.buffer_store(out, acc[0], [0, first + t, h * size + i])
-            with T.unroll(0, size) as key:
-                T.buffer_store(out_state, column[key], [slot, h, key, i])
+                        kv = T.bind(now[1, at] * value[0])
+                        T.buffer_store(acc, acc[0] + now[0, at] * (column[at] + bonus[at] * kv), [0])
+                        T.buffer_store(column, column[at] * decay[at] + kv, [at])
+                T.buffer_store(partial, acc[0], [t % 2, part, i])
+                barrier()
+                with T.If(part == 0), T.Then():
+                    total = partial[t % 2, 0, i]
+                    for other in range(1, parts):
+                        total = total + partial[t % 2, other, i]
+                    T.buffer_store(out, total, [0, first + t, h * size + i])
+            for j in range(keys):
+                T.buffer_store(out_state, column[j], [slot, h, key_of(j), i])
 
         if device == "cpu":
             with T.parallel(0, batch * heads) as bh:
                 scan_on_vectors(bh // heads, bh % heads)
         else:
             with T.thread_binding(0, batch * heads, thread="blockIdx.x") as bh:
-                with T.thread_binding(0, size, thread="threadIdx.x") as i:
-                    scan_on_threads(bh // heads, bh % heads, i)
+                with T.thread_binding(0, parts * size, thread="threadIdx.x") as thread:
+                    scan_on_threads(bh // heads, bh % heads, thread // size, thread % size)
 
     return kernel

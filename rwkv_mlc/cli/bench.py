@@ -46,8 +46,10 @@ def _print(result: dict) -> None:
 
     console = Console()
     slowest, fastest = (limit(result["decode"]["read_bandwidth"]) / 1e9 for limit in (min, max))
+    device = result["device"]
+    where = f"{result['threads']} threads; this machine" if device.startswith("cpu") else f"on {device}, which"
     console.print(
-        f"{result['model']}, {result['threads']} threads; this machine reads {result['read_bandwidth'] / 1e9:.1f} GB/s "
+        f"{result['model']}, {where} reads {result['read_bandwidth'] / 1e9:.1f} GB/s "
         f"({slowest:.1f} to {fastest:.1f} while decoding) and multiplies {result['gemm_peak'] / 1e9:.0f} GFLOP/s "
         f"({result['gemm_peak_of']})",
         highlight=False,
@@ -61,7 +63,7 @@ def _print(result: dict) -> None:
         table.add_row(name, *rates, limit, str(row["runs"]))
     console.print(table)
     console.print(
-        f"load {result['load_seconds']:.2f} s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB for "
+        f"load {result['load_seconds']:.2f} s, peak memory of the {result['peak_memory_of']} {result['peak_memory_bytes'] / 1e9:.2f} GB for "
         f"{result['weight_bytes'] / 1e9:.2f} GB of weights read for a token",
         highlight=False,
     )

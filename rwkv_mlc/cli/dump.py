@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..quantization.schemes import Scheme
     from ..weights.checkpoint import Checkpoint
 
-DTYPES = ("float64", "float32")
+DTYPES = ("float64", "float32", "float16")
 
 
 def add_parser(subparsers) -> None:

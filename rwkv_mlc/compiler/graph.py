@@ -52,7 +52,7 @@ def build_module(
         ops = _emit_function(builder, name, config, scheme, target, prefill_activations)
         merged = _is_merged(name, target)
         values[name] = [] if merged else [(value.kernel, value.outputs) for value in ops.values]
-    FAMILIES[target.family].emit_probes(builder)
+    ops.emit_probes()
     with builder.function("_metadata", []):
         text = json.dumps(metadata(config, scheme, target, prefill_activations) | {"values": values})
         builder.emit_func_output(tvm.ir.StringImm(text))

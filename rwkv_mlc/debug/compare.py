@@ -8,7 +8,7 @@ what is small to the size of the rest, with its error, so what a norm reads is m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from .dump import Dump, Header
 from .hints import Case, hints
 from .measure import Difference, measure, relative_of_groups
 from .nonfinite import first_nonfinite
-from .roles import Value, place, values
+from .roles import Value, nearest, place, values
 from .weights import StoredWeights
 
 RTOL = {"float64": 1e-4, "float32": 1e-4, "float16": 5e-3, "int8": 3e-2}
@@ -155,28 +155,6 @@ def compare(a: Dump, b: Dump, rtol: float | None = None, weights: StoredWeights 
     return Comparison(a.header, b.header, rtol, list(rows.values()), finding, nonfinite, _notes(a.header, b.header))
 
 
-def nearest(
-    graph: Mapping[str, Value], known: Mapping[str, Any], call: str, value: Value
-) -> tuple[dict[str, Value], list[Value]]:
-    """The nearest values before ``value`` that are ``known``, with their calls and with what reads them, and the values on the
-    way that are not."""
-    before = _before(call)
-    found: dict[str, Value] = {}
-    between: list[Value] = []
-    open_values = [value]
-    while open_values:
-        current = open_values.pop(0)
-        found |= {name: current for state in current.states if (name := f"{before}/{state}") in known}
-        for source in current.inputs:
-            name = f"{call}/{source}"
-            if name in known:
-                found[name] = current
-            elif graph[source] not in between:
-                between.append(graph[source])
-                open_values.append(graph[source])
-    return found, between
-
-
 def _error_for(reader: Value, name: str, row: Row, a: Dump, b: Dump) -> float:
     """The relative error of a value as its reader sees it."""
     config = b.header.config
@@ -184,14 +162,6 @@ def _error_for(reader: Value, name: str, row: Row, a: Dump, b: Dump) -> float:
     if reader.operation not in sizes:
         return row.difference.relative_rms
     return relative_of_groups(a.tensors[name], b.tensors[name], sizes[reader.operation])
-
-
-def _before(call: str) -> str | None:
-    """The call whose states a call reads."""
-    phase, _, number = call.partition(".")
-    if phase == "prefill":
-        return None
-    return f"decode.{int(number) - 1}" if int(number) else "prefill"
 
 
 def _finding(

@@ -29,7 +29,7 @@ class Tracer:
                 "The library does not name its values: another version of rwkv_mlc built it; build it again."
             )
         self.target: str = metadata["target"]
-        self.activations: str = metadata["prefill_activations"]
+        self.prefill_activations: str = metadata["prefill_activations"]
         self.records: dict[str, list] = metadata["values"]
         self.state = runner.new_state()
         self.notes: list[str] = []
@@ -89,7 +89,7 @@ def dump_library(engine: Engine, recipe: Recipe) -> Dump:
         sha256=artifact.record.source_sha256,
         model_config=engine.config.to_dict(),
         quantization=artifact.scheme.name,
-        activations=tracer.activations,
+        activations=activations(tracer, tensors),
         tokens=list(recipe.tokens),
         decoded=recipe.decoded,
         chunk=recipe.chunk,
@@ -99,6 +99,12 @@ def dump_library(engine: Engine, recipe: Recipe) -> Dump:
         notes=tracer.notes,
     )
     return Dump(header, tensors)
+
+
+def activations(tracer: Tracer, tensors: Mapping[str, np.ndarray]) -> str:
+    """``Header.activations`` of what a library gave."""
+    halves = any(array.dtype == np.float16 for array in tensors.values())
+    return "float16" if halves else tracer.prefill_activations
 
 
 def _named(names: str | list[str], array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,4 +1,7 @@
-"""Dumps of the numpy reference, of a checkpoint's weights or of those that an artifact stores."""
+"""Dumps of the numpy reference, of a checkpoint's weights or of those that an artifact stores.
+
+In float16 every named value is rounded, and becomes infinite where it does not fit, but for those of ``RWKVConfig.float32``;
+what lies between them, sums and the state are float32, as on GPUs that compute in float16."""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def dump_checkpoint(
         """Matrices in float32, which holds what checkpoints do: the products widen one at a time."""
         if scheme and p.role != "vector":
             return scheme.dequantize(p, scheme.quantize(p, read_parameter(p, tensors[p.source])))
-        return p.convert(tensors[p.source].read(), dtype if p.role == "vector" else np.float32)
+        return p.convert(tensors[p.source].read(), _between(dtype) if p.role == "vector" else np.float32)
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         loaded = dict(zip((p.name for p in parameters), pool.map(load, parameters)))
@@ -61,13 +64,20 @@ def stepper(config: RWKVConfig, parameters: Parameters, dtype: type = np.float64
         found: dict[str, np.ndarray] = {}
 
         def keep(name: str, value: np.ndarray) -> np.ndarray:
-            found[name] = value
-            return value
+            kept = value if config.is_float32(name) else value.astype(dtype, copy=False)
+            found[name] = kept
+            return kept.astype(value.dtype, copy=False)
 
-        _, state = reference.forward(config, parameters, tokens, state, keep, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            _, state = reference.forward(config, parameters, tokens, state, keep, _between(dtype))
         return found | {f"blocks.{layer}.state.{role}": array for (layer, role), array in state.items()}
 
     return step
+
+
+def _between(dtype: type) -> type:
+    """What is computed in where values are rounded to ``dtype``."""
+    return np.float32 if dtype == np.float16 else dtype
 
 
 def header(

@@ -6,6 +6,7 @@ half block; states are those that the call before has left behind.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..config import RWKVConfig
@@ -147,6 +148,36 @@ def place(name: str) -> tuple[int | None, str]:
     """Layer and role of a value: (3, "att.key"), (None, "logits")."""
     parts = name.split(".", 2)
     return (int(parts[1]), parts[2]) if parts[0] == "blocks" else (None, name)
+
+
+def nearest(
+    graph: Mapping[str, Value], known: Collection[str], call: str, value: Value
+) -> tuple[dict[str, Value], list[Value]]:
+    """The nearest values before ``value`` that are ``known``, with their calls and with what reads them, and the values on the
+    way that are not."""
+    before = _before(call)
+    found: dict[str, Value] = {}
+    between: list[Value] = []
+    open_values = [value]
+    while open_values:
+        current = open_values.pop(0)
+        found |= {name: current for state in current.states if (name := f"{before}/{state}") in known}
+        for source in current.inputs:
+            name = f"{call}/{source}"
+            if name in known:
+                found[name] = current
+            elif graph[source] not in between:
+                between.append(graph[source])
+                open_values.append(graph[source])
+    return found, between
+
+
+def _before(call: str) -> str | None:
+    """The call whose states a call reads."""
+    phase, _, number = call.partition(".")
+    if phase == "prefill":
+        return None
+    return f"decode.{int(number) - 1}" if int(number) else "prefill"
 
 
 def _placed(role: Role, layer: int, x: str) -> Value:

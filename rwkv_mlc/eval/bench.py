@@ -16,8 +16,8 @@ from ..engine.threads import start_threads
 from ..errors import UserError
 from ..models import Parameter
 from .breakdown import breakdown as time_breakdown
-from .limits import GEMM_LIBRARY, gemm_peak, read_bandwidth
-from .memory import peak_memory
+from .limits import GemmPeak, read_bandwidth
+from .memory import device_memory, peak_memory
 from .prefill_error import prefill_error
 from .sparsity import hidden_units
 from .timing import Compared
@@ -52,24 +52,28 @@ def bench(
     prompts = {length: partial(engine.prefill, np.resize(text, length), engine.new_state()) for length in prefill}
     for call in (step, *prompts.values()):
         call()
-    memory = peak_memory()
+    on_device = device_memory(engine.runner.device)
+    memory = peak_memory() if on_device is None else on_device
 
     stored = bytes_read(engine)
     weight_bytes = sum(stored.values())
     operations = operations_of(engine.artifact.model_parameters)
     decoding = Compared.of(step, read_bandwidth(engine), decode)
-    compared = {length: Compared.of(call, gemm_peak(engine.runner.threads)) for length, call in prompts.items()}
+    peak = GemmPeak.on(engine)
+    compared = {length: Compared.of(call, peak.measure) for length, call in prompts.items()}
     result = {
         "model": engine.name,
         "quantization": engine.artifact.scheme.name,
         "random_weights": engine.artifact.record.source_format == "random",
+        "device": str(engine.runner.device),
         "threads": engine.runner.threads,
         "load_seconds": load_seconds,
         "peak_memory_bytes": memory,
+        "peak_memory_of": "process" if on_device is None else "device",
         "weight_bytes": weight_bytes,
         "read_bandwidth": float(np.median(decoding.limits)),
         "gemm_peak": float(np.median([limit for prefill in compared.values() for limit in prefill.limits])),
-        "gemm_peak_of": GEMM_LIBRARY,
+        "gemm_peak_of": peak.of,
         "decode": {
             "batch": batch,
             "runs": decoding.timing.runs,

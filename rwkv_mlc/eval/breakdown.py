@@ -19,7 +19,7 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.tvm_runtime import Module
-from .timing import is_enough, seconds_of
+from .timing import is_enough, seconds_of, synchronize
 
 HALVES = {"ln1": "time_mixing", "attention": "time_mixing", "ln2": "channel_mixing", "feed_forward": "channel_mixing"}
 NORMS = "norms_and_shifts"
@@ -97,7 +97,9 @@ def breakdown(engine: Engine, call: Callable[[], object], tokens: int, sequences
     runs of the library; the keys are those of docs/benchmarks.md.
 
     Calls with and without the instrument that times the kernels take turns; it costs about a microsecond a kernel,
-    which counts as the kernel's."""
+    which counts as the kernel's. On a device
+    it waits before and after each kernel, so that ``kernel_seconds`` may be more than the whole call takes, in which kernels
+    follow one another without the host."""
     kernels = _kernel_calls(engine, call, tokens, sequences)
     plain: list[float] = []
     traced: list[list[float]] = []
@@ -135,15 +137,18 @@ def _table(key: str, kernels: list[KernelCall], seconds: list[float]) -> list[di
 
 
 def _kernel_seconds(engine: Engine, call: Callable[[], object]) -> list[float]:
-    """Seconds of each kernel call, in order."""
+    """Seconds of each kernel call, in order, from when the device has nothing to do until it has done the kernel."""
     seconds: list[float] = []
     began = 0.0
 
     def instrument(_function, name, before, _result, *_args):
         nonlocal began
+        if name.startswith(BUILTIN):
+            return
+        synchronize(engine.runner.device)
         if before:
             began = time.perf_counter()
-        elif not name.startswith(BUILTIN):
+        else:
             seconds.append(time.perf_counter() - began)
 
     with instrumented(engine.runner.vm, instrument):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import relax, tirx
-
 from tir_kernels.embedding import embedding
 from tir_kernels.gemm import gemm
 from tir_kernels.gemm_int8 import gemm_int8
@@ -20,7 +18,7 @@ from tir_kernels.quantize_int8 import quantize_int8
 from tir_kernels.segments import border_slots, last_rows
 from tir_kernels.simd import LANES
 from tir_kernels.sparse_gemv import sparse_gemv
-from tir_kernels.stream import stream
+from tir_kernels.stream import fill, stream
 from tir_kernels.token_shift import norm_shift_mix, norm_shift_mix_token
 from tir_kernels.wkv4 import wkv4, wkv4_channels
 from tir_kernels.wkv5 import wkv5
@@ -62,15 +60,8 @@ class CPUOps(KernelOps):
             return ("lines_16",)
         return ("column_blocks" if transposed else "row_blocks",) * tensors
 
-    @staticmethod
-    def emit_probes(builder: relax.BlockBuilder) -> None:
-        """Add ``stream`` (x float32 [blocks, n] -> sums [blocks]), which reads x at the memory's speed."""
-        blocks, extent = tirx.Var("blocks", "int64"), tirx.Var("extent", "int64")
-        x = relax.Var("x", relax.TensorType([blocks, extent], "float32"))
-        with builder.function("stream", [x]):
-            kernel = builder.add_func(stream(), "read_stream")
-            sums = builder.emit(relax.call_tir(kernel, [x], relax.TensorType([blocks], "float32")))
-            builder.emit_func_output(sums)
+    def emit_probes(self) -> None:
+        self.add_memory_probes(stream(), fill())
 
     def embedding(self, tokens, table: MatrixWeight):
         kernel = embedding(*table.shape, table.form)

@@ -15,7 +15,7 @@ from tir_kernels.halve import halve
 from tir_kernels.layer_norm import layer_norm_gpu
 from tir_kernels.packed import Packed, PackedFloat, PackedGroup
 from tir_kernels.segments import last_rows_gpu
-from tir_kernels.stream import stream_gpu
+from tir_kernels.stream import fill_gpu, stream_gpu
 from tir_kernels.token_shift import norm_shift_mix_gpu
 from tir_kernels.wkv4 import wkv4
 from tir_kernels.wkv5 import wkv5
@@ -27,6 +27,7 @@ from .kernels import KernelOps
 
 TOKENS = 4  # that share a load of the weights where there may be several
 CHANNELS = 512  # that a block mixes in decoding, where a row alone would leave the GPU idle
+PEAK_SIZE = 4096  # of a product that keeps a GPU busy
 
 
 @dataclass
@@ -51,15 +52,14 @@ class GPUOps(KernelOps):
             return ("stored",)
         return ("transposed" if form.transposed else "stored",) * 2
 
-    @staticmethod
-    def emit_probes(builder: relax.BlockBuilder) -> None:
-        """Add ``stream`` (x float32 [blocks, n] -> sums [blocks]), which reads x at the memory's speed."""
-        blocks, extent = tirx.Var("blocks", "int64"), tirx.Var("extent", "int64")
-        x = relax.Var("x", relax.TensorType([blocks, extent], "float32"))
-        with builder.function("stream", [x]):
-            kernel = builder.add_func(stream_gpu(), "read_stream")
-            sums = builder.emit(relax.call_tir(kernel, [x], relax.TensorType([blocks], "float32")))
-            builder.emit_func_output(sums)
+    def emit_probes(self) -> None:
+        """``matmul_peak`` (x [1, T, N], weight [N, N] -> out [1, T, N]), N = ``PEAK_SIZE``, is the product with
+        which prompts are read."""
+        self.add_memory_probes(stream_gpu(), fill_gpu())
+        size, rows, dtype = PEAK_SIZE, tirx.Var("rows", "int64"), self.activation_dtype
+        kernel = gemm_gpu((Matrix(size),), size, PackedFloat(dtype), dtype, halves=self.target.vector_halves)
+        inputs = {"x": relax.TensorType([1, rows, size], dtype), "weight": relax.TensorType([size, size], dtype)}
+        self.add_probe("matmul_peak", kernel, inputs, relax.TensorType([1, rows, size], "float32"))
 
     def embedding(self, tokens, table: MatrixWeight):
         kernel = embedding_gpu(*table.shape, table.form)

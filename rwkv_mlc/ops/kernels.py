@@ -111,6 +111,35 @@ class KernelOps:
 
         return [of(matrix, activation) for matrix, activation in zip(matrices, activations)]
 
+    def emit_probes(self) -> None:
+        """Add functions that measure the machine: ``add_memory_probes``, and what else a family has."""
+        raise NotImplementedError
+
+    def add_memory_probes(self, stream: tirx.PrimFunc, fill: tirx.PrimFunc) -> None:
+        """Add ``stream`` (x float32 [blocks, n] -> sums [blocks]) and ``fill`` (x), which read and write x at the memory's
+        speed."""
+        blocks, extent = tirx.Var("blocks", "int64"), tirx.Var("extent", "int64")
+        x = relax.TensorType([blocks, extent], "float32")
+        self.add_probe("stream", stream, {"x": x}, relax.TensorType([blocks], "float32"))
+        self.add_probe("fill", fill, {"x": x})
+
+    def add_probe(
+        self,
+        name: str,
+        kernel: tirx.PrimFunc,
+        inputs: dict[str, relax.TensorType],
+        result: relax.TensorType | None = None,
+    ) -> None:
+        """Add a function of one kernel; without a ``result`` it writes to its first input."""
+        args = [relax.Var(name, kind) for name, kind in inputs.items()]
+        with self.builder.function(name, args):
+            function = self.builder.add_func(kernel, f"{name}_probe")
+            if result is None:
+                call = relax.op.call_tir_inplace(function, args, [0], [args[0].ty])
+            else:
+                call = relax.call_tir(function, args, result)
+            self.builder.emit_func_output(self.builder.emit(call))
+
     def _record(self, kernel, first: int, results: list[relax.Expr], names: Sequence[Names]) -> None:
         named = dict(zip(results, names))
         self.names.update(named)

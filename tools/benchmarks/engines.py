@@ -145,9 +145,10 @@ def speeds(engine: Engine, tokens: list[int], steps: int) -> dict[str, float]:
 
 def limits(model: Path, threads: int) -> dict[str, float]:
     """What the machine reads and multiplies a second, by an artifact's library and by PyTorch's or numpy's product."""
-    from rwkv_mlc.eval.limits import gemm_peak, read_bandwidth
+    from rwkv_mlc.eval.limits import GemmPeak, read_bandwidth
 
-    return {"read_bandwidth": read_bandwidth(Ours(model, threads).engine)(), "gemm_peak": gemm_peak(threads)()}
+    engine = Ours(model, threads).engine
+    return {"read_bandwidth": read_bandwidth(engine)(), "gemm_peak": GemmPeak.on(engine).measure()}
 
 
 def main() -> None:

@@ -1,0 +1,342 @@
+"""What each kernel of a GPU library reads, writes and computes as it is scheduled, beside the least that could do, for one
+decoding step and for a prompt. Needs no GPU.
+
+    python tools/benchmarks/gpu_kernels.py rwkv-5-world-7b --scheme q4f16_1 --device h100 [--cuda sm_90]
+
+Counted are the loads and stores of the kernels' own code, over all blocks, threads and loops. What several threads of a
+block load with one instruction from one address counts once, what is loaded again by another block, or later, counts again:
+it comes from a cache at best. The least is every tensor once. A branch that depends on data counts as taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+import tvm_ffi
+from rich.console import Console
+from rich.table import Table
+from tvm import ir, s_tir, tirx
+
+from rwkv_mlc.compiler.cuda import compile_fatbin
+from rwkv_mlc.compiler.graph import build_module
+from rwkv_mlc.compiler.pipeline import compile_module
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.models import resolve
+from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.verification.fatbin import Resources, read_fatbin, read_resources
+from rwkv_mlc.weights.random import load_preset, random_checkpoint
+
+prim = ir.prim.expr
+ARITHMETIC = (prim.Add, prim.Sub, prim.Mul, prim.Div, prim.Max, prim.Min)
+OPERATIONS = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "FloorDiv": np.floor_divide,
+    "FloorMod": np.mod,
+    "Min": np.minimum,
+    "Max": np.maximum,
+    "LT": np.less,
+    "LE": np.less_equal,
+    "GT": np.greater,
+    "GE": np.greater_equal,
+    "EQ": np.equal,
+    "NE": np.not_equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+}
+AXES = 12  # at least as many as loops lie in one another
+PRODUCTS = ("gemv_gpu", "gemm_gpu")
+
+
+@dataclass(frozen=True)
+class DataSheet:
+    """Bytes and operations a second: of the device's memory, of float16 products and of float32; ``threads`` are those that
+    it holds at once."""
+
+    name: str
+    bandwidth: float
+    matrix: float
+    float32: float
+    threads: int
+
+
+DEVICES = {
+    "h100": DataSheet("H100 SXM", 3.35e12, 989e12, 67e12, 132 * 2048),
+    "laptop": DataSheet("RTX 4060 Laptop", 256e9, 58e12, 14e12, 24 * 1536),
+    "phone": DataSheet("Adreno 740", 67e9, 4.2e12, 2.1e12, 12 * 1024),
+}
+
+
+COLUMNS = (
+    "kernel",
+    "calls",
+    "MB read",
+    "written",
+    "x least",
+    "M operations",
+    "x least",
+    "ideal us",
+    "us of float32",
+    "of threads",
+    "chain",
+    "registers shared stack",
+)
+
+
+class Unknown(Exception):
+    """A value that depends on data."""
+
+
+@dataclass
+class Work:
+    """Of one launch. ``chain`` is how many steps of loops that a thread runs one after the other."""
+
+    bytes_read: float = 0.0
+    bytes_written: float = 0.0
+    least_bytes: float = 0.0
+    operations: float = 0.0
+    least_operations: float = 0.0
+    threads: int = 0
+    chain: int = 1
+
+
+@dataclass
+class Count:
+    """Runs through a kernel with every loop variable an axis of its own, so that an index or a condition is an array over
+    the loops that it depends on, and of extent 1 along all others. ``sizes`` are the symbolic extents by name, ``data``
+    the tensors that say where sequences lie."""
+
+    kernel: tirx.PrimFunc
+    sizes: dict[str, int]
+    data: dict[str, np.ndarray]
+    work: Work = field(default_factory=Work)
+    values: dict = field(default_factory=dict)  # of variables; None where they depend on data
+    extents: list[int] = field(default_factory=list)  # of the loops around, by axis
+    thread_axis: int = 0
+    touched: Counter = field(default_factory=Counter)  # bytes by argument, read and written
+
+    def run(self) -> Work:
+        self.arguments = {parameter.name: parameter for parameter in self.kernel.params}
+        self.work.chain = self.visit(self.kernel.body, [])
+        for (name, _), nbytes in self.touched.items():
+            shape = [self.number(n) for n in self.arguments[name].shape]
+            self.work.least_bytes += min(nbytes, math.prod(shape) * itemsize(self.arguments[name]))
+        self.work.least_operations = self.work.operations
+        if self.kernel.attrs["kernel"] in PRODUCTS:
+            _, rows, columns = (self.number(n) for n in self.arguments["x"].shape)
+            outputs = [self.number(b.shape[2]) for name, b in self.arguments.items() if name.startswith("out")]
+            self.work.least_operations = 2.0 * rows * columns * sum(outputs)
+        return self.work
+
+    def number(self, expression) -> int:
+        return int(np.asarray(self.value(expression)).flat[0])
+
+    def value(self, e) -> np.ndarray:
+        """Raises Unknown."""
+        kind = type(e).__name__
+        if kind in ("IntImm", "int"):
+            return np.full((1,) * AXES, int(e))
+        if kind == "Var" and e.name in self.sizes:
+            return np.full((1,) * AXES, self.sizes[e.name])
+        if kind == "Var" and self.values.get(e) is not None:
+            return self.values[e]
+        if kind in OPERATIONS:
+            return OPERATIONS[kind](self.value(e.a), self.value(e.b))
+        if kind == "Cast":
+            return self.value(e.value)
+        if kind == "Ramp":
+            return self.value(e.base)
+        if kind == "Select":
+            return np.where(self.value(e.condition), self.value(e.true_value), self.value(e.false_value))
+        if kind == "Call" and e.op.name == "prim.if_then_else":
+            return np.where(*map(self.value, e.args))
+        if kind == "TensorLoad" and e.source.name in self.data:
+            stored = self.data[e.source.name]
+            return stored[np.clip(self.value(e.indices[0]), 0, len(stored) - 1)]
+        raise Unknown
+
+    def mask(self, conditions: list[np.ndarray]) -> np.ndarray:
+        return reduce(np.logical_and, conditions, np.ones((1,) * AXES, bool))
+
+    def executions(self, conditions: list[np.ndarray]) -> float:
+        """How often what stands here is executed, by all threads together."""
+        mask = self.mask(conditions)
+        return float(mask.sum()) * math.prod(n for n, held in zip(self.extents, mask.shape) if held == 1)
+
+    def visit(self, s, conditions: list) -> int:
+        """Counts a statement; returns how many steps of loops a thread runs in it one after the other."""
+        if isinstance(s, tirx.SeqStmt):
+            return max(self.visit(part, conditions) for part in s.seq)
+        if isinstance(s, s_tir.SBlockRealize):
+            for variable, value in zip(s.block.iter_vars, s.iter_values):
+                self.bind(variable.var, value)
+            return self.visit(s.block.body, conditions)
+        if isinstance(s, tirx.For):
+            return self.loop(s, conditions)
+        if isinstance(s, tirx.IfThenElse):
+            return self.branch(s, conditions)
+        if isinstance(s, tirx.Bind | tirx.BufferStore | tirx.Evaluate):
+            self.count(s.value, conditions)
+        if isinstance(s, tirx.Bind):
+            self.bind(s.var, s.value)
+        if isinstance(s, tirx.BufferStore):
+            self.access(s.buffer, s.indices, conditions, written=True)
+        return 1
+
+    def bind(self, variable, value) -> None:
+        try:
+            self.values[variable] = self.value(value)
+        except Unknown:
+            self.values[variable] = None
+
+    def branch(self, s: tirx.IfThenElse, conditions: list) -> int:
+        self.count(s.condition, conditions)
+        try:
+            taken = self.value(s.condition)
+            branches = [(s.then_case, taken), (s.else_case, np.logical_not(taken))]
+        except Unknown:
+            branches = [(s.then_case, True), (s.else_case, True)]
+        return max(self.visit(body, [*conditions, taken]) for body, taken in branches if body is not None)
+
+    def loop(self, s: tirx.For, conditions: list) -> int:
+        extent, axis = self.number(s.extent), len(self.extents)
+        self.values[s.loop_var] = np.arange(extent).reshape([extent if i == axis else 1 for i in range(AXES)])
+        self.extents.append(extent)
+        if s.thread_binding is not None and str(s.thread_binding.thread_tag) == "threadIdx.x":
+            self.thread_axis, self.work.threads = axis, math.prod(self.extents)
+        steps = self.visit(s.body, conditions)
+        self.extents.pop()
+        return steps * (extent if s.kind == tirx.ForKind.SERIAL else 1)
+
+    def access(self, buffer, indices, conditions: list, written: bool) -> None:
+        if buffer.name not in self.arguments or buffer.scope() != "global":
+            return
+        flat, lanes = np.zeros((1,) * AXES, int), 1
+        try:
+            for index, extent in zip(indices, buffer.shape):
+                flat = flat * self.number(extent) + self.value(index)
+                lanes *= int(index.lanes) if type(index).__name__ == "Ramp" else 1
+            share = self.share_of_threads(flat, conditions)
+        except Unknown:
+            share = 1.0
+        nbytes = self.executions(conditions) * share * lanes * itemsize(buffer)
+        self.touched[buffer.name, written] += nbytes
+        if written:
+            self.work.bytes_written += nbytes
+        else:
+            self.work.bytes_read += nbytes
+
+    def share_of_threads(self, flat: np.ndarray, conditions: list) -> float:
+        """Different addresses among those of a block's threads that come here, as a part of these threads."""
+        others = tuple(axis for axis in range(AXES) if axis != self.thread_axis)
+        active = np.broadcast_to(self.mask(conditions).any(axis=others), self.extents[self.thread_axis])
+        first = flat[tuple(slice(None) if axis == self.thread_axis else 0 for axis in range(AXES))]
+        addresses = np.broadcast_to(first, active.shape)[active]
+        return len(np.unique(addresses)) / max(len(addresses), 1)
+
+    def count(self, expression, conditions: list) -> None:
+        """Loads, and operations on floats."""
+        lanes, loads = [], []
+
+        def operation(e) -> None:
+            dtype = str(e.expr_ty().dtype)
+            if dtype.startswith("float"):
+                lanes.append(int(dtype.partition("x")[2] or 1))
+
+        found = [*((kind, operation) for kind in ARITHMETIC), (ir.TensorLoad, loads.append)]
+        tvm_ffi.structural_walk(expression, found)
+        for load in loads:
+            self.access(load.source, load.indices, conditions, written=False)
+        if lanes:
+            self.work.operations += self.executions(conditions) * sum(lanes)
+
+
+def itemsize(buffer) -> int:
+    return np.dtype(str(buffer.dtype)).itemsize
+
+
+def count_calls(module, function: str, tokens: int, sequences: int = 1) -> list[tuple[str, int, Work]]:
+    """(kernel, calls, work of one) for a run of ``function`` that reads ``tokens`` tokens."""
+    kernels = {variable.name_hint: kernel for variable, kernel in module.functions_items()}
+    metadata = json.loads(module["_metadata"].body.body.value)
+    calls = Counter(kernel for kernel, _ in metadata["values"][function])
+    sizes = {"rows": tokens, "batch": sequences, "num_slots": sequences}
+    data = {
+        "segment_ends": np.arange(1, sequences + 1) * (tokens // sequences),
+        "slots": np.arange(sequences),
+        "tokens": np.arange(tokens),
+    }
+    head = [kernel for kernel, outputs in metadata["values"][function] if "logits" in outputs.values()]
+    norm = [kernel for kernel, outputs in metadata["values"][function] if "ln_out" in outputs.values()]
+    counted = []
+    for name, number in calls.items():
+        own = sizes | ({"rows": sequences} if name in [*head, *norm] else {})
+        counted.append((name, number, Count(kernels[name], own, data).run()))
+    return counted
+
+
+def resources_of(module, target, architecture: str) -> dict[str, Resources]:
+    """What the compiled kernels take of a GPU. Raises UserError where there is no compiler for CUDA."""
+    (host,) = compile_module(module, target).mod.imports
+    source = host.imports[0].inspect_source().encode()
+    images = read_fatbin(compile_fatbin(source, [architecture]))
+    return read_resources(next(image.code for image in images if image.is_machine_code))
+
+
+def show(title: str, counted: list[tuple[str, int, Work]], sheet: DataSheet, resources: dict[str, Resources]) -> None:
+    table = Table(*COLUMNS, title=title)
+    total = 0.0
+    for name, calls, work in sorted(counted, key=lambda row: -row[1] * ideal_seconds(row[2], sheet)):
+        moved, seconds = work.bytes_read + work.bytes_written, ideal_seconds(work, sheet)
+        total += calls * seconds
+        taken = resources.get(f"{name}_kernel")
+        table.add_row(
+            name,
+            str(calls),
+            f"{work.bytes_read / 1e6:.2f}",
+            f"{work.bytes_written / 1e6:.2f}",
+            f"{moved / work.least_bytes:.1f}",
+            f"{work.operations / 1e6:.1f}",
+            f"{work.operations / work.least_operations:.2f}" if work.operations else "",
+            f"{seconds * 1e6:.2f}",
+            f"{work.operations / sheet.float32 * 1e6:.2f}",
+            f"{work.threads / sheet.threads:.2f}",
+            str(work.chain),
+            f"{taken.registers} {taken.shared} {taken.stack}" if taken else "",
+        )
+    console = Console(width=170)
+    console.print(table, f"ideal, all kernels: {total * 1e3:.3f} ms on {sheet.name}\n", highlight=False)
+
+
+def ideal_seconds(work: Work, sheet: DataSheet) -> float:
+    return max(work.least_bytes / sheet.bandwidth, work.least_operations / sheet.matrix)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", help="a model of configs/models, such as rwkv-5-world-1.5b")
+    parser.add_argument("--scheme", default="q4f16_1")
+    parser.add_argument("--device", choices=DEVICES, default="h100", help="whose data sheet the ideal times are of")
+    parser.add_argument("--tokens", type=int, default=1024, help="of the prompt")
+    parser.add_argument("--batch", type=int, default=1, help="sequences that are decoded together")
+    parser.add_argument("--cuda", metavar="sm_90", help="compile, and add what the kernels take of a GPU")
+    args = parser.parse_args(arguments)
+    target = resolve_target("cuda")
+    config, _, _ = resolve(random_checkpoint(load_preset(args.preset), args.preset, 0))
+    module = build_module(config, get_scheme(args.scheme), target)
+    resources = resources_of(module, target, args.cuda) if args.cuda else {}
+    step = "decode" if args.batch == 1 else "batch_decode"
+    title, sheet = f"{args.preset} {args.scheme}", DEVICES[args.device]
+    show(f"{title}, {step} of {args.batch}", count_calls(module, step, args.batch, args.batch), sheet, resources)
+    show(f"{title}, prefill of {args.tokens}", count_calls(module, "prefill", args.tokens), sheet, resources)
+
+
+if __name__ == "__main__":
+    main()
