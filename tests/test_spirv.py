@@ -4,82 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-import shutil
-import struct
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
-import test_kernels_gpu as gpu
-import test_kernels_wkv as wkv
 import tvm
 import tvm_ffi
-from kernel_build import build, call
-from test_kernels_gpu import test_embedding, test_group_norm, test_last_rows, test_layer_norm  # noqa: F401
+from shaders import (
+    BLOCK,
+    each_element,
+    in_one_block,
+    opcodes,
+    reversal,
+    run_kernel,
+    samples,
+    shader_of,
+    uses_int64,
+)
 from tvm import te, tirx, topi
 from tvm.s_tir import dlight
 from tvm.script.ir_builder import tirx as T
 from vulkan_kernels import vulkan_device
 
-from rwkv_mlc.compiler.imports import ImportedModule, KernelModule, read_modules, rewrite_modules
-from rwkv_mlc.compiler.spirv import module, narrowing
+from rwkv_mlc.compiler.spirv import narrowing
 from rwkv_mlc.compiler.spirv.arithmetic import BINARY
-from rwkv_mlc.compiler.spirv.emitter import Emitter
 from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.verification.sources import validate_spirv
 from tir_kernels.builder import arg, prim_func, registers
 
-BLOCK = 64
 FLOATS = ["float16", "float32"]
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"]
 DTYPES = [*FLOATS, *INTEGERS]
-
-
-# Building and running
-
-
-def shaders_of(built: tvm.runtime.Executable) -> dict[str, bytes]:
-    """The SPIR-V inside a module's bytes, by kernel."""
-    blob = tvm.get_global_func("runtime.ModulePackImportsToTensor")(built.mod).numpy().tobytes()
-    (data,) = [payload.data for payload in map(module.payload, read_modules(blob)) if payload.kind == "vulkan"]
-    shaders = KernelModule.parse(data).code
-    return {name.removesuffix("_kernel"): code[12:] for name, code in shaders.items()}
-
-
-def compile_kernels(**kernels: tirx.PrimFunc) -> tvm.runtime.Executable:
-    built = build(kernels, resolve_target("vulkan").tvm)
-    if shutil.which("spirv-val"):
-        assert validate_spirv(shaders_of(built)) == ""
-    return built
-
-
-def shader_of(kernel: tirx.PrimFunc) -> bytes:
-    return shaders_of(compile_kernels(kernel=kernel))["kernel"]
-
-
-def opcodes(shader: bytes) -> list[tuple[int, tuple[int, ...]]]:
-    """Every instruction's number and operands."""
-    words = struct.unpack(f"<{len(shader) // 4}I", shader)
-    found, at = [], 5
-    while at < len(words):
-        found.append((words[at] & 0xFFFF, words[at + 1 : at + (words[at] >> 16)]))
-        at += words[at] >> 16
-    return found
-
-
-def uses_int64(shader: bytes) -> bool:
-    return any(op == 21 and operands[1] == 64 for op, operands in opcodes(shader))
-
-
-class OnDevice:
-    """A compiled function, for ``kernel_build.call``."""
-
-    def __init__(self, function, device: tvm_ffi.Device):
-        self.function, self.device = function, device
-
-    def __call__(self, *tensors) -> None:
-        self.function(*tensors)
 
 
 @pytest.fixture(scope="module")
@@ -89,43 +44,7 @@ def device() -> tvm_ffi.Device:
 
 @pytest.fixture
 def run(device) -> Callable:
-    """Compile a kernel, call it on arrays and return what the last of them became."""
-
-    def run(kernel: tirx.PrimFunc, *arrays: np.ndarray) -> np.ndarray:
-        function = OnDevice(compile_kernels(kernel=kernel)["kernel"], device)
-        return call(function, *arrays, written=[-1])[0]
-
-    return run
-
-
-def each_element(compute: Callable, inputs: list[str], output: str, extent: int | None = None) -> tirx.PrimFunc:
-    """out[i] = compute(inputs[0][i], ...), one thread an element; i is int64 where there is no static extent."""
-
-    @prim_func
-    def kernel():
-        n = T.int64() if extent is None else extent
-        buffers = [arg(f"x{j}", (n,), dtype) for j, dtype in enumerate(inputs)]
-        out = arg("out", (n,), output)
-        with T.thread_binding(0, (n + BLOCK - 1) // BLOCK, thread="blockIdx.x") as block:
-            with T.thread_binding(0, BLOCK, thread="threadIdx.x") as thread:
-                i = block * BLOCK + thread
-                with T.If(i < n), T.Then():
-                    T.buffer_store(out, compute(*(buffer[i] for buffer in buffers)), [i])
-
-    return kernel
-
-
-def in_one_block(threads: int, emit: Callable) -> None:
-    with T.thread_binding(0, 1, thread="blockIdx.x"), T.thread_binding(0, threads, thread="threadIdx.x") as thread:
-        emit(thread)
-
-
-def samples(dtype: str, count: int = 150, low: float = -100, high: float = 100) -> np.ndarray:
-    rng = np.random.default_rng(count)
-    if np.dtype(dtype).kind == "f":
-        return rng.uniform(low, high, count).astype(dtype)
-    low = max(int(low), 0) if np.dtype(dtype).kind == "u" else int(low)
-    return rng.integers(low, int(high), count).astype(dtype)
+    return partial(run_kernel, device)
 
 
 # Intrinsics
@@ -473,23 +392,6 @@ def test_if_then_else_does_not_load_what_it_does_not_take(run):
 # Memory
 
 
-def reversal() -> tirx.PrimFunc:
-    """out = the blocks of x, each backwards, through shared memory."""
-
-    @prim_func
-    def kernel():
-        n = T.int64()
-        x, out = arg("x", (n, 256), "float32"), arg("out", (n, 256), "float32")
-        with T.thread_binding(0, n, thread="blockIdx.x") as block:
-            with T.thread_binding(0, 256, thread="threadIdx.x") as thread:
-                held = T.alloc_buffer((256,), "float32", scope="shared")
-                T.buffer_store(held, x[block, thread], [thread])
-                T.evaluate(T.tvm_storage_sync("shared"))
-                T.buffer_store(out, held[255 - thread], [block, thread])
-
-    return kernel
-
-
 def test_shared_memory(run):
     x = samples("float32", 3 * 256).reshape(3, 256)
     np.testing.assert_array_equal(run(reversal(), x, np.zeros_like(x)), x[:, ::-1])
@@ -672,193 +574,3 @@ def test_a_scheduled_reduction(run, monkeypatch, narrowed):
     rows = samples("float32", 7 * 300, low=-5, high=5).reshape(7, 300)
     expected = np.exp(rows) / np.exp(rows).sum(-1, keepdims=True)
     np.testing.assert_allclose(run(scheduled["main"], rows, np.zeros_like(rows)), expected, rtol=1e-5, atol=1e-7)
-
-
-# The hand-written kernels
-
-
-@pytest.fixture(scope="module")
-def scans(device) -> Callable:
-    kernels = {wkv.name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in wkv.SCANS for form in wkv.FORMS}
-    built = compile_kernels(**kernels)
-    return lambda name: OnDevice(built[name], device)
-
-
-@wkv.every_scan
-@wkv.every_form
-def test_wkv(scans, scan, phase, in_place):
-    wkv.check_ragged(scans(wkv.name(scan, phase, in_place)), scan, phase, in_place)
-
-
-class OnDemand(dict):
-    """The kernels of ``test_kernels_gpu``, each compiled for Vulkan when it is first needed."""
-
-    def __init__(self, device: tvm_ffi.Device):
-        self.device, self.factories = device, gpu.all_kernels()
-
-    def __missing__(self, name: str) -> OnDevice:
-        built = compile_kernels(kernel=self.factories[name])
-        return self.setdefault(name, OnDevice(built["kernel"], self.device))
-
-
-@pytest.fixture(scope="module")
-def kernels(device) -> OnDemand:
-    """What the tests that come from ``test_kernels_gpu`` run here."""
-    return OnDemand(device)
-
-
-@pytest.mark.parametrize("kind", gpu.KERNELS)
-@pytest.mark.parametrize("form", gpu.FORMS)
-def test_several_products(kernels, kind, form):
-    for rows in (1, 65) if kind == "gemm" else (1, 3):
-        gpu.check_product(kernels[gpu.identifier(kind, "several", form)], "several", form, rows)
-
-
-@pytest.mark.parametrize("channels, count", [(50, 1), (1600, 4)])
-def test_token_shift(kernels, channels, count):
-    for lengths, slots in [(gpu.LENGTHS, gpu.SLOTS), ([1, 1, 1], [2, 6, 1])]:
-        gpu.check_shift(kernels, channels, count, lengths, slots)
-
-
-def mutate(kernel: tirx.PrimFunc, buffer: str, change: Callable[[list], list]) -> tirx.PrimFunc:
-    """The kernel with other indices in the loads from a buffer."""
-
-    def mutated(load):
-        if load.source.name != buffer:
-            return load
-        return tirx.BufferLoad(load.source, change(list(load.indices)))
-
-    return kernel.with_body(tvm_ffi.structural_map(kernel.body, (tvm.ir.TensorLoad, mutated), order="post"))
-
-
-MUTATIONS = {
-    "transposed state": ("state", lambda i: [i[0], i[1], i[3], i[2]]),
-    "wrong index": ("k", lambda i: [i[0], i[1], T.truncmod(i[2] + 1, T.int64(24))]),
-    "wrong head": ("u", lambda i: [2 - i[0], i[1]]),
-}
-
-
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_wrong_scans_fail(device, mutation):
-    scan = wkv.Scan(5, 3, 8)
-    kernel = mutate(scan.kernel("prefill", "gpu"), *MUTATIONS[mutation])
-    assert not tvm_ffi.structural_equal(kernel, scan.kernel("prefill", "gpu"))
-    with pytest.raises(AssertionError):
-        wkv.check_ragged(OnDevice(compile_kernels(kernel=kernel)["kernel"], device), scan, "prefill", False)
-
-
-def test_a_missing_barrier_fails(run, monkeypatch):
-    """As long as the device runs less than 256 threads in step. TVM would put one back: the code generator leaves it out."""
-    monkeypatch.setattr(Emitter, "_barrier", lambda self, scope: None)
-    x = samples("float32", 256).reshape(1, 256)
-    assert (run(reversal(), x, np.zeros_like(x)) != x[:, ::-1]).any()
-
-
-@pytest.mark.parametrize("kind", ["gemv", "gemm"])
-def test_products_without_barriers_fail(device, monkeypatch, kind):
-    monkeypatch.setattr(Emitter, "_barrier", lambda self, scope: None)
-    with pytest.raises(AssertionError):
-        gpu.check_product(OnDemand(device)[f"{kind}_several_q4"], "several", "q4", 3)
-
-
-# The module
-
-
-def test_module_bytes_survive_a_placeholder():
-    """A library's modules with a placeholder among them become those with the kernels in its place."""
-    data = module.serialize({"f": shader_without_tvm()})
-    host = build({"host": each_element(lambda x: x, ["float32"], "float32")}, resolve_target("vulkan").tvm).mod
-    host.import_module(module.placeholder(data))
-    blob = tvm.get_global_func("runtime.ModulePackImportsToTensor")(host).numpy().tobytes()
-    assert ImportedModule("vulkan", data) in read_modules(rewrite_modules(blob, module.payload))
-    parsed = KernelModule.parse(data)
-    assert parsed.names == ("f",) and parsed.serialize() == data
-    assert parsed.code["f"] == struct.pack("<IQ", 1, 2) + b"\1\2\3\4\5\6\7\x08"
-
-
-def shader_without_tvm() -> module.Shader:
-    return module.Shader("f", bytes(range(1, 9)), ("handle", "int64"), ("blockIdx.x",), True)
-
-
-def test_other_modules_pass_through():
-    other = ImportedModule("opencl", b"abc")
-    assert module.payload(other) is other
-
-
-def test_register_twice():
-    module.register()
-    module.register()
-    assert resolve_target("vulkan").tvm.kind.name == "vulkan"
-
-
-# What cannot be emitted
-
-
-def thread_extent_of_a_shape():
-    n = T.int64()
-    out = arg("out", (n,), "float32")
-    with T.thread_binding(0, 1, thread="blockIdx.x"), T.thread_binding(0, n, thread="threadIdx.x") as i:
-        T.buffer_store(out, T.float32(0), [i])
-
-
-def too_large():
-    out = arg("out", (2**20, 2**11), "float32")
-    in_one_block(1, lambda i: T.buffer_store(out, T.float32(0), [i, i]))
-
-
-def unknown_function():
-    out = arg("out", (1,), "float32")
-    in_one_block(1, lambda i: T.buffer_store(out, T.call_pure_extern("float32", "lgammaf", T.float32(3)), [i]))
-
-
-def global_barrier():
-    out = arg("out", (1,), "float32")
-
-    def emit(i):
-        T.buffer_store(out, T.float32(0), [i])
-        T.evaluate(T.tvm_storage_sync("warp"))
-
-    in_one_block(1, emit)
-
-
-def dynamic_shared_memory():
-    out = arg("out", (1,), "float32")
-
-    def emit(i):
-        held = T.alloc_buffer((4,), "float32", scope="shared.dyn")
-        T.buffer_store(held, T.float32(1), [i])
-        T.buffer_store(out, held[i], [i])
-
-    in_one_block(1, emit)
-
-
-def order_of_truth_values():
-    x, out = arg("x", (2,), "bool"), arg("out", (1,), "bool")
-    in_one_block(1, lambda i: T.buffer_store(out, x[i] < x[i + 1], [i]))
-
-
-def half_an_argument():
-    n = T.int16()
-    out = arg("out", (1,), "int16")
-    arg("x", (n,), "float32")
-    in_one_block(1, lambda i: T.buffer_store(out, n, [i]))
-
-
-UNSUPPORTED = {
-    order_of_truth_values: "LT of bool",
-    half_an_argument: "an argument of type int16",
-    thread_extent_of_a_shape: "threadIdx.x of dynamic extent",
-    too_large: "the buffer out of 8589934592 bytes (at most 2^32 - 1)",
-    unknown_function: "the call call_pure_extern of lgammaf",
-    global_barrier: "a barrier over warp memory",
-    dynamic_shared_memory: "shared.dyn memory",
-}
-
-
-@pytest.mark.parametrize("emit", UNSUPPORTED, ids=lambda emit: emit.__name__)
-def test_errors_name_the_kernel_and_the_construct(emit):
-    with pytest.raises(ValueError) as raised:
-        compile_kernels(strange=prim_func(emit))
-    message = str(raised.value).splitlines()[-1]
-    assert re.fullmatch(r"The Vulkan code generator cannot emit .* in the kernel strange_kernel\.", message)
-    assert UNSUPPORTED[emit] in message

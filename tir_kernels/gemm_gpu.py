@@ -9,10 +9,10 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func, registers, size
-from .gemv import Matrix
+from .builder import prim_func, registers, size
+from .gemv import Matrix, block_starts
 from .packed import Packed, PackedFloat
-from .rows import field, row_args
+from .rows import field, product_args
 from .simd import span
 from .threads import ACTIVATIONS, THREADS, barrier, choose, grid, lanes_of, narrow, shared, vector_of
 
@@ -35,18 +35,12 @@ def gemm_gpu(
     """(x, weights.. [, gate][, residual] -> out..); arguments as in ``gemv_gpu``."""
     depth = DEPTH if isinstance(form, PackedFloat) else form.group
     x_width = vector_of(x_dtype, columns, halves)
-    starts = [0]
-    for matrix in matrices:
-        starts.append(starts[-1] - (-matrix.rows // TILE))
+    starts = block_starts(matrices, TILE)
 
     @prim_func
     def kernel():
         rows = size("rows")
-        x = arg("x", (len(matrices), rows, columns), x_dtype)
-        weights = [row_args(form, f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
-        gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
-        skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
-        outs = [arg(f"out{i}", (1, rows, matrix.rows), matrix.dtype) for i, matrix in enumerate(matrices)]
+        x, weights, gate, skip, outs = product_args(matrices, rows, columns, form, x_dtype, gated, residual)
 
         def tasks(thread, count: int, emit: Callable):
             """Share ``count`` times ``TILE`` tasks out: ``emit(place in the tile, which)``, neighbours in the tile first."""

@@ -28,11 +28,17 @@ class Matrix:
     dtype: str = "float32"
 
 
-def each_block(matrices: tuple[Matrix, ...], rows_per_block: int, emit: Callable) -> None:
-    """Run ``emit(matrix index, block)`` in parallel over the row blocks of all matrices."""
+def block_starts(matrices: tuple[Matrix, ...], rows_per_block: int) -> list[int]:
+    """The first block of each matrix where all are worked on in one loop, and the number of blocks."""
     starts = [0]
     for matrix in matrices:
         starts.append(starts[-1] - (-matrix.rows // rows_per_block))
+    return starts
+
+
+def each_block(matrices: tuple[Matrix, ...], rows_per_block: int, emit: Callable) -> None:
+    """Run ``emit(matrix index, block)`` in parallel over the row blocks of all matrices."""
+    starts = block_starts(matrices, rows_per_block)
 
     def dispatch(i: int, block):
         if i == len(matrices) - 1:

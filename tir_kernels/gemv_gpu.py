@@ -9,10 +9,10 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .builder import arg, prim_func, registers, size
-from .gemv import Matrix
+from .builder import prim_func, registers, size
+from .gemv import Matrix, block_starts
 from .packed import Packed, PackedFloat
-from .rows import CHUNK_WORDS, chunk_of, field, row_args
+from .rows import CHUNK_WORDS, chunk_of, field, product_args
 from .simd import span
 from .threads import (
     ACTIVATIONS,
@@ -70,18 +70,12 @@ def gemv_gpu(
     groups = THREADS // lanes
     block_rows, sums = groups * ROWS, tokens * ROWS
     x_width = vector_of(x_dtype, chunk if columns % chunk == 0 else columns, halves)
-    starts = [0]
-    for matrix in matrices:
-        starts.append(starts[-1] - (-matrix.rows // block_rows))
+    starts = block_starts(matrices, block_rows)
 
     @prim_func
     def kernel():
         rows = size("rows")
-        x = arg("x", (len(matrices), rows, columns), x_dtype)
-        weights = [row_args(form, f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
-        gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
-        skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
-        outs = [arg(f"out{i}", (1, rows, matrix.rows), matrix.dtype) for i, matrix in enumerate(matrices)]
+        x, weights, gate, skip, outs = product_args(matrices, rows, columns, form, x_dtype, gated, residual)
 
         def load(i: int, first, at, loaded, scales):
             """Chunk ``at`` of ``ROWS`` rows of matrix i."""

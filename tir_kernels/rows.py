@@ -9,6 +9,7 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T
 
 from .builder import arg
+from .gemv import Matrix
 from .packed import Packed, PackedFloat, PackedGroup
 from .threads import vector_of
 
@@ -25,6 +26,18 @@ def row_args(form: Packed, name: str, rows: int, columns: int) -> list:
         arg(f"{name}_q_weight", (rows, groups * form.words), "uint32"),
         arg(f"{name}_q_scale", (rows, groups), form.scale_dtype),
     ]
+
+
+def product_args(
+    matrices: tuple[Matrix, ...], rows, columns: int, form: Packed, x_dtype: str, gated: bool, residual: bool
+) -> tuple:
+    """Declare the arguments of a fused product: (x, weights of each matrix, gate, residual, outs)."""
+    x = arg("x", (len(matrices), rows, columns), x_dtype)
+    weights = [row_args(form, f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
+    gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
+    skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
+    outs = [arg(f"out{i}", (1, rows, matrix.rows), matrix.dtype) for i, matrix in enumerate(matrices)]
+    return x, weights, gate, skip, outs
 
 
 def chunk_of(form: Packed, columns: int, halves: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,7 +28,7 @@ class ValueRecord:
 
 
 @dataclass
-class KernelOps:
+class KernelOps(ABC):
     """Base of the families whose operations are kernels. Values are named by place and role, ``blocks.0.att.key``, in every
     generation and family alike; ``values`` lists them call by call, in the order in which they run."""
 
@@ -111,9 +112,9 @@ class KernelOps:
 
         return [of(matrix, activation) for matrix, activation in zip(matrices, activations)]
 
+    @abstractmethod
     def emit_probes(self) -> None:
         """Add functions that measure the machine: ``add_memory_probes``, and what else a family has."""
-        raise NotImplementedError
 
     def add_memory_probes(self, stream: tirx.PrimFunc, fill: tirx.PrimFunc) -> None:
         """Add ``stream`` (x float32 [blocks, n] -> sums [blocks]) and ``fill`` (x), which read and write x at the memory's

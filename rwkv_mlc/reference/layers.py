@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..config import RWKVConfig
-from .trace import Trace
+from .trace import Trace, within
 
 Parameters = Mapping[str, np.ndarray]
 
@@ -65,3 +65,31 @@ def channel_mixing(p: Parameters, x: np.ndarray, last: np.ndarray, trace: Trace)
     k_squared = trace("k_squared", np.maximum(k, 0) ** 2)
     r = trace("receptance_sigmoid", sigmoid(r))
     return trace("gated", r * trace("value", linear(p, "feed_forward.value", k_squared))), last
+
+
+def forward(
+    config: RWKVConfig,
+    parameters: Parameters,
+    x: np.ndarray,
+    state: dict,
+    trace: Trace,
+    time_mixing: Callable,
+    roles: Sequence[str],
+) -> tuple[np.ndarray, dict]:
+    """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays.
+
+    ``time_mixing(p, x, *states, trace=...)`` gives what a layer adds to x, followed by its next states of ``roles``."""
+    epsilon = config.layer_norm_epsilon
+    x = trace("blocks.0.ln0", layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon))
+    for i in range(config.num_hidden_layers):
+        p, block = below(parameters, f"model.blocks.{i}."), within(trace, f"blocks.{i}.")
+        keys = [(i, role) for role in roles]
+        normed = block("ln1", layer_norm(p, "ln1", x, epsilon))
+        out, *new = time_mixing(p, normed, *(state[key] for key in keys), trace=within(block, "att."))
+        state.update(zip(keys, new))
+        x = block("att.residual", x + out)
+        normed = block("ln2", layer_norm(p, "ln2", x, epsilon))
+        out, state[i, "ffn_x"] = channel_mixing(p, normed, state[i, "ffn_x"], within(block, "ffn."))
+        x = rescale(config, i, block("ffn.residual", x + out))
+    x = trace("ln_out", layer_norm(parameters, "model.ln_out", x, epsilon))
+    return trace("logits", linear(parameters, "head", x)), state

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..config import RWKVConfig
-from .layers import Parameters, below, channel_mixing, layer_norm, linear, mix, rescale, sigmoid, token_shift
-from .trace import Trace, within
+from . import layers
+from .layers import Parameters, linear, mix, sigmoid, token_shift
+from .trace import Trace
 
 
 def wkv(
@@ -49,17 +50,4 @@ def forward(
     config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace
 ) -> tuple[np.ndarray, dict]:
     """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
-    epsilon = config.layer_norm_epsilon
-    x = trace("blocks.0.ln0", layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon))
-    for i in range(config.num_hidden_layers):
-        p, block = below(parameters, f"model.blocks.{i}."), within(trace, f"blocks.{i}.")
-        roles = [(i, role) for role in ("att_x", "att_a", "att_b", "att_p")]
-        normed = block("ln1", layer_norm(p, "ln1", x, epsilon))
-        out, *new = time_mixing(p, normed, *(state[role] for role in roles), trace=within(block, "att."))
-        state.update(zip(roles, new))
-        x = block("att.residual", x + out)
-        normed = block("ln2", layer_norm(p, "ln2", x, epsilon))
-        out, state[i, "ffn_x"] = channel_mixing(p, normed, state[i, "ffn_x"], within(block, "ffn."))
-        x = rescale(config, i, block("ffn.residual", x + out))
-    x = trace("ln_out", layer_norm(parameters, "model.ln_out", x, epsilon))
-    return trace("logits", linear(parameters, "head", x)), state
+    return layers.forward(config, parameters, x, state, trace, time_mixing, ("att_x", "att_a", "att_b", "att_p"))

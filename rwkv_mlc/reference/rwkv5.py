@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ..config import RWKVConfig
-from .layers import Parameters, below, channel_mixing, layer_norm, linear, mix, normalize, rescale, sigmoid, token_shift
-from .trace import Trace, within
+from . import layers
+from .layers import Parameters, linear, mix, normalize, sigmoid, token_shift
+from .trace import Trace
 
 
 def wkv(
@@ -53,17 +56,5 @@ def forward(
     config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace
 ) -> tuple[np.ndarray, dict]:
     """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
-    epsilon = config.layer_norm_epsilon
-    x = trace("blocks.0.ln0", layer_norm(parameters, "model.blocks.0.pre_ln", x, epsilon))
-    for i in range(config.num_hidden_layers):
-        p, block = below(parameters, f"model.blocks.{i}."), within(trace, f"blocks.{i}.")
-        normed = block("ln1", layer_norm(p, "ln1", x, epsilon))
-        out, state[i, "att_x"], state[i, "att_kv"] = time_mixing(
-            config, p, normed, state[i, "att_x"], state[i, "att_kv"], within(block, "att.")
-        )
-        x = block("att.residual", x + out)
-        normed = block("ln2", layer_norm(p, "ln2", x, epsilon))
-        out, state[i, "ffn_x"] = channel_mixing(p, normed, state[i, "ffn_x"], within(block, "ffn."))
-        x = rescale(config, i, block("ffn.residual", x + out))
-    x = trace("ln_out", layer_norm(parameters, "model.ln_out", x, epsilon))
-    return trace("logits", linear(parameters, "head", x)), state
+    mixing = partial(time_mixing, config)
+    return layers.forward(config, parameters, x, state, trace, mixing, ("att_x", "att_kv"))
