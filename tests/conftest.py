@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kernel_build
 import pytest
 from aarch64 import Machine
 from compiled import Model, in_memory
+from cuda_device import VISIBLE, CpuCompiler, CudaOnCpu, load
 from filelock import FileLock
 from reciter import write_reciter
 
 from rwkv_mlc import Engine
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.compiler import cuda
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo" / "rwkv-5-village"
 
@@ -27,6 +29,16 @@ def artifacts(tmp_path_factory) -> Path:
 def aarch64(request) -> Machine:
     """An aarch64 with every feature that qemu knows; skips where there is no qemu."""
     return Machine(request.config.cache.mkdir("aarch64"))
+
+
+@pytest.fixture(scope="module")
+def cuda_device(request) -> Iterator[CudaOnCpu]:
+    """A CUDA device, on which runs what is compiled for CUDA meanwhile. Tests of other modules do not see it."""
+    device = load(request.config.cache.mkdir("cuda_on_cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VISIBLE, "1")
+        patch.setattr(cuda, "find_compiler", lambda _: CpuCompiler(device))
+        yield device
 
 
 @pytest.fixture(scope="session", params=["host", "aarch64"])
@@ -89,7 +101,7 @@ def build(checkpoint: Path, artifacts: Path) -> Path:
     built = artifacts / "dist" / f"{checkpoint.stem}-q0f32"
     with FileLock(artifacts / f"{built.name}.lock"):
         if not built.exists():
-            command = ["build", "--model", str(checkpoint), "--quantization", "q0f32"]
+            command = ["build", "--model", str(checkpoint), "--quantization", "q0f32", "--target", "llvm"]
             assert main([*command, "--artifact-path", str(built.parent)]) == 0
     return built
 

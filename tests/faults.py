@@ -157,8 +157,8 @@ def _in_every_generation(generation: str) -> list[Fault]:
                 ),
                 "vulkan": Edit(
                     "tir_kernels.gemm_gpu",
-                    "q_scale[last_or(n), chunk]",
-                    "q_scale[last_or(n), (chunk + 1) % form.groups(columns)]",
+                    "q_scale[last_or(n), chunk * depth // form.group]",
+                    "q_scale[last_or(n), (chunk * depth // form.group + 1) % form.groups(columns)]",
                 ),
             },
             first="prefill/blocks.0.att.key",

@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from rwkv_mlc.compiler.imports import KernelModule, read_modules
 from rwkv_mlc.compiler.spirv import module
+from rwkv_mlc.compiler.spirv.words import Capability, Op
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.verification.sources import validate_spirv
 from tir_kernels.builder import arg, prim_func
@@ -52,8 +53,13 @@ def opcodes(shader: bytes) -> list[tuple[int, tuple[int, ...]]]:
     return found
 
 
+def capabilities(shader: bytes) -> set[Capability]:
+    """What it asks of a device."""
+    return {Capability(operands[0]) for op, operands in opcodes(shader) if op == Op.Capability}
+
+
 def uses_int64(shader: bytes) -> bool:
-    return any(op == 21 and operands[1] == 64 for op, operands in opcodes(shader))
+    return Capability.Int64 in capabilities(shader)
 
 
 class OnDevice:

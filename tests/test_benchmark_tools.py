@@ -137,7 +137,14 @@ def test_fractions_are_of_the_same_round():
     assert summary["ours"]["decode"] == 2.0 and summary["ours"]["bandwidth_fraction"] == 0.8
     assert summary["ours"]["gemm_fraction"] == 0.4
     assert summary["theirs"] == {"decode": 2.0}
-    result = {"model": "m", "threads": 2, "prefill_tokens": 128, "differences": {"ours": 2e-6}, "rounds": rounds}
+    result = {
+        "model": "m",
+        "device": "cpu",
+        "threads": 2,
+        "prefill_tokens": 128,
+        "differences": {"ours": 2e-6},
+        "rounds": rounds,
+    }
     table = peers.markdown({**result, "engines": summary}).splitlines()
     assert table[2] == "| ours | 2.00 | 0.80 | 10.0 | 0.40 |  | 2e-06 |"
     assert table[3] == "| theirs | 2.00 |  |  |  |  |  |"
@@ -156,7 +163,7 @@ def test_rwkv_cpp_file(tmp_path, generation):
 
 
 def test_engine_that_fails(tmp_path):
-    settings = participants.Settings(1, [1, 2], 1, 0.01, tmp_path)
+    settings = participants.Settings(1, "cpu", [1, 2], 1, 0.01, tmp_path)
     failing = participants.Command("it", f"{sys.executable} -c 'raise SystemExit(\"no such model\")'", tmp_path)
     with pytest.raises(UserError, match="code 1: no such model"):
         failing.speeds(settings)
@@ -176,7 +183,7 @@ def test_transformers_runs_the_same_model(tmp_path):
     pytest.importorskip("transformers")
     checkpoint = write_tiny(tmp_path / "tiny.safetensors", "4")
     config, parameters = reference.load(open_checkpoint(str(checkpoint)))
-    engine = engines.Transformers(checkpoint, threads=1)
+    engine = engines.Transformers(checkpoint, threads=1, device="cpu")
     for _ in range(2):
         engine.reset()
         found = [engine.read([3, 1, 4]), engine.read([1]), engine.read([5, 9])]

@@ -147,13 +147,16 @@ def test_compiles_without_a_gpu(generation, target):
 
 @pytest.mark.parametrize("target", ["cuda", "metal", "opencl", "vulkan"])
 def test_limits_of_small_gpus(target):
-    """256 threads and 20 KiB of shared memory a block, blocks of which a grid holds enough, vectors that exist."""
+    """256 threads and 16 KiB of shared memory a block, blocks of which a grid holds enough, vectors that exist. Products on
+    tensor cores have the 48 KiB that every CUDA GPU gives without being asked."""
     lanes, shared, threads = set(), {}, set()
     for generation, scheme in (("5.2", "q3f16_1"), ("4", "q0f16")):
         for name, kernel in graph(generation, scheme, target).functions_items():
             if isinstance(kernel, tirx.PrimFunc):
-                inspect(kernel, f"{scheme} {name.name_hint}", lanes, shared, threads)
-    assert max(threads) <= 256 and max(shared.values()) <= 20 << 10
+                inspect(kernel, f"{scheme} {name.name_hint} {kernel.attrs['kernel']}", lanes, shared, threads)
+    large = {name: size for name, size in shared.items() if "gemm_tensor_core" in name}
+    assert bool(large) == (target == "cuda") and max(large.values(), default=0) <= 48 << 10
+    assert max(threads) <= 256 and max(size for name, size in shared.items() if name not in large) <= 16 << 10
     assert max(lanes) <= (8 if target in ("cuda", "opencl") else 4)
 
 
@@ -171,6 +174,24 @@ def inspect(kernel: tirx.PrimFunc, name: str, lanes: set, shared: dict, threads:
         lanes.add(int(node.lanes))
 
     tvm_ffi.structural_walk(kernel.body, [(tirx.For, loop), (tirx.AllocBuffer, allocation), (tirx.Ramp, ramp)])
+
+
+@pytest.mark.parametrize(
+    "target, scheme, kernel",
+    [
+        ("cuda", "q0f16", "gemm_tensor_core"),
+        ("cuda", "q4f16_0", "gemm_tensor_core"),
+        ("cuda", "q8f16_1", "gemm_tensor_core"),
+        ("cuda", "q3f16_1", "gemm_gpu"),
+        ("cuda", "q4f32_1", "gemm_gpu"),
+        ("metal", "q4f16_1", "gemm_gpu"),
+    ],
+)
+def test_which_products_use_tensor_cores(target, scheme, kernel):
+    module = graph("5.2", scheme, target)
+    kinds = {name.name_hint: f.attrs["kernel"] for name, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
+    called = json.loads(module["_metadata"].body.body.value)["values"]["prefill"]
+    assert {kinds[name] for name, _ in called if kinds[name].startswith("gemm")} == {kernel}
 
 
 def test_which_values_are_float16():

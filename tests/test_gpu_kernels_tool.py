@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tir_kernels.gemm_gpu import gemm_gpu
+from tir_kernels.gemm_tensor_core import gemm_tensor_core
 from tir_kernels.gemv import Matrix
 from tir_kernels.gemv_gpu import gemv_gpu
 from tir_kernels.packed import PackedFloat, PackedGroup
@@ -44,6 +45,22 @@ def test_gemm_reads_tiles_again():
 def test_rows_that_leave_part_of_a_tile_are_written_once():
     work = Count(gemm_gpu((Matrix(70),), 64, HALF, "float16"), {"rows": 65}, {}).run()
     assert work.bytes_written == 65 * 70 * 4
+
+
+@pytest.mark.parametrize("tokens, tile, rows, depth", [(64, 32, 64, 64), (192, 128, 128, 32)])
+def test_tensor_cores(tokens, tile, rows, depth):
+    """Small blocks for a short prompt, large ones for others: whole tiles are multiplied, and what is inside is read."""
+    columns, form, tiles = 104, PackedGroup(4, 32, "float16"), -(-tokens // tile)
+    work = Count(gemm_tensor_core((Matrix(128),), columns, form), {"rows": tokens}, {}).run()
+    chunks, groups = -(-columns // depth), 4
+    x, fields, out = tokens * columns * 2, 128 * groups * 16, tokens * 128 * 4
+    scales = 128 * (1 + chunks) * depth // 32 * 2  # of the chunk after the last one again
+    assert work.bytes_read == 128 // rows * x + tiles * (fields + scales) and work.bytes_written == out
+    assert work.least_bytes == x + fields + 128 * groups * 2 + out
+    assert work.least_operations == 2 * tokens * columns * 128
+    assert work.on_tensor_cores == 2 * tiles * tile * 128 * chunks * depth
+    assert work.operations == work.on_tensor_cores + tiles * 128 * chunks * depth * 2  # two instructions for a pair
+    assert work.threads == 128 * tiles * 128 // rows and work.chain == chunks
 
 
 @pytest.mark.parametrize("sequences", [1, 3])

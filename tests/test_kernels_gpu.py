@@ -5,6 +5,7 @@ What is half precision is float where the device lacks it (PoCL on x86 does): se
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import kernel_twins as twins
@@ -77,9 +78,9 @@ def kernel_of(kind: str, name: str, form: str):
     return factory(product.matrices, product.columns, stored, product.x_dtype or dtype, **fused, **options)
 
 
-def all_kernels() -> dict:
+def all_kernels(cases: Sequence[tuple[str, str]] = CASES) -> dict:
     kernels = {}
-    for name, form in CASES:
+    for name, form in cases:
         for kind in KERNELS:
             kernels[identifier(kind, name, form)] = kernel_of(kind, name, form)
     for c in WIDTHS:

@@ -196,7 +196,8 @@ def test_wkv4_keys_beyond_the_range_of_exp(cpu):
 
 
 def declare(function: tirx.PrimFunc, axes: str) -> tirx.PrimFunc:
-    """The same kernel with other iteration types on its wkv blocks' axes."""
+    """The same kernel with other iteration types on its wkv blocks' axes, of which there must be some."""
+    assert wkv_blocks(function)[0]
     kinds = {"S": tirx.IterVar.DataPar, "R": tirx.IterVar.CommReduce}
 
     def change(block: SBlock) -> SBlock:

@@ -16,12 +16,14 @@ import tvm_ffi
 from kernel_build import build
 from shaders import (
     OnDevice,
+    capabilities,
     compile_kernels,
     each_element,
     in_one_block,
     reversal,
     run_kernel,
     samples,
+    shaders_of,
 )
 from test_kernels_gpu import test_embedding, test_group_norm, test_last_rows, test_layer_norm  # noqa: F401
 from tvm import tirx
@@ -31,8 +33,12 @@ from vulkan_kernels import vulkan_device
 from rwkv_mlc.compiler.imports import ImportedModule, KernelModule, read_modules, rewrite_modules
 from rwkv_mlc.compiler.spirv import module
 from rwkv_mlc.compiler.spirv.emitter import Emitter
+from rwkv_mlc.compiler.spirv.words import Capability
 from rwkv_mlc.compiler.targets import resolve_target
 from tir_kernels.builder import arg, prim_func
+
+ASKED = {Capability.Shader, Capability.StorageBuffer16BitAccess}
+"""Of a device, by our own kernels: arithmetic neither of float16 nor of int64."""
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +54,17 @@ def run(device) -> Callable:
 # The hand-written kernels
 
 
+def compile_ours(**kernels: tirx.PrimFunc) -> tvm.runtime.Executable:
+    built = compile_kernels(**kernels)
+    for name, shader in shaders_of(built).items():
+        assert capabilities(shader) <= ASKED, name
+    return built
+
+
 @pytest.fixture(scope="module")
 def scans(device) -> Callable:
     kernels = {wkv.name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in wkv.SCANS for form in wkv.FORMS}
-    built = compile_kernels(**kernels)
+    built = compile_ours(**kernels)
     return lambda name: OnDevice(built[name], device)
 
 
@@ -68,7 +81,7 @@ class OnDemand(dict):
         self.device, self.factories = device, gpu.all_kernels()
 
     def __missing__(self, name: str) -> OnDevice:
-        built = compile_kernels(kernel=self.factories[name])
+        built = compile_ours(kernel=self.factories[name])
         return self.setdefault(name, OnDevice(built["kernel"], self.device))
 
 
@@ -85,6 +98,12 @@ def test_several_products(kernels, kind, form):
         gpu.check_product(kernels[gpu.identifier(kind, "several", form)], "several", form, rows)
 
 
+def test_probes(kernels):
+    """What ``bench`` measures the memory with."""
+    gpu.test_stream_reads_everything(kernels)
+    gpu.test_fill_writes_everything(kernels)
+
+
 @pytest.mark.parametrize("channels, count", [(50, 1), (1600, 4)])
 def test_token_shift(kernels, channels, count):
     for lengths, slots in [(gpu.LENGTHS, gpu.SLOTS), ([1, 1, 1], [2, 6, 1])]:
@@ -99,7 +118,14 @@ def mutate(kernel: tirx.PrimFunc, buffer: str, change: Callable[[list], list]) -
             return load
         return tirx.BufferLoad(load.source, change(list(load.indices)))
 
-    return kernel.with_body(tvm_ffi.structural_map(kernel.body, (tvm.ir.TensorLoad, mutated), order="post"))
+    return changed(kernel, (tvm.ir.TensorLoad, mutated))
+
+
+def changed(kernel: tirx.PrimFunc, *rules: tuple[type, Callable]) -> tirx.PrimFunc:
+    """The kernel with nodes of some classes replaced, at least one of them."""
+    result = kernel.with_body(tvm_ffi.structural_map(kernel.body, *rules, order="post"))
+    assert not tvm_ffi.structural_equal(kernel, result)
+    return result
 
 
 MUTATIONS = {
@@ -113,9 +139,48 @@ MUTATIONS = {
 def test_wrong_scans_fail(device, mutation):
     scan = wkv.Scan(5, 3, 8)
     kernel = mutate(scan.kernel("prefill", "gpu"), *MUTATIONS[mutation])
-    assert not tvm_ffi.structural_equal(kernel, scan.kernel("prefill", "gpu"))
     with pytest.raises(AssertionError):
         wkv.check_ragged(OnDevice(compile_kernels(kernel=kernel)["kernel"], device), scan, "prefill", False)
+
+
+def last_thread_first(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The kernel with its threads counted from the other end. Lavapipe runs the first ones first, between two barriers: the
+    thread that is behind in one order is ahead in the other."""
+
+    def reverse(loop: tirx.For) -> tirx.For:
+        if loop.thread_binding is None or str(loop.thread_binding.thread_tag) != "threadIdx.x":
+            return loop
+        thread = loop.loop_var
+        other = (tirx.Var, lambda variable: loop.extent - 1 - thread if variable.same_as(thread) else variable)
+        body = tvm_ffi.structural_map(loop.body, other, order="post")
+        return tirx.For(thread, loop.min, loop.extent, loop.kind, body, loop.thread_binding)
+
+    return changed(kernel, (tirx.For, reverse))
+
+
+WITH_BARRIERS = [wkv.Scan(5, 3, 8), wkv.Scan(5, 1, 64), wkv.Scan(5, 3, 6)]  # four threads a column, and two
+
+
+@pytest.mark.parametrize("scan", WITH_BARRIERS, ids=str)
+@pytest.mark.parametrize(
+    "missing, order", [(0, lambda kernel: kernel), (1, last_thread_first)], ids=["first", "second"]
+)
+def test_wkv5_without_one_of_its_barriers_fails(device, monkeypatch, scan, missing, order):
+    """In the order of threads that shows it; with both, it is right in that order too."""
+    kernel = order(scan.kernel("prefill", "gpu", True))
+    wkv.check_ragged(OnDevice(compile_ours(kernel=kernel)["kernel"], device), scan, "prefill", True)
+    emit, seen = Emitter._barrier, []
+
+    def all_but_one(self, scope: str) -> None:
+        if len(seen) != missing:
+            emit(self, scope)
+        seen.append(scope)
+
+    monkeypatch.setattr(Emitter, "_barrier", all_but_one)
+    wrong = OnDevice(compile_kernels(kernel=kernel)["kernel"], device)
+    assert seen == ["shared", "shared"]
+    with pytest.raises(AssertionError):
+        wkv.check_ragged(wrong, scan, "prefill", True)
 
 
 def test_a_missing_barrier_fails(run, monkeypatch):
@@ -203,6 +268,25 @@ def dynamic_shared_memory():
     in_one_block(1, emit)
 
 
+def too_many_threads():
+    out = arg("out", (512,), "float32")
+    in_one_block(512, lambda i: T.buffer_store(out, T.float32(0), [i]))
+
+
+def too_much_shared_memory():
+    out = arg("out", (256,), "float32")
+
+    def emit(i):
+        many, few = (T.alloc_buffer((size,), "float32", scope="shared") for size in (8192, 256))
+        with T.serial(0, 32) as j:
+            T.buffer_store(many, T.float32(1), [j * 256 + i])
+        T.buffer_store(few, T.float32(1), [i])
+        T.evaluate(T.tvm_storage_sync("shared"))
+        T.buffer_store(out, many[8191 - i] + few[255 - i], [i])
+
+    in_one_block(256, emit)
+
+
 def order_of_truth_values():
     x, out = arg("x", (2,), "bool"), arg("out", (1,), "bool")
     in_one_block(1, lambda i: T.buffer_store(out, x[i] < x[i + 1], [i]))
@@ -216,6 +300,8 @@ def half_an_argument():
 
 
 UNSUPPORTED = {
+    too_many_threads: "512 threads a block (the target's max_num_threads is 256)",
+    too_much_shared_memory: "33792 bytes of shared memory a block (the target's max_shared_memory_per_block is 16384)",
     order_of_truth_values: "LT of bool",
     half_an_argument: "an argument of type int16",
     thread_extent_of_a_shape: "threadIdx.x of dynamic extent",

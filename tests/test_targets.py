@@ -106,9 +106,9 @@ def test_kernels_follow_the_arm_core(mcpu, features, dot_of_fields, dot_of_bytes
     [
         ("cuda", "cuda", 1024, 49152, 32, ".so"),
         ("metal", "metal", 1024, 32768, 32, ".dylib"),
-        ("vulkan", "vulkan", 256, 32768, 1, ".so"),
-        ("opencl", "opencl", 256, 32768, 1, ".so"),
-        ("android", "opencl", 256, 32768, 1, ".tar"),
+        ("vulkan", "vulkan", 256, 16384, 1, ".so"),
+        ("opencl", "opencl", 256, 16384, 1, ".so"),
+        ("android", "opencl", 256, 16384, 1, ".tar"),
     ],
 )
 def test_gpus_and_their_limits(monkeypatch, name, kind, threads, shared, warp, suffix):
@@ -119,6 +119,7 @@ def test_gpus_and_their_limits(monkeypatch, name, kind, threads, shared, warp, s
     assert [target.attributes[limit] for limit in limits] == [kind, threads, threads, shared, warp]
     assert (target.features, target.integer_dot, target.gemm_tile, target.converts_float16) == ((), None, None, True)
     assert target.architectures == (ARCHITECTURES if name == "cuda" else ())
+    assert target.tensor_cores == target.launch_graphs == (name == "cuda")
     assert target.vector_halves == (4 if name in ("metal", "vulkan") else 8)
     machines = {"metal": "arm64-apple-macos11.0", "android": "aarch64-linux-android"}
     assert target.triple == machines.get(name, codegen.llvm_get_system_triple())

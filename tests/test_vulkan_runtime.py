@@ -29,6 +29,7 @@ ACCUMULATE = Kernel(
     ("handle", "handle", "float32", "int64"),
     INVOCATION + "if (i < uint(pods.n1)) t1.data[i] = t1.data[i] * pods.n0 + t0.data[i];",
 )
+FILL = Kernel(("handle",), "t0.data[0] = 1;", threads=1)
 SCALARS = ("int32", "int64", "float32", "uint32", "float64", "int32", "int64", "float32")
 SUM = " + ".join(f"double(pods.n{i}) * {i + 1}.0LF" for i in range(len(SCALARS)))
 MANY = ("int64", "float32") * 10  # 160 bytes
@@ -256,9 +257,30 @@ def test_calls_that_do_not_fit(device, accumulate):
         accumulate(*held, 1.0, 4)
     with pytest.raises(ValueError, match="argument 1 of the kernel accumulate is not on"):
         accumulate(held[0], None, 1.0, 4, 1)
-    with pytest.raises(ValueError, match="cannot run the kernel accumulate: it launches .* blocks along x and not"):
-        accumulate(*held, 1.0, 4, 2**40)
     accumulate(*held, 1.0, 4, 1)
+
+
+@pytest.mark.parametrize("axis", "xyz")
+def test_grids_beyond_the_device(device, axis):
+    """Extents of which 32 bits hold a small rest, too."""
+    limits = call("device_api.vulkan.get_target_property")
+    most = int(limits(device, f"max_grid_size_{axis}"))
+    function = load(module_bytes({"k": Kernel(("handle",), "t0.data[0] = 1;", grid=(f"blockIdx.{axis}",))}))["k"]
+    out = tensor(np.zeros(1, "float32"), device)
+    for extent in (most + 1, 2**32 + 1, 2**40, 2**63 - 1, -1):
+        with pytest.raises(ValueError, match=f"the kernel k: it launches {most} blocks along {axis} and not {extent}"):
+            function(*pointers(out), extent)
+    assert to_numpy(out)[0] == 0
+    function(*pointers(out), 3)
+    assert to_numpy(out)[0] == 1
+
+
+def with_rows(shader: bytes, rows: int) -> bytes:
+    """More rows of threads in a block than glslang lets a shader have."""
+    words = np.frombuffer(shader, np.uint32).copy()
+    (at,) = np.flatnonzero((words[:-5] == 6 << 16 | 16) & (words[2:-3] == 17))  # OpExecutionMode LocalSize
+    words[at + 4] = rows
+    return words.tobytes()
 
 
 def test_kernels_beyond_the_device(device):
@@ -268,9 +290,30 @@ def test_kernels_beyond_the_device(device):
     held = pointers(given)
     with pytest.raises(RuntimeError, match=f"kernel wide: it runs {limit} threads in a block and not {2 * limit}"):
         wide(*held, 1)
+    longest = int(call("device_api.vulkan.get_target_property")(device, "max_block_size_y"))
+    tall = load(module_bytes({"tall": FILL}, {"tall": with_rows(FILL.shader("tall"), longest + 1)}))["tall"]
+    with pytest.raises(RuntimeError, match=f"tall: it runs {longest} threads along y and not {longest + 1}"):
+        tall(*held, 1)
     numbers = Kernel(("handle", *["int64"] * 9000), "t0.data[0] = pods.n0;", "int64_t", uniform=True)
     with pytest.raises(RuntimeError, match="kernel many: it takes .* bytes of numbers and not 72000"):
         load(module_bytes({"many": numbers}))["many"](*held, *range(9000), 1)
+
+
+def test_shared_memory_beyond_the_device(device):
+    """All that the device has runs, and no more."""
+    floats = int(call("device_api.vulkan.get_target_property")(device, "max_shared_memory_per_block")) // 4
+    body = f"{INVOCATION} held[{floats} - 64 + i] = float(i); barrier(); t0.data[i] = held[{floats} - 1 - i];"
+    kernels = {
+        "fits": Kernel(("handle",), body, shared=floats),
+        "over": Kernel(("handle",), body, shared=floats + 1),
+    }
+    module, out = load(module_bytes(kernels)), empty((64,), "float32", device)
+    with pytest.raises(
+        RuntimeError, match=f"over: it has {4 * floats} bytes of shared memory and not {4 * floats + 4}"
+    ):
+        module["over"](*pointers(out), 1)
+    module["fits"](*pointers(out), 1)
+    np.testing.assert_array_equal(to_numpy(out), np.arange(64)[::-1])
 
 
 def test_memory_that_is_not_there(device):

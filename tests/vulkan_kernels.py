@@ -35,6 +35,7 @@ class Kernel:
     element: str = "float"
     threads: int = 64
     rows: int = 1  # of so many threads, in a block
+    shared: int = 0  # floats, the array ``held``
     uniform: bool = False
     grid: tuple[str, ...] = ("blockIdx.x",)
 
@@ -48,6 +49,8 @@ class Kernel:
         lines += [
             f"layout(set = 0, binding = {i}) buffer T{i} {{ {self.element} data[]; }} t{i};" for i in range(tensors)
         ]
+        if self.shared:
+            lines.append(f"shared float held[{self.shared}];")
         if pods:
             place = f"set = 0, binding = {tensors}, std140" if self.uniform else "push_constant"
             lines.append(f"layout({place}) uniform Pods {{ {' '.join(pods)} }} pods;")

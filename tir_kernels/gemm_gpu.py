@@ -3,6 +3,7 @@ registers; for every GPU."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -11,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from .builder import prim_func, registers, size
 from .gemv import Matrix, block_starts
-from .packed import Packed, PackedFloat
+from .packed import Packed, PackedFloat, PackedGroup
 from .rows import field, product_args
 from .simd import span
 from .threads import ACTIVATIONS, THREADS, barrier, choose, grid, lanes_of, narrow, shared, vector_of
@@ -19,7 +20,12 @@ from .threads import ACTIVATIONS, THREADS, barrier, choose, grid, lanes_of, narr
 TILE = 64  # tokens and output rows of a block
 CELL = 4  # tokens and output rows of a thread
 SIDE = TILE // CELL
-DEPTH = 32  # inputs between two barriers, or a group of them
+DEPTH = 32  # inputs between two barriers, at most
+
+
+def words_between_barriers(form: PackedGroup) -> int:
+    """As many of a group's as ``DEPTH`` lets in."""
+    return next(n for n in range(form.words, 0, -1) if form.words % n == 0 and n * form.fields <= DEPTH)
 
 
 @lru_cache(None)
@@ -33,8 +39,8 @@ def gemm_gpu(
     halves: int = 4,
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..); arguments as in ``gemv_gpu``."""
-    depth = DEPTH if isinstance(form, PackedFloat) else form.group
-    x_width = vector_of(x_dtype, columns, halves)
+    depth = DEPTH if isinstance(form, PackedFloat) else words_between_barriers(form) * form.fields
+    x_width = vector_of(x_dtype, math.gcd(columns, depth), halves)
     starts = block_starts(matrices, TILE)
 
     @prim_func
@@ -78,15 +84,15 @@ def gemm_gpu(
 
             def fields(n, which):
                 q_weight, q_scale = weights[i]
-                word = T.bind(q_weight[last_or(n), chunk * form.words + which])
-                scale = T.bind(T.cast(q_scale[last_or(n), chunk], "float32"))
+                word = T.bind(q_weight[last_or(n), chunk * (depth // form.fields) + which])
+                scale = T.bind(T.cast(q_scale[last_or(n), chunk * depth // form.group], "float32"))
                 for j in range(form.fields):
                     T.buffer_store(ws, field(form, word, j) * scale, [which * form.fields + j, n])
 
             if isinstance(form, PackedFloat):
                 tasks(thread, depth // vector_of(form.dtype, columns, halves), floats)
             else:
-                tasks(thread, form.words, fields)
+                tasks(thread, depth // form.fields, fields)
 
         def multiply(xs, ws, token, row, acc):
             """Add the products of one pair of tiles."""

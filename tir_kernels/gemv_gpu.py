@@ -106,7 +106,7 @@ def gemv_gpu(
                 T.buffer_store(held, value, [j])
 
         with grid((rows + tokens - 1) // tokens, starts[-1]) as (tile, block, thread):
-            partial, scratch = shared((sums, THREADS)), shared((1, THREADS))
+            partial = shared((sums, THREADS))
             group, lane = T.bind(thread // lanes), T.bind(thread % lanes)
             plane = sum((T.Select(block >= start, T.int32(1), T.int32(0)) for start in starts[1:-1]), T.int32(0))
             ts = [tile] if tokens == 1 else [T.bind(T.min(tile * tokens + m, rows - 1)) for m in range(tokens)]
@@ -152,7 +152,10 @@ def gemv_gpu(
             total = partial[mine, at]
             for j in range(1, sums):
                 total = total + partial[mine, at + j * share]
-            (total,) = totals([T.bind(total)], thread, share, scratch)
+            total = T.bind(total)
+            if share > 1:
+                barrier()
+                (total,) = totals([total], thread, share, partial)
 
             def finish(i: int):
                 matrix = matrices[i]

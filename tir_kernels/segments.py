@@ -12,14 +12,16 @@ from .threads import THREADS, grid
 
 
 def sequence(b, slots, segment_ends):
-    """State slot, first row and number of rows of sequence b, as int64 expressions inside a kernel.
+    """State slot, first row and number of rows of sequence b, as int64 expressions inside a kernel, each of which provably
+    fits in 32 bits.
 
     Without ``slots`` sequence b has slot b; without ``segment_ends`` it is the one row b."""
     slot = b if slots is None else T.bind(T.cast(slots[b], "int64"))
     if segment_ends is None:
         return slot, b, 1
     first = T.bind(T.if_then_else(b == 0, T.int64(0), T.cast(segment_ends[T.max(b - 1, T.int64(0))], "int64")))
-    return slot, first, T.bind(T.cast(segment_ends[b], "int64") - first)
+    length = T.max(segment_ends[b] - T.cast(first, "int32"), T.int32(0))
+    return slot, first, T.bind(T.cast(length, "int64"))
 
 
 def sequence_of(t, segment_ends, batch):
@@ -29,9 +31,9 @@ def sequence_of(t, segment_ends, batch):
     with T.serial(0, batch) as b:
         ended = segment_ends[b] <= T.cast(t, "int32")
         T.buffer_store(before, before[0] + T.Select(ended, T.int32(1), T.int32(0)), [0])
-    b = T.bind(T.cast(before[0], "int64"))
-    _, first, length = sequence(b, None, segment_ends)
-    return b, first, T.bind(first + length - 1)
+    b = T.bind(T.cast(T.max(before[0], T.int32(0)), "int64"))
+    _, first, _ = sequence(b, None, segment_ends)
+    return b, first, T.bind(T.cast(T.max(segment_ends[b], T.int32(1)) - 1, "int64"))
 
 
 @lru_cache(None)

@@ -72,7 +72,7 @@ def fill_gpu() -> tirx.PrimFunc:
     def kernel():
         blocks, extent = size("blocks"), size("extent")
         x = arg("x", (blocks, extent))
-        with grid(blocks) as (block, thread), T.serial(0, extent // (THREADS * width)) as i:
+        with grid(blocks) as (block, thread), T.serial(0, T.cast(extent, "int32") // (THREADS * width)) as i:
             T.buffer_store(x, constant(1.0, width), [block, T.ramp((i * THREADS + thread) * width, 1, width)])
 
     return kernel
@@ -92,7 +92,7 @@ def stream_gpu() -> tirx.PrimFunc:
             scratch = shared((1, THREADS))
             acc = registers((1,), device="gpu")
             T.buffer_store(acc, T.float32(0.0), [0])
-            with T.serial(0, extent // (loads * THREADS * width)) as i:
+            with T.serial(0, T.cast(extent, "int32") // (loads * THREADS * width)) as i:
                 at = [T.ramp(((i * loads + j) * THREADS + thread) * width, 1, width) for j in range(loads)]
                 total = T.bind((x[block, at[0]] + x[block, at[1]]) + (x[block, at[2]] + x[block, at[3]]))
                 for value in lanes_of(total, width):

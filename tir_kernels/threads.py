@@ -1,8 +1,8 @@
 """What the GPU kernels are written in: blocks of threads that share memory.
 
-Only what every GPU API has: at most 256 threads and 20 KiB of shared memory a block, vectors of four elements (eight halves
+Only what every GPU API has: at most 256 threads and 16 KiB of shared memory a block, vectors of four elements (eight halves
 where ``halves`` allows), sums through shared memory instead of subgroups, whose size differs from device to device.
-Barriers stand outside every branch.
+Barriers stand outside every branch. ``gemm_tensor_core``, for one kind of GPU, takes more.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ HALF_MAX = 65504.0
 
 
 @contextmanager
-def grid(*blocks) -> Iterator[list]:
-    """Run the body in ``THREADS`` threads of each of a grid of blocks: the block's indices, and the thread's."""
+def grid(*blocks, threads: int = THREADS) -> Iterator[list]:
+    """Run the body in so many threads of each of a grid of blocks: the block's indices, and the thread's."""
     frames = [T.thread_binding(0, extent, thread=f"blockIdx.{axis}") for axis, extent in zip("xyz", blocks)]
-    frames.append(T.thread_binding(0, THREADS, thread="threadIdx.x"))
+    frames.append(T.thread_binding(0, threads, thread="threadIdx.x"))
     indices = [frame.__enter__() for frame in frames]
     yield indices
     for frame in reversed(frames):

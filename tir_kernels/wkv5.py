@@ -105,7 +105,7 @@ def wkv5(
             column, decay, bonus = (registers((keys,), device=device) for _ in range(3))
             now, ahead = registers((2, keys), device=device), registers((2, keys), device=device)
             value, value_ahead, acc = (registers((1,), device=device) for _ in range(3))
-            partial = shared((2, parts, size))  # of two tokens in turn, so that one barrier a token is enough
+            partial = shared((parts, size))
 
             def key_of(j):
                 return part * keys + j
@@ -123,6 +123,7 @@ def wkv5(
                 T.buffer_store(decay, w[h, key_of(j)], [j])
                 T.buffer_store(bonus, u[h, key_of(j)], [j])
             load(0)
+
             with T.serial(0, length) as t:
                 for j in range(0, keys, lanes):
                     for row in range(2):
@@ -143,13 +144,14 @@ def wkv5(
                         kv = T.bind(now[1, at] * value[0])
                         T.buffer_store(acc, acc[0] + now[0, at] * (column[at] + bonus[at] * kv), [0])
                         T.buffer_store(column, column[at] * decay[at] + kv, [at])
-                T.buffer_store(partial, acc[0], [t % 2, part, i])
+                T.buffer_store(partial, acc[0], [part, i])
                 barrier()
                 with T.If(part == 0), T.Then():
-                    total = partial[t % 2, 0, i]
+                    total = partial[0, i]
                     for other in range(1, parts):
-                        total = total + partial[t % 2, other, i]
+                        total = total + partial[other, i]
                     T.buffer_store(out, total, [0, first + t, h * size + i])
+                barrier()
             for j in range(keys):
                 T.buffer_store(out_state, column[j], [slot, h, key_of(j), i])
 

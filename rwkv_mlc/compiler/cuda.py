@@ -16,6 +16,7 @@ from ..errors import UserError
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 PTX = "compute_90"  # what no machine code above fits is newer than this
+TENSOR_CORE, USES_IT = Path(__file__).with_name("tensor_core.cuh"), b" multiply_matrices("
 
 INSTALL = "pip install 'rwkv_mlc[cuda]'"
 
@@ -58,6 +59,7 @@ def compile_fatbin(
 
     Raises UserError where there is no compiler, and RuntimeError with its message where it fails."""
     compiler, wanted, codes = find_compiler(architectures), images(architectures), {}
+    source = (TENSOR_CORE.read_bytes() if USES_IT in source else b"") + source
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {pool.submit(compiler.compile, source, image): image for image in wanted}
         for job in as_completed(jobs):

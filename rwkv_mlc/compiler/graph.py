@@ -17,6 +17,7 @@ from ..ops.cpu import CPUOps
 from ..ops.gpu import GPUOps
 from ..ops.kernels import KernelOps
 from ..quantization.schemes import FloatForm, Scheme
+from .cuda_graph import CAPTURED
 from .merge import MERGED
 from .state import ExplicitState
 from .targets import CompileTarget
@@ -118,8 +119,9 @@ def _emit_function(
     slots = relax.Var("slots", relax.TensorType([batch], "int32"))
     states, params = relax.Var("states", relax.ObjectType()), relax.Var("params", relax.ObjectType())
 
-    attributes = {MERGED: True} if _is_merged(name, target) else None
-    with builder.function(name, [tokens, segment_ends, slots, states, params], attributes):
+    attributes = {MERGED: _is_merged(name, target), CAPTURED: name == "decode" and target.launch_graphs}
+    marked = {attribute: True for attribute, holds in attributes.items() if holds}
+    with builder.function(name, [tokens, segment_ends, slots, states, params], marked or None):
         with builder.dataflow():
 
             def item(container: relax.Var, index: int, shape: list, dtype: str) -> relax.Var:

@@ -9,6 +9,7 @@ import tvm
 from tvm import relax, tirx
 
 from ..artifact.disk import beside
+from .cuda_graph import capture_cuda_graphs
 from .debug_index import write_index
 from .float16 import widen_by_integers
 from .imports import kernels_as_source
@@ -37,7 +38,15 @@ def attach_symbols(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRMod
 PHASES: list[tuple[str, list[Callable]]] = [
     ("1-merge", [lambda: merge_kernels]),
     ("2-lower", [transform.ToNonDataflow, transform.RemovePurityChecking, transform.CallTIRRewrite]),
-    ("3-memory", [transform.StaticPlanBlockMemory, transform.LowerAllocTensor, transform.KillAfterLastUse]),
+    (
+        "3-memory",
+        [
+            transform.StaticPlanBlockMemory,
+            transform.LowerAllocTensor,
+            lambda: capture_cuda_graphs,
+            transform.KillAfterLastUse,
+        ],
+    ),
     (
         "4-runtime",
         [

@@ -39,7 +39,7 @@ UNLISTED_CPUS = ("apple-m1", "apple-m2", "apple-m3")  # LLVM takes these names a
 
 
 KIB = 1 << 10
-SMALL_GPU = {"max_num_threads": 256, "max_threads_per_block": 256, "max_shared_memory_per_block": 32 * KIB}
+SMALL_GPU = {"max_num_threads": 256, "max_threads_per_block": 256, "max_shared_memory_per_block": 16 * KIB}
 LARGE_GPU = {"max_num_threads": 1024, "max_threads_per_block": 1024, "thread_warp_size": 32}
 MACOS, ANDROID = "arm64-apple-macos11.0", "aarch64-linux-android"
 
@@ -51,7 +51,8 @@ class CompileTarget:
     ``name`` is the suffix of the library's file name, ``family`` the class of ``rwkv_mlc.ops`` that writes its graph,
     ``suffix`` the library's file type. For CPUs, ``features`` are those that the code may use (LLVM's names), and
     ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``). For GPUs, ``vector_halves`` is how many float16
-    a vector may hold; ``architectures`` are those of the machine code for CUDA."""
+    a vector may hold; ``architectures`` are those of the machine code for CUDA, ``tensor_cores`` and ``launch_graphs`` say
+    whether the device has what ``tir_kernels.gemm_tensor_core`` calls and can repeat a record of launches."""
 
     name: str
     tvm: Target
@@ -62,6 +63,8 @@ class CompileTarget:
     gemm_tile: tuple[int, int] | None = None
     vector_halves: int = 8
     architectures: tuple[str, ...] = ()
+    tensor_cores: bool = False
+    launch_graphs: bool = False
 
     @property
     def attributes(self) -> dict:
@@ -163,7 +166,8 @@ def _cuda(options: dict) -> CompileTarget:
         raise UserError(f"The target's arch should be like {ARCHITECTURES[0]}, not {arch!r}.")
     limits = {**LARGE_GPU, "max_shared_memory_per_block": 48 * KIB, "arch": ARCHITECTURES[0]}
     target = _gpu(options, name="cuda", kind="cuda", limits=limits)
-    return dataclasses.replace(target, architectures=(arch,) if arch else ARCHITECTURES)
+    architectures = (arch,) if arch else ARCHITECTURES
+    return dataclasses.replace(target, architectures=architectures, tensor_cores=True, launch_graphs=True)
 
 
 def _vulkan(options: dict) -> CompileTarget:

@@ -18,8 +18,9 @@ from .dump import Dump, Header, Recipe, record
 class Tracer:
     """Runs a library call by call and keeps what its kernels write.
 
-    Where the kernels of ``decode`` are merged, single tokens go through ``batch_decode``, whose kernels are the same; the
-    logits are those of ``decode`` in any case, and ``notes`` say where the two differ."""
+    Where the kernels of ``decode`` are merged, single tokens go through ``batch_decode``, whose kernels are the same, and
+    where it is a CUDA graph, through its kernels one by one; the logits are those of ``decode`` in any case, and ``notes``
+    say where the two differ."""
 
     def __init__(self, runner: Runner):
         self.runner = runner
@@ -37,13 +38,18 @@ class Tracer:
     def step(self, tokens: Sequence[int], single: bool) -> dict[str, np.ndarray]:
         if not single:
             return self._run("prefill", tokens)
-        if self.records.get("decode"):
+        if self.separate == "decode" and not self.runner.uses_graphs:
             return self._run("decode", tokens)
-        merged = self.runner.run("decode", [tokens], self.state.copy())
-        found = self._run("batch_decode", tokens)
-        if not np.array_equal(merged, found["logits"], equal_nan=True):
-            self.notes = ["decode, whose kernels are merged, gives other logits than the same kernels one by one."]
-        return found | {"logits": merged.copy()}
+        logits = self.runner.run("decode", [tokens], self.state.copy()).copy()
+        found = self._run(self.separate, tokens)
+        if not np.array_equal(logits, found["logits"], equal_nan=True):
+            self.notes = ["decode, whose kernels run as one, gives other logits than the same kernels one by one."]
+        return found | {"logits": logits}
+
+    @property
+    def separate(self) -> str:
+        """The function that reads single tokens kernel by kernel."""
+        return "decode" if self.records.get("decode") else "batch_decode"
 
     def kernels(self) -> dict[str, dict[str, str]]:
         """By function and name of the value."""
@@ -68,7 +74,7 @@ class Tracer:
             for position, names in outputs.items() if name == kernel else ():
                 found.update(_named(names, to_numpy(args[int(position)])))
 
-        with instrumented(self.runner.vm, instrument):
+        with instrumented(self.runner, instrument):
             self.runner.run(function, [tokens], self.state)
         if ran != [kernel for kernel, _ in records]:
             raise UserError("The library's kernels are not those that its metadata lists; build it again.")
@@ -79,7 +85,7 @@ def dump_library(engine: Engine, recipe: Recipe) -> Dump:
     """Raises UserError for a library that does not name its values, and as ``Recipe.check``."""
     tracer = Tracer(engine.runner)
     tensors = record(engine.config, recipe, tracer.step)
-    functions = {"prefill": "prefill", "decode": "decode" if tracer.records.get("decode") else "batch_decode"}
+    functions = {"prefill": "prefill", "decode": tracer.separate}
     kernels = tracer.kernels()
     computed = ((name, kernels[functions[name.partition("/")[0].partition(".")[0]]]) for name in tensors)
     artifact = engine.artifact

@@ -70,12 +70,13 @@ def target_of(name: str) -> str:
 
 
 def _load_runtime(kind: str) -> None:
-    if kind == "cuda":
-        _load_cuda()
     if kind == "vulkan" and not vulkan_device_types():
         raise UserError("This machine has no Vulkan device; install its driver, such as mesa-vulkan-drivers.")
     try:
-        load_runtime(kind)
+        if kind == "cuda":
+            _load_cuda()
+        else:
+            load_runtime(kind)
     except (OSError, RuntimeError) as error:
         if kind != "vulkan":
             reason = f" ({error})" if isinstance(error, OSError) else ""
@@ -84,8 +85,12 @@ def _load_runtime(kind: str) -> None:
 
 
 def _load_cuda() -> None:
-    """CUDA's runtime from PyPI's packages, where TVM does not look."""
-    found = importlib.util.find_spec("nvidia")
-    for folder in found.submodule_search_locations if found else ():
-        for library in Path(folder).glob("*/lib/libcudart.so.*"):
-            ctypes.CDLL(str(library))
+    """With the CUDA runtime that the system finds, or else that of PyPI's packages, where it does not look."""
+    try:
+        load_runtime("cuda")
+    except (OSError, RuntimeError):
+        found = importlib.util.find_spec("nvidia")
+        for folder in found.submodule_search_locations if found else ():
+            for library in Path(folder).glob("*/lib/libcudart.so.*"):
+                ctypes.CDLL(str(library))
+        load_runtime("cuda")

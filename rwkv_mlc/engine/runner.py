@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..config import RWKVConfig
 from ..errors import UserError
 from ..models import StateTensor, model_module
 from ..quantization.layouts import LAYOUTS
+from .cuda_graph import FUNCTION, DecodeGraph
 from .parameters import Stored, load_parameters
 from .threads import start_threads
 from .tvm_runtime import CPU, Device, Tensor, duplicate, lend, tensor, to_numpy, tvm_ffi, view, virtual_machine
@@ -27,6 +28,7 @@ class State:
     library takes them. Calls update it in place; ``copy`` gives an independent one."""
 
     tensors: list[Tensor]
+    graph: DecodeGraph | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         self.packed = tvm_ffi.convert(self.tensors)
@@ -47,12 +49,15 @@ class Runner:
     """Calls ``prefill``, ``score``, ``decode`` and ``batch_decode`` of a library.
 
     ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
-    library's metadata asks for, and put onto ``device``, where states live as well. Raises UserError when the library asks
-    for a tensor that is not there, or for one of another shape or dtype."""
+    library's metadata asks for, and put onto ``device``, where states live as well. ``uses_graphs`` says whether ``decode``
+    goes through a CUDA graph, where the library has that form. Raises UserError when the library asks for a tensor that is
+    not there, or for one of another shape or dtype."""
 
     def __init__(self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU):
         self.device = device
-        self.vm = virtual_machine(library, self.device)
+        self.executable = tvm_ffi.load_module(library)
+        self.vm = virtual_machine(self.executable, self.device)
+        self.uses_graphs = self.vm.implements_function(FUNCTION)
         metadata = json.loads(self.vm["_metadata"]())
         self.config = RWKVConfig.from_dict(metadata["model_config"])
         self.state_layout: list[StateTensor] = model_module(self.config).states(self.config)
@@ -98,7 +103,12 @@ class Runner:
         ends = np.cumsum([len(tokens) for tokens in sequences], dtype=np.int32)
         chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
         inputs = (tokens.astype(np.int32), ends, chosen)  # alive until the logits are there
-        logits = self.functions[function](*(lend(array, self.device) for array in inputs), state.packed, self.params)
+        if function == "decode" and self.uses_graphs:
+            state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
+            logits = state.graph(inputs)
+        else:
+            lent = (lend(array, self.device) for array in inputs)
+            logits = self.functions[function](*lent, state.packed, self.params)
         return view(logits).reshape(-1, self.config.vocab_size)
 
 

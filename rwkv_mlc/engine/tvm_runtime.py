@@ -59,9 +59,9 @@ def exists(device: Device) -> bool:
     return bool(tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device.dlpack_device_type(), device.index, EXISTS))
 
 
-def virtual_machine(library: Path, device: Device) -> Module:
+def virtual_machine(executable: Module, device: Device) -> Module:
     """The functions of a compiled library, by name, for calls with tensors on ``device``."""
-    machine = tvm_ffi.load_module(library)["vm_load_executable"]()
+    machine = executable["vm_load_executable"]()
     devices = dict.fromkeys([device, CPU])  # shapes are computed on the CPU
     machine["vm_initialization"](*(n for d in devices for n in (d.dlpack_device_type(), d.index, POOLED_ALLOCATOR)))
     return machine
@@ -79,13 +79,17 @@ def tensor(array: np.ndarray, device: Device) -> Tensor:
     return target
 
 
+def copy(array: np.ndarray, target: Tensor) -> None:
+    """Put the values of ``array`` into ``target``, which may be under way until values are read from there."""
+    _copy(tvm_ffi.from_dlpack(array), target)
+
+
 def lend(array: np.ndarray, device: Device) -> Tensor:
-    """``array`` on ``device``: itself on the CPU, else a copy that may be under way until values are read from there."""
-    lent = tvm_ffi.from_dlpack(array)
+    """``array`` on ``device``: itself on the CPU, else as ``copy`` puts it there."""
     if device == CPU:
-        return lent
+        return tvm_ffi.from_dlpack(array)
     target = empty(array.shape, array.dtype.name, device)
-    _copy(lent, target)
+    copy(array, target)
     return target
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.engine import Engine
-from ..engine.tvm_runtime import Module
+from ..engine.runner import Runner
 from .timing import is_enough, seconds_of, synchronize
 
 HALVES = {"ln1": "time_mixing", "attention": "time_mixing", "ln2": "channel_mixing", "feed_forward": "channel_mixing"}
@@ -151,7 +151,7 @@ def _kernel_seconds(engine: Engine, call: Callable[[], object]) -> list[float]:
         else:
             seconds.append(time.perf_counter() - began)
 
-    with instrumented(engine.runner.vm, instrument):
+    with instrumented(engine.runner, instrument):
         call()
     return seconds
 
@@ -164,7 +164,7 @@ def _kernel_calls(engine: Engine, call: Callable[[], object], tokens: int, seque
         if before and not name.startswith(BUILTIN):
             recorded.append((name, [arguments[arg] for arg in args if arg in arguments]))
 
-    with instrumented(engine.runner.vm, instrument):
+    with instrumented(engine.runner, instrument):
         call()
     runs = sum(any(p.group == "embedding" for p in parameters) for _, parameters in recorded)
     rows = Rows(tokens / runs, sequences)
@@ -175,13 +175,16 @@ def _kernel_calls(engine: Engine, call: Callable[[], object], tokens: int, seque
 
 
 @contextmanager
-def instrumented(vm: Module, instrument: Callable) -> Iterator[None]:
-    set_instrument = vm["set_instrument"]
+def instrumented(runner: Runner, instrument: Callable) -> Iterator[None]:
+    """Have ``instrument`` called before and after every function that the runner's machine calls; no CUDA graph is used."""
+    set_instrument, used_graphs = runner.vm["set_instrument"], runner.uses_graphs
     set_instrument(instrument)
+    runner.uses_graphs = False
     try:
         yield
     finally:
         set_instrument(None)
+        runner.uses_graphs = used_graphs
 
 
 def _arguments(engine: Engine) -> dict[Any, Argument]:

@@ -35,7 +35,7 @@ def hidden_units(engine: Engine, tokens: Sequence[int]) -> list[HiddenUnits]:
             zeros.append(1 - np.count_nonzero(hidden) / hidden.size)
 
     state = engine.new_state()
-    with instrumented(engine.runner.vm, instrument):
+    with instrumented(engine.runner, instrument):
         for token in tokens:
             engine.runner.run("batch_decode", [[token]], state)  # ``decode`` has this kernel merged with others
     zero = np.reshape(zeros, (len(tokens), -1))

@@ -8,6 +8,7 @@ from tvm import relax, tirx
 
 from tir_kernels.embedding import embedding_gpu
 from tir_kernels.gemm_gpu import gemm_gpu
+from tir_kernels.gemm_tensor_core import fits_tensor_cores, gemm_tensor_core
 from tir_kernels.gemv import Matrix
 from tir_kernels.gemv_gpu import gemv_gpu
 from tir_kernels.group_norm import group_norm_gpu
@@ -57,7 +58,7 @@ class GPUOps(KernelOps):
         which prompts are read."""
         self.add_memory_probes(stream_gpu(), fill_gpu())
         size, rows, dtype = PEAK_SIZE, tirx.Var("rows", "int64"), self.activation_dtype
-        kernel = gemm_gpu((Matrix(size),), size, PackedFloat(dtype), dtype, halves=self.target.vector_halves)
+        kernel = self._product_of_prompts((Matrix(size),), size, PackedFloat(dtype), dtype)
         inputs = {"x": relax.TensorType([1, rows, size], dtype), "weight": relax.TensorType([size, size], dtype)}
         self.add_probe("matmul_peak", kernel, inputs, relax.TensorType([1, rows, size], "float32"))
 
@@ -91,12 +92,12 @@ class GPUOps(KernelOps):
             for m, name, activation in zip(matrices, names, activations)
         ]
         outputs = tuple(Matrix(m.shape[0], *rest) for m, *rest in zip(matrices, activations, dtypes))
-        options = {**fused, "halves": self.target.vector_halves}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             tokens = 1 if self.batch == 1 else TOKENS
-            kernel = gemv_gpu(outputs, columns, form, x.ty.dtype, tokens=tokens, **options)
+            halves = self.target.vector_halves
+            kernel = gemv_gpu(outputs, columns, form, x.ty.dtype, tokens=tokens, halves=halves, **fused)
         else:
-            kernel = gemm_gpu(outputs, columns, form, x.ty.dtype, **options)
+            kernel = self._product_of_prompts(outputs, columns, form, x.ty.dtype, **fused)
         args = [x, *(tensor for m in matrices for tensor in m.tensors)]
         args += [extra for extra in (gate, residual) if extra is not None]
         return self.call(kernel, args, [[1, rows, m.rows] for m in outputs], names, dtypes)
@@ -133,6 +134,12 @@ class GPUOps(KernelOps):
             return x
         channels = self.config.hidden_size
         return self.call(last_rows_gpu(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
+
+    def _product_of_prompts(self, matrices: tuple[Matrix, ...], columns: int, form: Packed, dtype: str, **fused: bool):
+        """The kernel of many tokens: on tensor cores where the target has them and the matrices suit them."""
+        if self.target.tensor_cores and fits_tensor_cores(columns, form, dtype):
+            return gemm_tensor_core(matrices, columns, form, **fused)
+        return gemm_gpu(matrices, columns, form, dtype, halves=self.target.vector_halves, **fused)
 
     def _dtype(self, *names: str) -> str:
         """Of values of these names that matrices read."""

@@ -33,14 +33,14 @@ class Engine(Protocol):
 
 
 class Ours:
-    def __init__(self, model: Path, threads: int):
+    def __init__(self, model: Path, threads: int, device: str):
         from rwkv_mlc.engine.threads import start_threads
 
         start_threads(threads)
         from rwkv_mlc.engine.engine import Engine
         from rwkv_mlc.eval.bench import bytes_read
 
-        self.engine = Engine(model)
+        self.engine = Engine(model, device)
         self.weight_bytes = sum(bytes_read(self.engine).values())
         self.reset()
 
@@ -54,9 +54,9 @@ class Ours:
 
 
 class RwkvPackage:
-    """The ``rwkv`` package; ``strategy`` is its own word for device and dtype."""
+    """The ``rwkv`` package; ``strategy`` is its own word for device and dtype, such as "cuda fp16"."""
 
-    def __init__(self, model: Path, threads: int, strategy: str):
+    def __init__(self, model: Path, threads: int, _device: str, strategy: str):
         os.environ["RWKV_CUDA_ON"] = "0"
         import torch
         from rwkv.model import RWKV
@@ -72,13 +72,13 @@ class RwkvPackage:
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         logits, self.state = self.model.forward(list(tokens), self.state)
-        return logits.float().numpy()
+        return logits.float().cpu().numpy()
 
 
 class Transformers:
-    """``RwkvForCausalLM``, which knows generation 4, in float32."""
+    """``RwkvForCausalLM``, which knows generation 4, in float32 on a CPU and float16 on a GPU."""
 
-    def __init__(self, model: Path, threads: int):
+    def __init__(self, model: Path, threads: int, device: str):
         import torch
         import transformers
 
@@ -101,6 +101,8 @@ class Transformers:
         ours = self.model.state_dict()
         for source, name in blinkdl_names({name: name for name in ours}).items():
             ours[name].copy_(torch.from_numpy(tensors[source].read()))
+        self.device = device
+        self.model = self.model.to(device, torch.float32 if device == "cpu" else torch.float16)
         parameters = dict(self.model.named_parameters())
         self.weight_bytes = sum(p.nbytes for name, p in parameters.items() if "embeddings" not in name)
         self.reset()
@@ -110,13 +112,13 @@ class Transformers:
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         with self.torch.no_grad():
-            ids = self.torch.tensor([list(tokens)])
+            ids = self.torch.tensor([list(tokens)], device=self.device)
             output = self.model(ids, state=self.state, use_cache=True, logits_to_keep=1)
         self.state = output.state
-        return output.logits[0, -1].numpy()
+        return output.logits[0, -1].float().cpu().numpy()
 
 
-def rwkv_cpp(model: Path, threads: int, library: str) -> Engine:
+def rwkv_cpp(model: Path, threads: int, _device: str, library: str) -> Engine:
     from rwkv_cpp import RwkvCpp
 
     return RwkvCpp(Path(library), model, threads)
@@ -143,11 +145,11 @@ def speeds(engine: Engine, tokens: list[int], steps: int) -> dict[str, float]:
     return {"prefill": len(tokens) / prefilling.median, "decode": 1 / decoding.median}
 
 
-def limits(model: Path, threads: int) -> dict[str, float]:
-    """What the machine reads and multiplies a second, by an artifact's library and by PyTorch's or numpy's product."""
+def limits(model: Path, threads: int, device: str) -> dict[str, float]:
+    """What the device reads and multiplies a second, by an artifact's library and by PyTorch's or numpy's product."""
     from rwkv_mlc.eval.limits import GemmPeak, read_bandwidth
 
-    engine = Ours(model, threads).engine
+    engine = Ours(model, threads, device).engine
     return {"read_bandwidth": read_bandwidth(engine)(), "gemm_peak": GemmPeak.on(engine).measure()}
 
 
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("options", nargs="*", help="strategy of the rwkv package; shared library of rwkv.cpp")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=lambda text: [int(token) for token in text.split(",")], default=[])
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=timing.MIN_SECONDS, help="that a measurement takes at least")
@@ -165,10 +168,10 @@ def main() -> None:
     args = parser.parse_args()
     timing.MIN_SECONDS = args.seconds
     if args.task == "limits":
-        write_json(args.out, limits(args.model, args.threads))
+        write_json(args.out, limits(args.model, args.threads, args.device))
         return
     began = time.perf_counter()
-    engine = ENGINES[args.engine](args.model, args.threads, *args.options)
+    engine = ENGINES[args.engine](args.model, args.threads, args.device, *args.options)
     load_seconds = time.perf_counter() - began
     if args.task == "logits":
         np.save(args.out, engine.read(args.tokens))

@@ -51,8 +51,15 @@ OPERATIONS = {
     "And": np.logical_and,
     "Or": np.logical_or,
 }
+EXTERNAL = ("tirx.call_extern", "tirx.call_pure_extern")
 AXES = 12  # at least as many as loops lie in one another
-PRODUCTS = ("gemv_gpu", "gemm_gpu")
+PRODUCTS = ("gemv_gpu", "gemm_gpu", "gemm_tensor_core")
+COPY, COPIED = "async_copy", 16  # bytes
+PAIRS, TENSOR_CORES = "multiply_add_pairs", "multiply_matrices"
+OPERATIONS_OF = {
+    PAIRS: 2,
+    TENSOR_CORES: 2 * 16 * 8 * 16 / 32,
+}  # of a thread; those of pairs take as long as two of float32
 
 
 @dataclass(frozen=True)
@@ -96,13 +103,15 @@ class Unknown(Exception):
 
 @dataclass
 class Work:
-    """Of one launch. ``chain`` is how many steps of loops that a thread runs one after the other."""
+    """Of one launch. ``chain`` is how many steps of loops that a thread runs one after the other; ``on_tensor_cores`` are
+    those of the operations."""
 
     bytes_read: float = 0.0
     bytes_written: float = 0.0
     least_bytes: float = 0.0
     operations: float = 0.0
     least_operations: float = 0.0
+    on_tensor_cores: float = 0.0
     threads: int = 0
     chain: int = 1
 
@@ -203,7 +212,10 @@ class Count:
             branches = [(s.then_case, taken), (s.else_case, np.logical_not(taken))]
         except Unknown:
             branches = [(s.then_case, True), (s.else_case, True)]
-        return max(self.visit(body, [*conditions, taken]) for body, taken in branches if body is not None)
+        steps = [
+            self.visit(body, [*conditions, taken]) for body, taken in branches if body is not None and np.any(taken)
+        ]
+        return max(steps, default=1)
 
     def loop(self, s: tirx.For, conditions: list) -> int:
         extent, axis = self.number(s.extent), len(self.extents)
@@ -243,19 +255,32 @@ class Count:
 
     def count(self, expression, conditions: list) -> None:
         """Loads, and operations on floats."""
-        lanes, loads = [], []
+        lanes, loads, calls = [], [], []
 
         def operation(e) -> None:
             dtype = str(e.expr_ty().dtype)
             if dtype.startswith("float"):
                 lanes.append(int(dtype.partition("x")[2] or 1))
 
-        found = [*((kind, operation) for kind in ARITHMETIC), (ir.TensorLoad, loads.append)]
+        found = [*((kind, operation) for kind in ARITHMETIC), (ir.TensorLoad, loads.append), (ir.Call, calls.append)]
         tvm_ffi.structural_walk(expression, found)
+        functions = [str(call.args[0].value) for call in calls if call.op.name in EXTERNAL]
+        if COPY in functions:
+            return self.copy(expression, conditions)
         for load in loads:
             self.access(load.source, load.indices, conditions, written=False)
-        if lanes:
-            self.work.operations += self.executions(conditions) * sum(lanes)
+        operations = sum(lanes) + sum(OPERATIONS_OF.get(function, 0) for function in functions)
+        if operations:
+            executed = self.executions(conditions) * operations
+            self.work.operations += executed
+            self.work.on_tensor_cores += executed if TENSOR_CORES in functions else 0
+
+    def copy(self, call: ir.Call, conditions: list) -> None:
+        """Of ``COPIED`` bytes from an address, where the last argument holds."""
+        (source,), inside = call.args[2].args, call.args[3]
+        *rows, first = source.indices
+        vector = tirx.Ramp(first, 1, COPIED // itemsize(source.source))
+        self.access(source.source, [*rows, vector], [*conditions, self.value(inside)], written=False)
 
 
 def itemsize(buffer) -> int:
@@ -306,7 +331,7 @@ def show(title: str, counted: list[tuple[str, int, Work]], sheet: DataSheet, res
             f"{work.operations / 1e6:.1f}",
             f"{work.operations / work.least_operations:.2f}" if work.operations else "",
             f"{seconds * 1e6:.2f}",
-            f"{work.operations / sheet.float32 * 1e6:.2f}",
+            f"{(work.operations - work.on_tensor_cores) / sheet.float32 * 1e6:.2f}",
             f"{work.threads / sheet.threads:.2f}",
             str(work.chain),
             f"{taken.registers} {taken.shared} {taken.stack}" if taken else "",

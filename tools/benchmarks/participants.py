@@ -25,9 +25,10 @@ CHECKED_TOKENS = 16
 @dataclass(frozen=True)
 class Settings:
     """Of every measurement: ``tokens`` are the prompt, ``steps`` the least number of single tokens, ``seconds`` what
-    each takes at least; files lie in ``folder``."""
+    each takes at least; files lie in ``folder``, ``device`` is "cpu" or the name of a GPU."""
 
     threads: int
+    device: str
     tokens: list[int]
     steps: int
     seconds: float
@@ -79,7 +80,16 @@ class Worker:
     def _run(self, task: str, settings: Settings, suffix: str, *arguments: str) -> Path:
         out = settings.folder / f"{task}{suffix}"
         command = [sys.executable, str(HERE / "engines.py"), task, self.engine, str(self.model), *self.options]
-        command += ["--threads", str(settings.threads), "--seconds", str(settings.seconds), "--out", str(out)]
+        command += [
+            "--device",
+            settings.device,
+            "--threads",
+            str(settings.threads),
+            "--seconds",
+            str(settings.seconds),
+            "--out",
+            str(out),
+        ]
         run([*command, *arguments], settings.threads)
         return out
 

@@ -3,7 +3,7 @@
     python tools/benchmarks/peers.py rwkv-4-world-0.1b --markdown table.md --json peers.json
 
 The model is a preset with random weights, or a checkpoint. Before anything is timed, the logits of every engine are
-held against those of q0f32, so that all run the same model. The ``rwkv`` package and, for RWKV-4, transformers take
+held against those of q0f32, so that all run the same model. With ``--device cuda`` all run on the GPU. The ``rwkv`` package and, for RWKV-4, transformers take
 part where they are installed; rwkv.cpp, llama.cpp and any other command where the command line names them.
 """
 
@@ -32,12 +32,14 @@ from rwkv_mlc.artifact.disk import beside
 from rwkv_mlc.build import open_source
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.configs import config_names
+from rwkv_mlc.engine.devices import target_of
 from rwkv_mlc.engine.threads import physical_cores
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.eval.bench import operations_of
 from rwkv_mlc.models import model_module, resolve
 from rwkv_mlc.weights import LazyTensor
 
+STRATEGIES = {True: ("cpu fp32", "cpu bf16"), False: ("cuda fp16",)}  # of the rwkv package, on a CPU or not
 EXACT = "q0f32"  # the scheme whose logits the others are held against
 
 
@@ -118,7 +120,7 @@ def markdown(result: dict[str, Any]) -> str:
     bandwidth, peak = ([r["limits"][key] / 1e9 for r in result["rounds"]] for key in ("read_bandwidth", "gemm_peak"))
     lines += [
         "",
-        f"`{result['model']}`, {result['threads']} threads, medians of {len(result['rounds'])} rounds; the machine "
+        f"`{result['model']}` on {result['device']}, {result['threads']} threads, medians of {len(result['rounds'])} rounds; the machine "
         f"read {min(bandwidth):.1f} to {max(bandwidth):.1f} GB/s and multiplied {min(peak):.0f} to {max(peak):.0f} GFLOP/s.",
     ]
     return "\n".join(lines) + "\n"
@@ -140,15 +142,19 @@ def gather(args: argparse.Namespace, folder: Path) -> tuple[list[Participant], R
     tokenizer = ["--tokenizer", str(args.tokenizer)] if args.tokenizer else []
     result: list[Participant] = []
     for scheme in dict.fromkeys([*args.schemes, EXACT]):
-        command = [sys.executable, str(ROOT / "build.py"), *source, *tokenizer, "--quantization", scheme]
-        run([*command, "--artifact-path", str(folder)], args.threads)
+        if not args.built:
+            command = [sys.executable, str(ROOT / "build.py"), *source, *tokenizer, "--quantization", scheme]
+            run([*command, "--target", target_of(args.device), "--artifact-path", str(folder)], args.threads)
         result.append(Worker(scheme, "rwkv_mlc", folder / f"{checkpoint.name}-{scheme}"))
     if has_torch and importlib.util.find_spec("rwkv"):
         version = importlib.metadata.version("rwkv")
-        result += [Worker(f"rwkv {version}, {s}", "rwkv", pth, (s,)) for s in args.strategies]
+        result += [
+            Worker(f"rwkv {version}, {s}", "rwkv", pth, (s,))
+            for s in args.strategies or STRATEGIES[args.device == "cpu"]
+        ]
     if has_torch and importlib.util.find_spec("transformers") and config.generation == "4":
         version = importlib.metadata.version("transformers")
-        result.append(Worker(f"transformers {version}, float32", "transformers", pth))
+        result.append(Worker(f"transformers {version}", "transformers", pth))
     if args.rwkv_cpp:
         result += _rwkv_cpp(args, folder / checkpoint.name, checkpoint.tensors)
     if args.llama_bench:
@@ -172,7 +178,7 @@ def peers(args: argparse.Namespace) -> dict[str, Any]:
     args.folder.mkdir(parents=True, exist_ok=True)
     participants, config = gather(args, args.folder)
     tokens = np.random.default_rng(0).integers(1, config.vocab_size, args.prefill).tolist()
-    settings = Settings(args.threads, tokens, args.decode, args.seconds, args.folder)
+    settings = Settings(args.threads, args.device, tokens, args.decode, args.seconds, args.folder)
 
     found = differences(participants, settings)
     for name, difference in found.items():
@@ -183,6 +189,7 @@ def peers(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": args.model,
         "threads": args.threads,
+        "device": args.device,
         "prefill_tokens": args.prefill,
         "decode_steps": args.decode,
         "differences": found,
@@ -205,8 +212,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", help="preset of configs/models, or a checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="vocabulary of the checkpoint, where not beside it")
     parser.add_argument("--folder", type=Path, default=Path("dist/peers"), help="for the models (dist/peers)")
+    parser.add_argument("--built", action="store_true", help="our artifacts are in --folder, as build.py writes them")
     parser.add_argument("--schemes", type=words, default=["q4f16_1", "q8f16_1", "q0f16", EXACT], help="of ours")
-    parser.add_argument("--strategies", type=words, default=["cpu fp32", "cpu bf16"], help="of the rwkv package")
+    parser.add_argument("--strategies", type=words, help="of the rwkv package, such as 'cpu fp32,cpu bf16'")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--prefill", type=int, default=128, metavar="N", help="length of the prompt (128)")
     parser.add_argument("--decode", type=int, default=64, metavar="N", help="at least this many single tokens (64)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="for each of the two, at least (2)")

@@ -13,7 +13,8 @@ from . import narrowing
 from .narrowing import Interval
 from .words import Assembler, Glsl, Literal, Op, Unsupported
 
-BOOL, INT32, UINT32, INT64, FLOAT32 = (np.dtype(name) for name in ("bool", "int32", "uint32", "int64", "float32"))
+BOOL, INT32, UINT32, INT64 = (np.dtype(name) for name in ("bool", "int32", "uint32", "int64"))
+FLOAT16, FLOAT32 = np.dtype("float16"), np.dtype("float32")
 
 # By the kind of the operands' dtype
 BINARY: dict[str, dict[str, Op]] = {
@@ -54,12 +55,14 @@ def _of_kind(table: dict[str, dict[str, IntEnum]], name: str, dtype: np.dtype) -
 
 @dataclass(frozen=True)
 class Value:
-    """One id a lane. Integers are within ``interval``; ``low`` are the low 32 bits of int64 lanes, as int32."""
+    """One id a lane. Integers are within ``interval``; ``low`` are the low 32 bits of int64 lanes, as int32, and ``wide``
+    are float16 lanes as float32."""
 
     dtype: np.dtype
     ids: tuple[int, ...]
     interval: Interval = (0, 0)
     low: tuple[int, ...] = ()
+    wide: tuple[int, ...] = ()
 
     @property
     def narrow(self) -> bool:
@@ -67,13 +70,15 @@ class Value:
         return self.dtype == INT64 and narrowing.fits(self.interval)
 
     def lanes(self, chosen: Sequence[int]) -> Value:
-        low = tuple(self.low[i] for i in chosen) if self.low else ()
-        return Value(self.dtype, tuple(self.ids[i] for i in chosen), self.interval, low)
+        ids, low, wide = (tuple(x[i] for i in chosen) if x else () for x in (self.ids, self.low, self.wide))
+        return Value(self.dtype, ids, self.interval, low, wide)
 
 
 class Arithmetic:
-    """Writes instructions that compute values. Of an int64 value both the full and the low form are written; whichever
-    nobody uses, the assembler leaves out."""
+    """Writes instructions that compute values. Of an int64 value both the full and the low form are written, of a float16
+    one both forms of either width; whichever nobody uses, the assembler leaves out. A device may have memory of float16
+    and yet no arithmetic: float16 is selected and kept as float32, and as itself only loaded, stored and converted unless
+    a kernel computes in it."""
 
     def __init__(self, assembler: Assembler):
         self.assembler = assembler
@@ -82,6 +87,8 @@ class Arithmetic:
 
     def value(self, dtype: np.dtype, ids: Sequence[int], interval: Interval | None = None) -> Value:
         """Of ids in their full width."""
+        if dtype == FLOAT16:
+            return Value(dtype, tuple(ids), wide=self._each(Op.FConvert, FLOAT32, ids))
         if dtype.kind == "f":
             return Value(dtype, tuple(ids))
         low = self._each(Op.SConvert, INT32, ids) if dtype == INT64 else ()
@@ -91,8 +98,30 @@ class Arithmetic:
         """An int64 value of int32 ids."""
         return Value(INT64, self._each(Op.SConvert, INT64, low), interval, tuple(low))
 
+    def joined(self, halves: int) -> Value:
+        """An int64 value of a vector of its low and its high half."""
+        full = self.assembler.pure(Op.Bitcast, self.assembler.type(INT64), halves)
+        (low, _) = self.components(halves, UINT32, 2)
+        return Value(INT64, (full,), narrowing.dtype_range(INT64), self._each(Op.Bitcast, INT32, [low]))
+
+    def vectors(self, dtype: np.dtype, vectors: Sequence[int], width: int) -> Value:
+        """The lanes of vectors, or of scalars where ``width`` is 1."""
+        if width == 1:
+            return self.value(dtype, vectors)
+        ids = [x for vector in vectors for x in self.components(vector, dtype, width)]
+        if dtype != FLOAT16:
+            return self.value(dtype, ids)
+        widened = [self.assembler.pure(Op.FConvert, self.assembler.type(FLOAT32, width), x) for x in vectors]
+        return Value(dtype, tuple(ids), wide=self.vectors(FLOAT32, widened, width).ids)
+
+    def half_value(self, wide: Sequence[int]) -> Value:
+        """A float16 value of float32 ids that it holds exactly."""
+        return Value(FLOAT16, self._each(Op.FConvert, FLOAT16, wide), wide=tuple(wide))
+
     def constant(self, dtype: np.dtype, value: float) -> Value:
         ids = (self.assembler.constant(dtype, value),)
+        if dtype == FLOAT16:
+            return Value(dtype, ids, wide=(self.assembler.constant(FLOAT32, np.float16(value)),))
         if dtype.kind == "f":
             return Value(dtype, ids)
         low = (self.assembler.constant(INT32, value),) if dtype == INT64 else ()
@@ -103,8 +132,8 @@ class Arithmetic:
         interval = parts[0].interval
         for part in parts[1:]:
             interval = narrowing.union(interval, part.interval)
-        ids, low = (tuple(x for part in parts for x in getattr(part, name)) for name in ("ids", "low"))
-        return Value(parts[0].dtype, ids, interval, low)
+        ids, low, wide = (tuple(x for part in parts for x in getattr(part, name)) for name in ("ids", "low", "wide"))
+        return Value(parts[0].dtype, ids, interval, low, wide)
 
     def _each(self, op: Op, dtype: np.dtype, *operands: Sequence[int]) -> tuple[int, ...]:
         """One instruction a lane."""
@@ -117,7 +146,7 @@ class Arithmetic:
         """An entry of ``BINARY``."""
         op = _of_kind(BINARY, name, a.dtype)
         if a.dtype.kind in "fb":
-            return Value(a.dtype, self._each(op, a.dtype, a.ids, b.ids), (0, 1))
+            return self.value(a.dtype, self._each(op, a.dtype, a.ids, b.ids), (0, 1))
         interval = narrowing.result(op, a.interval, b.interval, a.dtype)
         if interval[0] == interval[1]:
             return self.join([self.constant(a.dtype, interval[0])] * len(a.ids))
@@ -143,14 +172,16 @@ class Arithmetic:
             return dataclasses.replace(chosen, interval=interval)
         if a.narrow:
             return self.narrow_value(self.glsl_lanes(instruction, INT32, a.low, b.low), interval)
-        return Value(a.dtype, self.glsl_lanes(instruction, a.dtype, a.ids, b.ids), interval)
+        return self.value(a.dtype, self.glsl_lanes(instruction, a.dtype, a.ids, b.ids), interval)
 
     def compare(self, name: str, a: Value, b: Value) -> Value:
         """LT, LE, GT, GE, EQ or NE. 64-bit integers that need not fit in 32 bits are compared by halves."""
         if name in REVERSED:
             return self.compare(REVERSED[name], b, a)
         dtype, x, y = a.dtype, a.ids, b.ids
-        if a.narrow and b.narrow:
+        if dtype == FLOAT16:
+            dtype, x, y = FLOAT32, a.wide, b.wide
+        elif a.narrow and b.narrow:
             dtype, x, y = INT32, a.low, b.low
         elif dtype.itemsize == 8 and dtype.kind in "iu":
             return Value(
@@ -187,6 +218,8 @@ class Arithmetic:
         interval = narrowing.union(a.interval, b.interval)
         if a.narrow and b.narrow:
             return self.narrow_value(self._each(Op.Select, INT32, chosen, a.low, b.low), interval)
+        if a.dtype == FLOAT16:
+            return self.half_value(self._each(Op.Select, FLOAT32, chosen, a.wide, b.wide))
         return self.value(a.dtype, self._each(Op.Select, a.dtype, chosen, a.ids, b.ids), interval)
 
     def merge(self, a: Value, from_a: int, b: Value, from_b: int) -> Value:
@@ -199,12 +232,14 @@ class Arithmetic:
         interval = narrowing.union(a.interval, b.interval)
         if a.narrow and b.narrow:
             return self.narrow_value(phis(INT32, a.low, b.low), interval)
+        if a.dtype == FLOAT16:
+            return self.half_value(phis(FLOAT32, a.wide, b.wide))
         return self.value(a.dtype, phis(a.dtype, a.ids, b.ids), interval)
 
     def glsl(self, instruction: Glsl, *operands: Value) -> Value:
         """Of floats."""
         dtype = operands[0].dtype
-        return Value(dtype, self.glsl_lanes(instruction, dtype, *(operand.ids for operand in operands)))
+        return self.value(dtype, self.glsl_lanes(instruction, dtype, *(operand.ids for operand in operands)))
 
     def glsl_lanes(self, instruction: Glsl, dtype: np.dtype, *operands: Sequence[int]) -> tuple[int, ...]:
         result = self.assembler.type(dtype)
@@ -222,9 +257,13 @@ class Arithmetic:
             return self.select(a, *(self.join([self.constant(dtype, x)] * len(a.ids)) for x in (1, 0)))
         if dtype.kind == "b":
             return self.compare("NE", a, self.join([self.constant(a.dtype, 0)] * len(a.ids)))
+        if a.dtype == FLOAT16:
+            return self.cast(Value(FLOAT32, a.wide), dtype)
         if a.dtype.kind == "f":
             op = {"f": Op.FConvert, "i": Op.ConvertFToS, "u": Op.ConvertFToU}[dtype.kind]
             return self.value(dtype, self._each(op, dtype, a.ids))
+        if dtype == FLOAT16:
+            return self.cast(self.cast(a, FLOAT32), dtype)  # exact wherever float16 is
         if dtype.kind == "f":
             source, ids = (INT32, a.low) if a.narrow else (a.dtype, a.ids)
             return Value(dtype, self._each(Op.ConvertSToF if source.kind == "i" else Op.ConvertUToF, dtype, ids))
@@ -261,11 +300,20 @@ class Arithmetic:
             return self.value(dtype, [x for vector in vectors for x in self.components(vector, dtype, pieces)])
         pieces = dtype.itemsize // a.dtype.itemsize
         grouped = [a.ids[i : i + pieces] for i in range(0, len(a.ids), pieces)]
-        return self.value(dtype, self._each(Op.Bitcast, dtype, [self.vector(a.dtype, ids) for ids in grouped]))
+        return self.value(dtype, self._each(Op.Bitcast, dtype, [self.compose(a.dtype, ids) for ids in grouped]))
 
     def components(self, vector: int, dtype: np.dtype, lanes: int) -> list[int]:
         result = self.assembler.type(dtype)
         return [self.assembler.pure(Op.CompositeExtract, result, vector, Literal(i)) for i in range(lanes)]
 
-    def vector(self, dtype: np.dtype, ids: Sequence[int]) -> int:
+    def compose(self, dtype: np.dtype, ids: Sequence[int]) -> int:
         return self.assembler.pure(Op.CompositeConstruct, self.assembler.type(dtype, len(ids)), *ids)
+
+    def vector(self, a: Value) -> int:
+        """All lanes as one vector, or the scalar where there is one."""
+        if len(a.ids) == 1:
+            return a.ids[0]
+        if a.dtype == FLOAT16:
+            vector = self.assembler.type(FLOAT16, len(a.ids))
+            return self.assembler.pure(Op.FConvert, vector, self.compose(FLOAT32, a.wide))
+        return self.compose(a.dtype, a.ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import tvm_ffi
 from tvm import ir, tirx
+from tvm.target import Target
 
 from . import narrowing
 from .arithmetic import BINARY, EXTREMA, INT32, INT64, Arithmetic, Value
@@ -43,11 +45,12 @@ class Shader:
     uniform: bool
 
 
-def emit(function: tirx.PrimFunc) -> Shader:
-    """Raises ValueError, naming the kernel and the construct, for what cannot be emitted."""
+def emit(function: tirx.PrimFunc, target: Target) -> Shader:
+    """Raises ValueError, naming the kernel and the construct, for what cannot be emitted, and for more threads or shared
+    memory than the target has for a block."""
     name = str(function.attrs["global_symbol"])
     try:
-        return Emitter(name, function).shader()
+        return Emitter(name, function, target).shader()
     except Unsupported as error:
         raise ValueError(f"The Vulkan code generator cannot emit {error} in the kernel {name}.") from None
 
@@ -75,9 +78,11 @@ def scalar_dtype(dtype: tvm_ffi.dtype) -> np.dtype:
 class Emitter:
     """One function. A statement of class X is written by ``_emit_X``, an expression by ``_value_X``."""
 
-    def __init__(self, name: str, function: tirx.PrimFunc):
+    def __init__(self, name: str, function: tirx.PrimFunc, target: Target):
         self.name = name
         self.function = function
+        self.target = target
+        self.shared_bytes = 0
         self.assembler = Assembler(name)
         self.arithmetic = Arithmetic(self.assembler)
         self.access = MemoryAccess(self.assembler, self.arithmetic)
@@ -98,12 +103,22 @@ class Emitter:
             values, uniform = self.access.pods([dtype_of(pod) for pod in pods], len(buffers))
             self.values.update(zip(pods, values))
         self._statement(self.function.body)
+        self._check_limits()
         for buffer in buffers:
             if not self.memories[buffer].written:
                 self.assembler.decorate(self.memories[buffer].variable, Decoration.NonWritable)
         launch = tuple(str(tag) for tag in self.function.attrs.get("tirx.kernel_launch_params", ()))
         arguments = tuple("handle" if param in self.memories else str(param.ty.dtype) for param in params)
         return Shader(self.name, self.assembler.words(), arguments, launch, uniform)
+
+    def _check_limits(self) -> None:
+        used = {
+            "max_num_threads": (math.prod(self.assembler.local_size), "threads"),
+            "max_shared_memory_per_block": (self.shared_bytes, "bytes of shared memory"),
+        }
+        for attribute, (amount, what) in used.items():
+            if amount > (limit := int(self.target.attrs[attribute])):
+                raise Unsupported(f"{amount} {what} a block (the target's {attribute} is {limit})")
 
     # Statements
 
@@ -170,6 +185,8 @@ class Emitter:
         dtype, storage = element_dtype(buffer.dtype), SCOPES[buffer.scope()]
         width = self.widths.get(buffer, 1) if storage == Storage.Workgroup and length % MAX_VECTOR == 0 else 1
         self.memories[buffer] = self.access.array(buffer.name, storage, dtype, width, length)
+        if storage == Storage.Workgroup:
+            self.shared_bytes += length * self.memories[buffer].stored.itemsize
 
     def _emit_AttrStmt(self, statement: tirx.AttrStmt) -> None:
         if statement.attr_key == "thread_extent" and statement.node.var not in self.values:
@@ -230,7 +247,7 @@ class Emitter:
         step = arithmetic.constant(dtype, 1) if statement.step is None else self._value(statement.step)
         if step.interval[0] <= 0:
             raise Unsupported(f"the loop over {statement.loop_var.name} with the step {statement.step}")
-        past = end.interval[1] + step.interval[1]
+        past = end.interval[1] - 1 + step.interval[1]
         interval = narrowing.within(dtype, (first.interval[0], max(first.interval[0], end.interval[1] - 1)))
         narrow = first.narrow and end.narrow and step.narrow and past <= narrowing.INT32[1]
         counter = INT32 if narrow else dtype

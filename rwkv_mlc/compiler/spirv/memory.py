@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arithmetic import BOOL, INT32, UINT32, Arithmetic, Value
+from .arithmetic import BOOL, FLOAT16, FLOAT32, INT32, INT64, UINT32, Arithmetic, Value
 from .words import Assembler, Capability, Decoration, Op, Storage, Unsupported
 
 MAX_PUSH_CONSTANTS = 128  # bytes, what every device has
@@ -57,8 +57,9 @@ class MemoryAccess:
         return Memory(variable, Storage.StorageBuffer, dtype, stored, width, small)
 
     def array(self, name: str, storage: Storage, dtype: np.dtype, width: int, length: int) -> Memory:
-        """In shared memory (``Workgroup``) or of one thread (``Function``)."""
-        stored = UINT32 if dtype == BOOL else dtype
+        """In shared memory (``Workgroup``) or of one thread (``Function``), where float16 is kept as float32."""
+        narrow = {BOOL: UINT32, FLOAT16: FLOAT32} if storage == Storage.Function else {BOOL: UINT32}
+        stored = narrow.get(dtype, dtype)
         pointee = self.assembler.array(self.assembler.type(stored, width), length // width)
         return Memory(self.assembler.variable(storage, pointee, name), storage, dtype, stored, width, True)
 
@@ -70,7 +71,7 @@ class MemoryAccess:
                 raise Unsupported(f"an argument of type {dtype}")
         uniform = POD_BYTES * len(dtypes) > MAX_PUSH_CONSTANTS
         storage = Storage.Uniform if uniform else Storage.PushConstant
-        types = tuple(assembler.type(dtype) for dtype in dtypes)
+        types = tuple(assembler.type(UINT32, 2) if dtype == INT64 else assembler.type(dtype) for dtype in dtypes)
         block = assembler.block_of(types, POD_BYTES)
         variable = assembler.variable(storage, block, "arguments")
         if uniform:
@@ -79,7 +80,8 @@ class MemoryAccess:
         for i, dtype in enumerate(dtypes):
             pointer = assembler.pointer(storage, types[i])
             member = assembler.pure(Op.AccessChain, pointer, variable, assembler.unsigned(i))
-            values.append(self.arithmetic.value(dtype, [assembler.result(Op.Load, types[i], member)]))
+            loaded = assembler.result(Op.Load, types[i], member)
+            values.append(self.arithmetic.joined(loaded) if dtype == INT64 else self.arithmetic.value(dtype, [loaded]))
         return values, uniform
 
     def built_in(self, number: int, component: int) -> int:
@@ -100,20 +102,19 @@ class MemoryAccess:
     def load(self, memory: Memory, index: Value) -> Value:
         """The elements at every lane of an index."""
         element = self.assembler.type(memory.stored, memory.width)
-        ids: list[int] = []
-        for pointer in self._pointers(memory, index):
-            loaded = self.assembler.result(Op.Load, element, pointer)
-            vector = memory.width > 1
-            ids += self.arithmetic.components(loaded, memory.stored, memory.width) if vector else [loaded]
-        return self.arithmetic.cast(self.arithmetic.value(memory.stored, ids), memory.dtype)
+        pointers = self._pointers(memory, index)
+        loaded = [self.assembler.result(Op.Load, element, pointer) for pointer in pointers]
+        value = self.arithmetic.vectors(memory.stored, loaded, memory.width)
+        if memory.dtype == FLOAT16 != memory.stored:
+            return self.arithmetic.half_value(value.ids)
+        return self.arithmetic.cast(value, memory.dtype)
 
     def store(self, memory: Memory, index: Value, value: Value) -> None:
         memory.written = True
-        ids, width = self.arithmetic.cast(value, memory.stored).ids, memory.width
+        value, width = self.arithmetic.cast(value, memory.stored), memory.width
         for i, pointer in enumerate(self._pointers(memory, index)):
-            lanes = ids[i * width : (i + 1) * width]
-            stored = self.arithmetic.vector(memory.stored, lanes) if width > 1 else lanes[0]
-            self.assembler.effect(Op.Store, pointer, stored)
+            lanes = value.lanes(range(i * width, (i + 1) * width))
+            self.assembler.effect(Op.Store, pointer, self.arithmetic.vector(lanes))
 
     def _pointers(self, memory: Memory, index: Value) -> list[int]:
         assembler = self.assembler

@@ -48,8 +48,8 @@ def placeholder(data: bytes) -> tvm.runtime.Module:
 
 def shaders(mod: tvm.IRModule, target: Target) -> dict[str, Shader]:
     """The device functions of a module, as TVM's pipeline leaves them, as shaders by name. Raises ValueError with a sentence
-    that names the kernel and the construct for what cannot be emitted."""
-    emitted = [emit(function) for _, function in mod.functions_items()]
+    that names the kernel and what is wrong for what cannot be emitted or is too large for the target."""
+    emitted = [emit(function, target) for _, function in mod.functions_items()]
     return {shader.name: shader for shader in emitted}
 
 

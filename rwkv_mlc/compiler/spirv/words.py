@@ -173,9 +173,11 @@ TYPE_CAPABILITIES = {
     (Op.TypeInt, 8): (Capability.Int8,),
     (Op.TypeInt, 16): (Capability.Int16,),
     (Op.TypeInt, 64): (Capability.Int64,),
-    (Op.TypeFloat, 16): (Capability.Float16,),
     (Op.TypeFloat, 64): (Capability.Float64,),
 }
+
+# What may touch float16 on a device without its arithmetic (section 3.31, StorageBuffer16BitAccess)
+STORES_HALVES = {Op.TypeVector, Op.TypeRuntimeArray, Op.TypePointer, Op.Load, Op.Store, Op.FConvert}
 
 
 class Literal(int):
@@ -343,7 +345,7 @@ class Assembler:
         body = _only_used(self._body, used)
         globals_ = _only_used(self._globals, used)
         out: list[int] = []
-        for capability in sorted({Capability.Shader, *self._needed(globals_)}):
+        for capability in sorted({Capability.Shader, *self._needed(globals_, body)}):
             out += encode(Op.Capability, capability)
         for extension in sorted({extension for _, extension in self._storage_capabilities}):
             out += encode(Op.Extension, *text(extension))
@@ -363,11 +365,26 @@ class Assembler:
         header = [MAGIC, VERSION, 0, self._last_id + 1, 0]
         return struct.pack(f"<{len(header) + len(out)}I", *header, *out)
 
-    def _needed(self, globals_: list[Instruction]) -> Iterator[Capability]:
+    def _needed(self, globals_: list[Instruction], body: list[Instruction]) -> Iterator[Capability]:
         yield from (capability for capability, _ in self._storage_capabilities)
         for instruction in globals_:
             if instruction.op in (Op.TypeInt, Op.TypeFloat):
                 yield from TYPE_CAPABILITIES.get((instruction.op, instruction.operands[0]), ())
+        if _computes_in_halves([*globals_, *body]):
+            yield Capability.Float16
+
+
+def _computes_in_halves(instructions: list[Instruction]) -> bool:
+    """Whether float16 is in anything but ``STORES_HALVES``."""
+    halves: set[int] = set()  # types and values
+    for instruction in instructions:
+        touched = not halves.isdisjoint(instruction.uses())
+        if touched and instruction.op not in STORES_HALVES:
+            return True
+        vector = touched and instruction.op == Op.TypeVector
+        if (instruction.op, *instruction.operands) == (Op.TypeFloat, 16) or vector or instruction.type in halves:
+            halves.add(instruction.result)
+    return False
 
 
 def _only_used(instructions: list[Instruction], used: set[int]) -> list[Instruction]:

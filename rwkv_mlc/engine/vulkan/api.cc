@@ -43,6 +43,9 @@ ffi::Any target_property(DLDevice dev, const ffi::String& property) {
   if (name == "max_block_size_x") return static_cast<int64_t>(limits.maxComputeWorkGroupSize[0]);
   if (name == "max_block_size_y") return static_cast<int64_t>(limits.maxComputeWorkGroupSize[1]);
   if (name == "max_block_size_z") return static_cast<int64_t>(limits.maxComputeWorkGroupSize[2]);
+  if (name == "max_grid_size_x") return static_cast<int64_t>(limits.maxComputeWorkGroupCount[0]);
+  if (name == "max_grid_size_y") return static_cast<int64_t>(limits.maxComputeWorkGroupCount[1]);
+  if (name == "max_grid_size_z") return static_cast<int64_t>(limits.maxComputeWorkGroupCount[2]);
   if (name == "max_push_constants_size") return static_cast<int64_t>(limits.maxPushConstantsSize);
   if (name == "max_uniform_buffer_range") return static_cast<int64_t>(limits.maxUniformBufferRange);
   if (name == "max_storage_buffer_range") return static_cast<int64_t>(limits.maxStorageBufferRange);
