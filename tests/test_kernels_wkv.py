@@ -16,6 +16,7 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.script import tirx as T
 
+from rwkv_mlc.compiler.imports import kernels_as_source
 from tir_kernels.wkv4 import wkv4
 from tir_kernels.wkv5 import wkv5
 
@@ -348,7 +349,8 @@ GPU_TARGETS = {
 
 
 def device_source(target: str) -> str:
-    built = build(gpu_kernels(), tvm.target.Target(GPU_TARGETS[target], host=HOST_TARGET))
+    with kernels_as_source():
+        built = build(gpu_kernels(), tvm.target.Target(GPU_TARGETS[target], host=HOST_TARGET))
     (device,) = built.mod.imports
     assert device.kind == target
     return device.inspect_source()
