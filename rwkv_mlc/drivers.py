@@ -7,6 +7,7 @@ import platform
 import sys
 from typing import Literal
 
+CUDA_DRIVER = "libcuda.so.1"
 CREATE_INFO = 1  # VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO
 VULKAN_ON_CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
 PROPERTIES_SIZE = 1024  # bytes; VkPhysicalDeviceProperties has 824
@@ -23,7 +24,7 @@ def best_device() -> Literal["cuda", "metal", "vulkan", "cpu"]:
 
 def count_cuda_devices() -> int:
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL(CUDA_DRIVER)
     except OSError:
         return 0
     count = ctypes.c_int()

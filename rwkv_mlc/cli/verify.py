@@ -65,7 +65,7 @@ def _facts(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _kernels(kernels: list[dict[str, Any]]):
-    """For CUDA what each kernel takes, over all architectures."""
+    """What each kernel takes, over all architectures, for CUDA; its size where it is by itself."""
     if any("resources" in kernel for kernel in kernels):
         rows = table("kernel", "registers", "stack", "shared memory")
         for kernel in kernels:
@@ -74,9 +74,10 @@ def _kernels(kernels: list[dict[str, Any]]):
                 kernel["name"], *(_range(r[field] for r in each) for field in ("registers", "stack", "shared"))
             )
         return rows
-    rows = table("kernel", "bytes")
-    for kernel in kernels:
-        rows.add_row(kernel["name"], f"{kernel['bytes']:,}" if "bytes" in kernel else "")
+    sizes = [f"{kernel['bytes']:,}" for kernel in kernels if "bytes" in kernel]
+    rows = table("kernel", *(["bytes"] if sizes else []))
+    for cells in zip((kernel["name"] for kernel in kernels), *([sizes] if sizes else [])):
+        rows.add_row(*cells)
     return rows
 
 

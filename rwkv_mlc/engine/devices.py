@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
-from ..drivers import VULKAN_ON_CPU, vulkan_device_types
+from ..drivers import CUDA_DRIVER, VULKAN_ON_CPU, vulkan_device_types
 from ..errors import UserError
 from . import vulkan
 from .tvm_runtime import CPU, Device, exists, has_runtime, load_runtime, tvm_ffi
@@ -85,7 +85,9 @@ def _load_runtime(kind: str) -> None:
 
 
 def _load_cuda() -> None:
-    """With the CUDA runtime that the system finds, or else that of PyPI's packages, where it does not look."""
+    """With the CUDA runtime that the system finds, or else that of PyPI's packages, where it does not look. Raises OSError
+    before anything else where the driver is missing."""
+    ctypes.CDLL(CUDA_DRIVER)
     try:
         load_runtime("cuda")
     except (OSError, RuntimeError):
