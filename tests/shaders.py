@@ -10,7 +10,6 @@ import numpy as np
 import tvm
 import tvm_ffi
 from kernel_build import build, call
-from test_kernels_gpu import test_embedding, test_group_norm, test_last_rows, test_layer_norm  # noqa: F401
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 

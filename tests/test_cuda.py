@@ -115,6 +115,12 @@ def test_generate(artifact, demo, run, device):
     assert answers[0]["text"] == answers[1]["text"]
 
 
+def test_debug(artifact, run):
+    """The kernels of ``decode`` one by one, and the graph of them beside."""
+    report = run("debug", str(artifact), "--against", str(DEMO / DEMO_MODELS[-1]), "--device", "cuda")
+    assert "A and B agree" in report and "gives other logits" not in report
+
+
 def test_verify(artifact, run):
     (report,) = json.loads(run("verify", str(artifact), "--json"))
     assert {check["status"] for check in report["checks"]} == {"passed"}
