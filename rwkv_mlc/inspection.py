@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from .artifact import Artifact, LibraryRecord
+from .building.convert import read_parameter
 from .config import RWKVConfig
-from .convert import read_parameter
 from .engine.compatibility import check_library
 from .errors import UserError
 from .models import Parameter, model_module, resolve

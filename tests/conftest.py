@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import kernel_build
 import pytest
-from aarch64 import Machine
-from compiled import Model, in_memory
-from cuda_device import VISIBLE, CpuCompiler, CudaOnCpu, load
 from filelock import FileLock
-from reciter import write_reciter
+from support import kernel_build
+from support.aarch64 import Machine
+from support.compiled import Model, in_memory
+from support.cuda_device import VISIBLE, CpuCompiler, CudaOnCpu, load
+from support.reciter import write_reciter
 
 from rwkv_mlc import Engine
 from rwkv_mlc.cli.main import main

@@ -1,4 +1,4 @@
-"""Builds every library with a deliberate bug (``tests/faults.py``) and writes what the comparison says of it into
+"""Builds every library with a deliberate bug (``tests/support/faults.py``) and writes what the comparison says of it into
 ``docs/debugging.md``, between the two marks. Needs a Vulkan device; takes two minutes."""
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "debug")]
 
-from faults import FAULTS, Fault  # noqa: E402
+from support.faults import FAULTS, Fault  # noqa: E402
 from test_faults import compared  # noqa: E402
 
 from rwkv_mlc.weights.checkpoint import Checkpoint  # noqa: E402

@@ -1,4 +1,4 @@
-"""Write tests/generation_vectors.json: what an implementation of docs/generation.md must give."""
+"""Write tests/engine/generation_vectors.json: what an implementation of docs/generation.md must give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rwkv_mlc.engine.sampler import Sampler, SamplingParams, SplitMix64
 from rwkv_mlc.engine.stream import TextStream
 from rwkv_mlc.engine.templates import load_template
 
-VECTORS = ROOT / "tests" / "generation_vectors.json"
+VECTORS = ROOT / "tests" / "engine" / "generation_vectors.json"
 
 RANDOM_SEEDS = [0, 1, 1234567, 2**64 - 1]
 

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..artifact import write_json
-    from ..eval.bench import bench
+    from ..bench.speed import bench
 
     with Console(stderr=True).status("Timing..."):
         result = bench(

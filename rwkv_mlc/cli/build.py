@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..build import Source
-    from ..compiler.graph import Activations
+    from ..building.steps import Source
     from ..config import RWKVConfig
+    from ..graph.module import Activations
     from ..quantization.schemes import Scheme
 
 
@@ -94,8 +94,8 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from .. import build
     from ..artifact import Artifact, artifact_name, staging
+    from ..building import steps as build
     from ..errors import UserError
     from ..quantization.schemes import get_scheme
 
@@ -130,8 +130,8 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_convert_weight(args: argparse.Namespace) -> int:
-    from .. import build
     from ..artifact import staging
+    from ..building import steps as build
     from ..quantization.schemes import get_scheme
 
     scheme = get_scheme(args.quantization)
@@ -143,8 +143,8 @@ def run_convert_weight(args: argparse.Namespace) -> int:
 
 
 def run_gen_config(args: argparse.Namespace) -> int:
-    from .. import build
     from ..artifact import staging
+    from ..building import steps as build
     from ..quantization.schemes import get_scheme
 
     scheme = get_scheme(args.quantization)
@@ -166,9 +166,9 @@ def run_compile(args: argparse.Namespace) -> int:
 
 
 def _open_source(args: argparse.Namespace, models_dir: Path = Path("dist/models")) -> Source:
-    from .. import build
+    from ..building import steps as build
+    from ..building.precision import float32_patterns
     from ..errors import UserError
-    from ..precision import float32_patterns
 
     if args.model and args.hf_path and Path(args.hf_path).name != Path(args.model).name:
         raise UserError(f"--model {args.model} and --hf-path {args.hf_path} name different models; give one of them.")
@@ -236,9 +236,9 @@ def _check_target(args: argparse.Namespace, scheme: Scheme) -> None:
     """Before anything takes time. Raises UserError for an unknown target, where a tool for it is missing, and for
     activations that it or the scheme does not have."""
     from ..artifact.names import OBJECTS
-    from ..compiler.graph import check_activations
     from ..compiler.link import check_tools
     from ..compiler.targets import resolve_target
+    from ..graph.module import check_activations
 
     target = resolve_target(args.target, args.mcpu)
     check_activations(_activations(args), scheme, target)
@@ -247,9 +247,9 @@ def _check_target(args: argparse.Namespace, scheme: Scheme) -> None:
 
 
 def _convert(source: Source, scheme: Scheme, name: str, folder: Path, final: Path) -> None:
-    from .. import build
     from ..artifact import PARAMS
     from ..artifact.names import TENSOR_INDEX
+    from ..building import steps as build
 
     print("Start computing and quantizing weights... This may take a while.")
     print(f"Start storing to cache {final / PARAMS}")
@@ -263,14 +263,14 @@ def _convert(source: Source, scheme: Scheme, name: str, folder: Path, final: Pat
 
 
 def _configure(source: Source, scheme: Scheme, name: str, folder: Path, final: Path) -> None:
-    from .. import build
+    from ..building import steps as build
 
     path = build.write_config(source, scheme, name, folder)
     print(f"Finish exporting chat config to {final / path.relative_to(folder)}")
 
 
 def _add_library(args: argparse.Namespace, config: RWKVConfig, scheme: Scheme, folder: Path, final: Path) -> None:
-    from .. import build
+    from ..building import steps as build
 
     if not args.reuse_lib:
         return _compile(args, config, scheme, folder, final)
@@ -282,7 +282,7 @@ def _add_library(args: argparse.Namespace, config: RWKVConfig, scheme: Scheme, f
 def _compile(args: argparse.Namespace, config: RWKVConfig, scheme: Scheme, folder: Path, final: Path) -> None:
     from rich.console import Console
 
-    from .. import build
+    from ..building import steps as build
 
     dump_dir = folder / "debug" if args.debug_dump else None
     with Console(stderr=True).status("Compiling...") as status:

@@ -16,10 +16,10 @@ import tvm
 from tvm.runtime import Executable, Module
 from tvm.support import cc, tar
 
-from ..cpu_features import host_architecture
 from ..errors import UserError
+from ..machine.cpu_features import host_architecture
 from . import cuda
-from .imports import ALL, ImportedModule, KernelModule, rewrite_modules
+from .library_format import ALL, ImportedModule, KernelModule, rewrite_modules
 from .spirv.module import payload
 from .targets import CompileTarget
 

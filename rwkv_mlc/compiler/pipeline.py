@@ -9,11 +9,11 @@ import tvm
 from tvm import relax, tirx
 
 from ..artifact.disk import beside
-from .cuda_graph import capture_cuda_graphs
 from .debug_index import write_index
-from .float16 import widen_by_integers
-from .imports import kernels_as_source
-from .merge import merge_kernels
+from .library_format import kernels_as_source
+from .passes.cuda_graph import capture_cuda_graphs
+from .passes.float16 import widen_by_integers
+from .passes.merge import merge_kernels
 from .targets import CompileTarget
 
 transform = relax.transform

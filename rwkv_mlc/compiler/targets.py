@@ -15,9 +15,9 @@ from typing import Literal
 import tvm
 from tvm.target import Target, codegen
 
-from ..cpu_features import REQUIRED_FEATURES, host_features
-from ..drivers import best_device
 from ..errors import UserError
+from ..machine.cpu_features import REQUIRED_FEATURES, host_features
+from ..machine.drivers import best_device
 from .cuda import ARCHITECTURES
 
 # Kernels by CPU features (LLVM's names), best first: ``integer_dot`` of ``tir_kernels.gemv`` and ``tile`` of
@@ -48,7 +48,7 @@ MACOS, ANDROID = "arm64-apple-macos11.0", "aarch64-linux-android"
 class CompileTarget:
     """A resolved target.
 
-    ``name`` is the suffix of the library's file name, ``family`` the class of ``rwkv_mlc.ops`` that writes its graph,
+    ``name`` is the suffix of the library's file name, ``family`` the class of ``rwkv_mlc.graph.ops`` that writes its graph,
     ``suffix`` the library's file type. For CPUs, ``features`` are those that the code may use (LLVM's names), and
     ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``). For GPUs, ``vector_halves`` is how many float16
     a vector may hold; ``architectures`` are those of the machine code for CUDA, ``tensor_cores`` and ``launch_graphs`` say

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..convert import read_parameter
+from ..building.convert import read_parameter
 from ..errors import UserError
 from ..models import Parameter, model_module, resolve
+from ..models.values import LAST_ROW
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint, LazyTensor
 from .dump import Dump, Recipe, record
 from .reference import header
-from .roles import LAST_ROW
 
 DIVISOR = 8  # of the heads, as an epsilon of 64e-5 that is written into the package
 SWITCHES = ("RWKV_JIT_ON", "RWKV_CUDA_ON")  # read when the package is imported

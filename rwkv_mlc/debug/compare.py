@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..models.values import Value, nearest, place, values
 from .dump import Dump, Header
 from .hints import Case, hints
 from .measure import Difference, measure, relative_of_groups
 from .nonfinite import first_nonfinite
-from .roles import Value, nearest, place, values
 from .weights import StoredWeights
 
 RTOL = {"float64": 1e-4, "float32": 1e-4, "float16": 5e-3, "int8": 3e-2}

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from ..artifact.disk import staging, write_json
 from ..config import RWKVConfig
 from ..errors import UserError
-from .roles import LAST_ROW, RESIDUAL, place, values
+from ..models.values import LAST_ROW, RESIDUAL, place, values
 
 FORMAT = "rwkv_mlc dump 1"
 HEADER, TENSORS = "dump.json", "tensors.safetensors"

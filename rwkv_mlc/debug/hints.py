@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from ..models import model_module
+from ..models.values import Value, place
 from .dump import Dump
 from .matrices import matrix_hints
 from .measure import relative
-from .roles import Value, place
 from .weights import StoredWeights
 
 

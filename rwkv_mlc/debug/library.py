@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..bench.breakdown import instrumented
 from ..engine.engine import Engine
 from ..engine.runner import Runner, State
 from ..engine.tvm_runtime import to_numpy
 from ..errors import UserError
-from ..eval.breakdown import instrumented
 from .dump import Dump, Header, Recipe, record
 
 

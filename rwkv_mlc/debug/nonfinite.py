@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..precision import LARGEST_FLOAT16
+from ..building.precision import LARGEST_FLOAT16
+from ..models.values import RESIDUAL, Value, nearest, place, values
 from .dump import Dump
-from .roles import RESIDUAL, Value, nearest, place, values
 
 
 def first_nonfinite(dump: Dump, other: Dump | None = None) -> str | None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from .. import reference
 from ..artifact import Artifact
+from ..building.convert import read_parameter
 from ..config import RWKVConfig
-from ..convert import read_parameter
 from ..models import Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint

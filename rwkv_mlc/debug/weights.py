@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..artifact import Artifact
-from ..convert import read_parameter
+from ..building.convert import read_parameter
 from ..models import Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint

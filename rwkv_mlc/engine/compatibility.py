@@ -6,8 +6,8 @@ import importlib.metadata
 import sys
 
 from ..artifact import LibraryRecord
-from ..cpu_features import host_architecture, host_features
 from ..errors import UserError
+from ..machine.cpu_features import host_architecture, host_features
 
 
 def check_library(library: LibraryRecord) -> None:

@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
-from ..drivers import CUDA_DRIVER, VULKAN_ON_CPU, vulkan_device_types
 from ..errors import UserError
+from ..machine.drivers import CUDA_DRIVER, VULKAN_ON_CPU, vulkan_device_types
 from . import vulkan
 from .tvm_runtime import CPU, Device, exists, has_runtime, load_runtime, tvm_ffi
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..config import RWKVConfig
-from ..configs import config_path
+from ..data_files import config_path
 from ..errors import UserError
 
 

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from ..artifact import Artifact
-from ..compiler.imports import ALL, KernelModule
-from ..cpu_features import host_architecture
+from ..compiler.library_format import ALL, KernelModule
 from ..errors import UserError
+from ..machine.cpu_features import host_architecture
 from .fatbin import read_fatbin, read_resources
 from .library import BLOB, CONTEXT, FUNCTION, Library
 from .macho import count_page_hashes

@@ -10,7 +10,7 @@ from typing import Literal
 
 import lief
 
-from ..compiler.imports import KERNEL_KINDS, ImportedModule, KernelModule, read_modules
+from ..compiler.library_format import KERNEL_KINDS, ImportedModule, KernelModule, read_modules
 from ..errors import UserError
 
 BLOB = "__tvm_ffi__library_bin"

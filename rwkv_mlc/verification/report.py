@@ -7,7 +7,7 @@ from typing import Any
 
 from ..artifact import Artifact, BuildRecord
 from ..artifact.names import BUILD_RECORD
-from ..compiler.imports import ALL
+from ..compiler.library_format import ALL
 from ..errors import UserError
 from .checks import run_checks
 from .fatbin import read_fatbin, read_resources

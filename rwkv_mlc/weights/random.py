@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from ..config import RWKVConfig
-from ..configs import config_path
+from ..data_files import config_path
 from ..models import Parameter, model_module
 from .checkpoint import Checkpoint, LazyTensor
 

@@ -16,9 +16,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rwkv_mlc.artifact import write_json
-from rwkv_mlc.eval import timing
-from rwkv_mlc.eval.memory import peak_memory
-from rwkv_mlc.eval.timing import Timing
+from rwkv_mlc.bench import timing
+from rwkv_mlc.bench.memory import peak_memory
+from rwkv_mlc.bench.timing import Timing
 
 
 class Engine(Protocol):
@@ -37,8 +37,8 @@ class Ours:
         from rwkv_mlc.engine.threads import start_threads
 
         start_threads(threads)
+        from rwkv_mlc.bench.speed import bytes_read
         from rwkv_mlc.engine.engine import Engine
-        from rwkv_mlc.eval.bench import bytes_read
 
         self.engine = Engine(model, device)
         self.weight_bytes = sum(bytes_read(self.engine).values())
@@ -147,7 +147,7 @@ def speeds(engine: Engine, tokens: list[int], steps: int) -> dict[str, float]:
 
 def limits(model: Path, threads: int, device: str) -> dict[str, float]:
     """What the device reads and multiplies a second, by an artifact's library and by PyTorch's or numpy's product."""
-    from rwkv_mlc.eval.limits import GemmPeak, read_bandwidth
+    from rwkv_mlc.bench.limits import GemmPeak, read_bandwidth
 
     engine = Ours(model, threads, device).engine
     return {"read_bandwidth": read_bandwidth(engine)(), "gemm_peak": GemmPeak.on(engine).measure()}

@@ -29,13 +29,13 @@ from rwkv_cpp import write_model
 
 from rwkv_mlc.artifact import write_json
 from rwkv_mlc.artifact.disk import beside
-from rwkv_mlc.build import open_source
+from rwkv_mlc.bench.speed import operations_of
+from rwkv_mlc.building.steps import open_source
 from rwkv_mlc.config import RWKVConfig
-from rwkv_mlc.configs import config_names
+from rwkv_mlc.data_files import config_names
 from rwkv_mlc.engine.devices import target_of
 from rwkv_mlc.engine.threads import physical_cores
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.eval.bench import operations_of
 from rwkv_mlc.models import model_module, resolve
 from rwkv_mlc.weights import LazyTensor
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rwkv_mlc.artifact import artifact_name
-from rwkv_mlc.configs import config_names
+from rwkv_mlc.data_files import config_names
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.weights import open_checkpoint

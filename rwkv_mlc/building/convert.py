@@ -1,0 +1,100 @@
+"""Conversion of a checkpoint into the quantised shards of an artifact, one tensor at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..artifact.shards import ShardWriter
+from ..config import RWKVConfig
+from ..errors import UserError
+from ..models import Parameter, resolve
+from ..quantization.schemes import Scheme
+from ..weights.checkpoint import Checkpoint, LazyTensor
+
+MEMORY_BUDGET = 1 << 30
+
+Stored = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What ``convert_weights`` has written: stored tensors, shards and bytes; ``parameters`` counts weights."""
+
+    config: RWKVConfig
+    tensors: int
+    shards: int
+    nbytes: int
+    parameters: int
+
+
+def convert_weights(
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    params_dir: Path,
+    *,
+    head_size_divisor: int | None = None,
+    progress: Callable[[int, int, str, int], None] | None = None,
+    threads: int | None = None,
+) -> Conversion:
+    """Quantise every parameter of a checkpoint and write the shards and their index into ``params_dir``.
+
+    ``progress(i, n, name, nbytes)`` is called after each of the ``n`` stored tensors, ``i`` from 1. Raises UserError
+    for a checkpoint of no known generation, for tensors that do not fit it, and for a NaN or infinite weight."""
+    config, parameters, tensors = resolve(checkpoint, head_size_divisor)
+    total = sum(len(scheme.stored(parameter)) for parameter in parameters)
+    params_dir.mkdir(parents=True, exist_ok=True)
+    writer = ShardWriter(params_dir)
+
+    def quantize(parameter: Parameter) -> Stored:
+        return scheme.quantize(parameter, read_parameter(parameter, tensors[parameter.source]))
+
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    count = 0
+    try:
+        for stored in _in_order(pool, quantize, parameters):
+            for name, array in stored.items():
+                writer.add(name, array)
+                count += 1
+                if progress is not None:
+                    progress(count, total, name, array.nbytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    weights = sum(math.prod(parameter.shape) for parameter in parameters)
+    writer.finish(weights)
+    return Conversion(config, total, len(writer.shards), writer.nbytes, weights)
+
+
+def read_parameter(parameter: Parameter, tensor: LazyTensor) -> np.ndarray:
+    """The float32 parameter of a checkpoint's tensor. Raises UserError for a NaN or infinite weight."""
+    return _finite(parameter.convert(_finite(tensor.read(), parameter)), parameter)
+
+
+def _in_order(pool: Executor, job: Callable[[Parameter], Stored], parameters: list[Parameter]) -> Iterator[Stored]:
+    """The results of ``job`` in the order of ``parameters``, computed ahead as far as ``MEMORY_BUDGET`` holds the
+    float32 tensors whose results have not been taken; one larger than that is computed alone."""
+    pending, held = deque(), 0
+    for parameter in parameters:
+        nbytes = 4 * math.prod(parameter.shape)
+        while pending and held + nbytes > MEMORY_BUDGET:
+            held -= pending[0][0]
+            yield pending.popleft()[1].result()
+        pending.append((nbytes, pool.submit(job, parameter)))
+        held += nbytes
+    while pending:
+        yield pending.popleft()[1].result()
+
+
+def _finite(array: np.ndarray, parameter: Parameter) -> np.ndarray:
+    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        raise UserError(
+            f"The tensor {parameter.source} holds NaN or infinite values; the checkpoint is damaged, get it again."
+        )
+    return array

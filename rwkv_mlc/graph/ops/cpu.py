@@ -1,0 +1,179 @@
+"""The CPU family: every operation a hand-written kernel, float32 activations, weights in 16-row blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tir_kernels.embedding import embedding
+from tir_kernels.gemm import gemm
+from tir_kernels.gemm_int8 import gemm_int8
+from tir_kernels.gemv import Matrix, gemv
+from tir_kernels.group_norm import group_norm
+from tir_kernels.halve import halve
+from tir_kernels.layer_norm import layer_norm
+from tir_kernels.list_inputs import AHEAD, list_inputs, quantize_inputs
+from tir_kernels.packed import PackedGroup, Tiled, TiledFloat, TiledGroup
+from tir_kernels.quantize_activation import PLANES, quantize_activation
+from tir_kernels.quantize_int8 import quantize_int8
+from tir_kernels.segments import border_slots, last_rows
+from tir_kernels.simd import LANES
+from tir_kernels.sparse_gemv import sparse_gemv
+from tir_kernels.stream import fill, stream
+from tir_kernels.token_shift import norm_shift_mix, norm_shift_mix_token
+from tir_kernels.wkv4 import wkv4, wkv4_channels
+from tir_kernels.wkv5 import wkv5
+
+from ...models import Parameter
+from ...quantization.schemes import FloatForm, GroupForm
+from ..weights import MatrixWeight, Norm, packed_form
+from .kernels import KernelOps
+
+
+@dataclass
+class CPUOps(KernelOps):
+    """See ``rwkv_mlc.graph.ops``. ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are
+    read at the memory's speed, ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in
+    ``prefill`` to 8 bits; the head, which reads the last tokens only, stays exact."""
+
+    int8_activations: bool = False
+    form_of = staticmethod(packed_form)
+
+    def __post_init__(self):
+        self.borders = [self.slots, self.slots]
+        self.parts = self._parts() if self.batch == 1 else None
+        if self.phase == "prefill":
+            shape = [self.rows]
+            args = [self.tokens, self.segment_ends, self.slots]
+            self.borders = self.call(border_slots(), args, [shape, shape], dtype="int32")
+
+    @staticmethod
+    def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
+        """The layout of ``quantization.layouts`` in which the kernels want each of a parameter's stored tensors."""
+        tensors, transposed = (2, form.transposed) if isinstance(form, GroupForm) else (1, False)
+        if parameter.role in ("vector", "embedding"):
+            return ("stored",) * tensors
+        packed = packed_form(parameter, form)
+        if isinstance(packed, TiledGroup):
+            prefix = "transposed_" if transposed else ""
+            return f"{prefix}lines_{form.bits}", f"{prefix}line_scales_{form.bits}"
+        if isinstance(packed, TiledFloat) and form.dtype == "float16":
+            return ("lines_16",)
+        return ("column_blocks" if transposed else "row_blocks",) * tensors
+
+    def emit_probes(self) -> None:
+        self.add_memory_probes(stream(), fill())
+
+    def embedding(self, tokens, table: MatrixWeight):
+        kernel = embedding(*table.shape, table.form)
+        return self.call(kernel, [tokens, *table.tensors], [self._shape(table.shape[1])], [table.name])[0]
+
+    def layer_norm(self, x, norm: Norm):
+        kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon)
+        return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name])[0]
+
+    def norm_shift_mix(self, x, norm: Norm, mixes: dict, previous):
+        channels, epsilon = self.config.hidden_size, self.config.layer_norm_epsilon
+        if self.parts:
+            kernel, borders = norm_shift_mix_token(channels, len(mixes), epsilon, self.parts), [self.slots]
+        else:
+            kernel, borders = norm_shift_mix(channels, len(mixes), epsilon), self.borders
+        args = [x, norm.weight, norm.bias, *mixes.values(), previous, *borders]
+        shape, names = [len(mixes), self.rows, channels], self.mixed_names(norm.name, mixes)
+        (last,), (mixed,) = self.update(kernel, args, [3 + len(mixes)], [shape], [names])
+        return mixed, last
+
+    def linears(self, x, matrices: list[MatrixWeight], activations: list[str | None], gate=None, residual=None):
+        form, columns = matrices[0].form, matrices[0].shape[1]
+        outputs = tuple(Matrix(m.shape[0], activation) for m, activation in zip(matrices, activations))
+        rows, inputs = x.ty.shape[1], [x]
+        fused = {"gated": gate is not None, "residual": residual is not None}
+        if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
+            integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, PackedGroup) else None
+            if integer_dot:
+                inputs = self._quantize(x, columns, form)
+            own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
+            kernel = gemv(outputs, columns, form, integer_dot, **fused, parts=self.parts if own else None)
+        elif self.int8_activations:
+            inputs = self._quantize_int8(x, columns, form)
+            kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, **fused)
+        else:
+            kernel = gemm(outputs, columns, form, self.target.gemm_tile, **fused)
+        args = [*inputs, *(tensor for m in matrices for tensor in m.tensors)]
+        args += [extra for extra in (gate, residual) if extra is not None]
+        names = self.product_names([m.name for m in matrices], activations, **fused)
+        return self.call(kernel, args, [[1, rows, m.rows] for m in outputs], names)
+
+    def linear(self, x, matrix: MatrixWeight, gate=None, residual=None):
+        if self.phase == "prefill" or not isinstance(matrix.form, Tiled):
+            return self.linears(x, [matrix], [None], gate, residual)[0]
+        (outputs, columns), form = matrix.shape, matrix.form
+        integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, TiledGroup) else None
+        lists = self._quantize_inputs(x, columns, form) if integer_dot else self._list_inputs(x, columns, form)
+        fused = {"gated": gate is not None, "residual": residual is not None}
+        kernel = sparse_gemv(outputs, columns, form, integer_dot, **fused)
+        args = [*lists, *matrix.tensors, *(extra for extra in (gate, residual) if extra is not None)]
+        return self.call(kernel, args, [self._shape(outputs)], self.product_names([matrix.name], [None], **fused))[0]
+
+    def wkv4(self, r, k, v, w, u, previous):
+        kernel = wkv4(self.config.hidden_size, self.phase, in_place=True)
+        args = [r, k, v, w, u, *previous, *self._sequences()]
+        updated, (out,) = self.update(kernel, args, [5, 6, 7], [r.ty.shape], [self.beside(k, "gated")])
+        return out, updated
+
+    def wkv5(self, r, k, v, w, u, previous):
+        kernel = wkv5(self.config.num_heads, self.config.head_size, self.phase, in_place=True)
+        args = [r, k, v, w, u, previous, *self._sequences()]
+        (updated,), (out,) = self.update(kernel, args, [5], [r.ty.shape], [self.beside(k, "wkv")])
+        return out, updated
+
+    def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
+        kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gated=gate is not None)
+        args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
+        return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
+
+    def halve(self, x):
+        return self.call(halve(self.config.hidden_size), [x], [x.ty.shape])[0]
+
+    def last_rows(self, x):
+        if self.phase == "decode":
+            return x
+        channels = self.config.hidden_size
+        return self.call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
+
+    def _quantize(self, x, columns: int, form: PackedGroup):
+        inputs, rows, _ = x.ty.shape
+        groups = form.groups(columns)
+        digits = [inputs, rows, PLANES, groups * form.words * len(form.quads)]
+        shapes = [digits, [inputs, rows, groups], [inputs, rows, PLANES, groups]]
+        parts = self.parts if self.parts and columns % (form.group * self.parts) == 0 else 1
+        kernel = quantize_activation(columns, form, parts)
+        return self.call(kernel, [x], shapes, dtype=["int32", "float32", "int32"])
+
+    def _list_inputs(self, x, columns: int, form: Tiled):
+        group = form.group if isinstance(form, TiledGroup) else columns
+        entries = [self.rows, columns + AHEAD]
+        shapes = [entries, entries, [self.rows, -(-columns // group) + 1]]
+        return self.call(list_inputs(columns, group), [x], shapes, dtype=["float32", "int32", "int32"])
+
+    def _quantize_inputs(self, x, columns: int, form: TiledGroup):
+        padded, groups = form.padded(columns), form.groups(columns)
+        shapes = [[PLANES, padded // 4], [padded + AHEAD], [groups + 1], [groups], [PLANES, groups]]
+        dtypes = ["int32", "int32", "int32", "float32", "int32"]
+        kernel = quantize_inputs(columns, form)
+        return self.call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)
+
+    def _quantize_int8(self, x, columns: int, form: PackedGroup):
+        inputs, rows, _ = x.ty.shape
+        groups = form.groups(columns)
+        shapes = [[inputs, rows, groups * form.words * len(form.quads)], *[[inputs, rows, groups]] * 2]
+        return self.call(quantize_int8(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
+
+    def _parts(self) -> int:
+        """Equal parts of the channels that wkv works on in parallel for one sequence."""
+        return self.config.num_heads or self.config.hidden_size // wkv4_channels(self.config.hidden_size)
+
+    def _sequences(self):
+        return [self.slots] if self.phase == "decode" else [self.segment_ends, self.slots]
+
+    def _shape(self, channels: int):
+        return [1, self.rows, channels]

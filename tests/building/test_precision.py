@@ -1,0 +1,120 @@
+"""What a build may keep in float32, and the residual stream halved every few layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support.compiled import Model, in_memory
+from support.kernel_build import error
+from support.synthetic import synthetic_checkpoint
+from test_build import build_command, write_vocabulary
+
+from rwkv_mlc import Engine
+from rwkv_mlc.artifact import Artifact
+from rwkv_mlc.building.precision import LARGEST_FLOAT16, float32_patterns, wide_values
+from rwkv_mlc.cli.main import main
+from rwkv_mlc.config import RWKVConfig
+from rwkv_mlc.errors import UserError
+from rwkv_mlc.models import resolve
+from rwkv_mlc.reference import load
+
+TOKENS = [5, 17, 3, 96, 40, 41, 2, 8]
+
+
+def config_of(generation: str, layers: int = 3) -> RWKVConfig:
+    return resolve(in_memory(synthetic_checkpoint(generation, layers=layers)))[0]
+
+
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_a_halved_residual_stream_gives_the_same_logits(generation, libraries):
+    """On prompts, single tokens (whose kernels are merged) and in the reference; a norm's epsilon counts four times as much after each."""
+    whole = in_memory(synthetic_checkpoint(generation))
+    halved = dataclasses.replace(whole, rescale_every=1)
+    expected = Model.of(whole, "q0f32", libraries).reference(TOKENS)
+    model = Model.of(halved, "q0f32", libraries)
+    assert [model.config.halvings(layer) for layer in range(4)] == [0, 1, 2, 3]
+    assert error(model.reference(TOKENS), expected) < 1e-3
+    assert error(model.score(TOKENS), model.reference(TOKENS)) < 2e-5
+    assert error(model.decode(TOKENS), model.reference(TOKENS)) < 2e-5
+
+
+def test_weights_are_halved_exactly():
+    whole = in_memory(synthetic_checkpoint("5.2"))
+    _, one = load(whole, np.float32)
+    _, other = load(dataclasses.replace(whole, rescale_every=2), np.float32)
+    changed = {name for name in one if not np.array_equal(one[name], other[name])}
+    assert changed == {"model.blocks.2.attention.output.weight", "model.blocks.2.feed_forward.value.weight"}
+    assert all(np.array_equal(one[name], 2 * other[name]) for name in changed)
+
+
+def test_patterns():
+    config = config_of("5.2")
+    patterns = float32_patterns(config, [0], ["ffn.value", "att.wkv"])
+    assert patterns == ["blocks.0.*", "blocks.*.ffn.value", "blocks.*.att.wkv", "blocks.*.ffn.k_squared"]
+    config = config.with_float32(patterns)
+    assert config.is_float32("blocks.0.att.mixed_key") and config.is_float32("blocks.2.ffn.k_squared")
+    assert not config.is_float32("blocks.10.ffn.key") and not config.is_float32("ln_out")
+    assert RWKVConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "layers, roles, found", [([3], [], "layer 3"), ([-1], [], "layer -1"), ([], ["att.q"], "att.q")]
+)
+def test_what_the_model_does_not_have(layers, roles, found):
+    with pytest.raises(UserError, match=f"no .*{found}"):
+        float32_patterns(config_of("4"), layers, roles)
+
+
+def test_wide_values_are_found_in_one_reading():
+    """An early one does not hide a later one, and one that only comes near counts."""
+    tensors = synthetic_checkpoint("4")
+    tensors["blocks.0.ffn.key.weight"] *= 200
+    tensors["blocks.2.ffn.key.weight"] *= 60
+    config, parameters = load(in_memory(tensors), np.float32)
+    names = {f"blocks.{layer}.ffn.k_squared" for layer in range(3)} | {"ln_out"}
+    found = wide_values(config, parameters, TOKENS, names)
+    assert [value.name for value in found] == ["blocks.0.ffn.k_squared", "blocks.2.ffn.k_squared"]
+    assert found[0].overflows and not found[1].overflows and found[1].largest > LARGEST_FLOAT16 / 4
+    assert not wide_values(config, parameters, TOKENS, {"ln_out"})
+
+
+def test_build_options_reach_the_artifact(tmp_path, capsys):
+    """A choice of precision keeps the parameters, a rescale changes them; a library for the CPU goes on either way."""
+    checkpoint = tmp_path / "model.safetensors"
+    save_file(synthetic_checkpoint("4", vocab_size=97, hidden_size=64, layers=2), checkpoint)
+    write_vocabulary(tmp_path / "rwkv_vocab.txt")
+    command = build_command(checkpoint, tmp_path / "dist", "--quantization", "q0f32")
+    assert main(command) == 0
+    folder = tmp_path / "dist" / "model-q0f32"
+    logits = Engine(folder).prefill(TOKENS, Engine(folder).new_state())
+
+    assert main([*command, "--convert-weights-only", "--fp32-layers", "0,1", "--fp32", "ffn.key"]) == 0
+    assert "Reuse parameters" in capsys.readouterr().out
+    expected = ("blocks.0.*", "blocks.1.*", "blocks.*.ffn.key", "blocks.*.ffn.mixed_key")
+    assert Artifact.open(folder).config.float32 == expected
+    engine = Engine(folder)
+    np.testing.assert_array_equal(engine.prefill(TOKENS, engine.new_state()), logits)
+
+    shutil.copytree(folder, moved := tmp_path / "moved" / folder.name)  # a process loads the library of a path once
+    command = build_command(checkpoint, moved.parent, "--quantization", "q0f32", "--rescale-every", "1")
+    assert main([*command, "--auto-precision"]) == 0
+    assert "Reuse parameters" not in (out := capsys.readouterr().out) and "every value fits" in out
+    assert Artifact.open(moved).config.rescale_every == 1
+    engine = Engine(moved)
+    np.testing.assert_allclose(engine.prefill(TOKENS, engine.new_state()), logits, atol=1e-3 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize(
+    "options, message", [(["--fp32-layers", "7"], "no layer 7"), (["--rescale-every", "-1"], "at least 1")]
+)
+def test_wrong_options(tmp_path, capsys, options, message):
+    checkpoint = tmp_path / "model.safetensors"
+    save_file(synthetic_checkpoint("4", vocab_size=97, hidden_size=64, layers=1), checkpoint)
+    write_vocabulary(tmp_path / "rwkv_vocab.txt")
+    assert main(build_command(checkpoint, tmp_path / "dist", *options)) == 2
+    assert message in capsys.readouterr().err

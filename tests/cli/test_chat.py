@@ -1,0 +1,303 @@
+"""The ``Chat`` class and the command over it, from a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.reciter import LONG_TOKEN, RECITED
+
+from rwkv_mlc import Chat, Engine
+from rwkv_mlc.cli import options
+from rwkv_mlc.cli.main import main
+from rwkv_mlc.engine.templates import load_template
+
+RECITAL = RECITED.strip()
+PROMPT = "\033[?2004h"  # prompt_toolkit turns bracketed paste on when it begins to read a line
+
+
+def greedy(engine: Engine, **changes) -> Chat:
+    chat = Chat(engine)
+    chat.params = dataclasses.replace(chat.params, temperature=0.0, **changes)
+    return chat
+
+
+@pytest.fixture
+def read(reciting, monkeypatch) -> list[int]:
+    """Every token that the reciter's library reads from here on."""
+    tokens: list[int] = []
+    run = reciting.runner.run
+
+    def listening(function, sequences, state):
+        tokens.extend(sequences[0])
+        return run(function, sequences, state)
+
+    monkeypatch.setattr(reciting.runner, "run", listening)
+    return tokens
+
+
+def transcript(engine: Engine, *turns: tuple[str, str]) -> str:
+    return engine.template.system_prompt() + "".join(f"User: {said}\n\nAssistant:{heard}\n\n" for said, heard in turns)
+
+
+def test_the_state_reads_the_transcript_once(reciting, read):
+    chat = greedy(reciting, max_tokens=8)
+    assert "".join(chat.send("One\r\n\r\n\ntwo ")) == " abcdefg"
+    assert chat.answer.finish_reason == "length"
+    chat.params = dataclasses.replace(chat.params, max_tokens=20, stop=("fgh", "\n\n"))
+    assert "".join(chat.send("Again")) == " abcde"
+    assert chat.answer.finish_reason == "stop"
+    # The start of the stop string had been read when its end was met.
+    expected = transcript(reciting, ("One\ntwo", " abcdefg"), ("Again", " abcdefg"))
+    assert reciting.tokenizer.decode(read) == expected
+
+
+def test_an_answer_that_is_closed_counts_as_the_whole(reciting, read):
+    chat = greedy(reciting)
+    pieces = chat.send("Hello")
+    assert [next(pieces) for _ in range(4)] == list(" abc")
+    pieces.close()
+    assert chat.answer.text == " abc" and chat.answer.finish_reason is None
+    assert "".join(chat.send("Go on")).startswith(" abc")
+    assert reciting.tokenizer.decode(read).startswith(transcript(reciting, ("Hello", " abc"), ("Go on", " abc"))[:-2])
+
+
+def test_a_message_whose_reading_fails_was_never_sent(engine, monkeypatch):
+    chat, other = greedy(engine), greedy(engine)
+
+    def interrupt(seen: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "prefill_chunk", 4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "progress", interrupt)
+        next(chat.send("A message of several chunks, which makes them differ"))
+    assert "".join(chat.send("Hello!")) == "".join(other.send("Hello!"))
+
+
+def test_a_conversation_goes_on_from_a_file(engine, tmp_path):
+    chat = greedy(engine)
+    for _ in chat.send("Hello!"):
+        pass
+    chat.save(tmp_path / "a.state")
+    expected = "".join(chat.send("Who are you?"))
+    fresh = greedy(engine)
+    fresh.load(tmp_path / "a.state")
+    assert "".join(fresh.send("Who are you?")) == expected
+    fresh.reset()
+    assert "".join(fresh.send("Hello!")) == "".join(greedy(engine).send("Hello!"))
+
+
+def chat(monkeypatch, capsys, lines: str | bytes, *arguments: str | Path) -> tuple[list[str], str]:
+    """Lines of stdout behind the opening ones, and stderr, of a piped chat."""
+    data = lines if isinstance(lines, bytes) else lines.encode("utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert main(["chat", *map(str, arguments)]) == 0
+    out, err = capsys.readouterr()
+    opening, separator, rest = out.partition("Ctrl-C stops an answer.\n")
+    assert separator and opening.startswith("Loading model...\nUse MLC config: ")
+    for line in ("Use model weights: ", "Use model library: ", "Running system prompts...", "System prompts finished"):
+        assert f"\n{line}" in opening
+    return rest.splitlines(), err
+
+
+def test_piped_lines_are_answered(monkeypatch, capsys, reciter):
+    out, err = chat(monkeypatch, capsys, "hello\n\n/exit\nnever\n", reciter, "--temperature", "0", "--max-tokens", "4")
+    assert (out, err) == (["Assistant: abc"], "")
+
+
+def test_piped_lines_need_not_be_utf_8_nor_end(monkeypatch, capsys, reciter):
+    out, err = chat(monkeypatch, capsys, b"\xff\xfe", reciter, "--temperature", "0", "--stop", "bc")
+    assert (out, err) == (["Assistant: a"], "")
+
+
+def test_a_model_without_roles_goes_on_with_the_line(monkeypatch, capsys, reciter, tmp_path):
+    folder = Path(shutil.copytree(reciter, tmp_path / "plain"))
+    path = folder / "params" / "mlc-chat-config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"conv_template": load_template("plain").to_dict()}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    out, err = chat(monkeypatch, capsys, "Recite:\r\nwxy\n", folder, "--temperature", "0", "--max-tokens", "4")
+    assert (out, err) == ([" abc", "zé\ufffd"], "")
+
+
+def test_ctrl_c_stops_the_reading_of_a_message(monkeypatch, capsys, reciter):
+    def interrupt(read: int, total: int) -> None:
+        if read < total:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(options, "prompt_progress", lambda: interrupt)
+    message = LONG_TOKEN.decode() * 2000
+    out, err = chat(monkeypatch, capsys, f"{message}\nhello\n", reciter, "--temperature", "0", "--max-tokens", "4")
+    assert out == ["", "Assistant: abc"]
+    assert err == "Stopped before the whole message was read; it counts as never sent.\n"
+
+
+def test_settings(monkeypatch, capsys, reciter):
+    first = "/set temperature=0;stop=zz,cd;max_tokens=3\nhello\n/set max_tokens=100\nhello\n"
+    out, err = chat(monkeypatch, capsys, f"{first}/set\n/set stop=\\n;seed=5\n/set seed=none", reciter)
+    assert err == "" and out[1] == "Assistant: ab" and out[3] == "Assistant: ab"
+    assert out[4].startswith("temperature=0.0; top_p=0.3; top_k=0; ")
+    assert out[4].endswith("seed=none; max_tokens=100; stop=\\n\\n,zz,cd")
+    assert out[5].endswith("seed=5; max_tokens=100; stop=\\n\\n,\\n")
+    assert "seed=none" in out[6]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("/foo bar", "Unknown command /foo; /help lists the commands."),
+        ("/set temperature=warm", "temperature must be a number, not 'warm'."),
+        ("/set temperature=nan", "temperature must be a number from 0.0 to 100.0, not nan."),
+        ("/set top_k=1;max_tokens=0", "max_tokens must be an integer from 1"),
+        ("/set top_k=0.5", "top_k must be an integer, not '0.5'."),
+        ("/set hotness=1", "/set takes key=value with a key of temperature, "),
+        ("/set temperature", "/set takes key=value with a key of temperature, "),
+        ("/save", "Give the name of a file."),
+        ("/save /none/a.state", "The state cannot be written to /none/a.state"),
+        ("/load /none/a.state", "The state /none/a.state cannot be read"),
+        ("/reload /none", "/none is no artifact"),
+    ],
+)
+def test_mistakes_cost_one_line_and_the_chat_goes_on(monkeypatch, capsys, reciter, line, message):
+    out, err = chat(monkeypatch, capsys, f"{line}\nhello\n", reciter, "--temperature", "0", "--max-tokens", "4")
+    assert out[-1] == "Assistant: abc"
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+def test_stats_reset_help(monkeypatch, capsys, reciter):
+    out, err = chat(monkeypatch, capsys, "/stats\n/reset\n/help\n", reciter)
+    assert err == "" and out[1] == "RESET CHAT SUCCESS"
+    prefill, decode = out[0].split(", ")
+    assert float(prefill.removeprefix("prefill: ").removesuffix(" tok/s")) > 0
+    assert decode == "decode: 0.0 tok/s"
+    assert [line.split()[0] for line in out[3:] if line.startswith("  /")] == [
+        f"/{name}" for name in ("help", "exit", "stats", "reset", "reload", "set", "save", "load")
+    ]
+
+
+def test_reload_takes_the_settings_along(monkeypatch, capsys, demo, reciter):
+    lines = f"/set max_tokens=4\nhello\n/reload {reciter}\nhello\n/reload\nhello\n"
+    out, err = chat(monkeypatch, capsys, lines, demo, "--temperature", "0")
+    assert err == ""
+    assert [line for line in out if line.startswith("Assistant:")][1:] == ["Assistant: abc"] * 2
+    assert sum(str(demo) in line for line in out) == 0 and sum(str(reciter) in line for line in out) == 6
+
+
+def test_a_conversation_saved_by_one_chat_is_loaded_by_another(monkeypatch, capsys, demo, reciter, tmp_path):
+    state = tmp_path / "a.state"
+    greedy = ("--temperature", "0")
+    out, _ = chat(monkeypatch, capsys, f"Hello!\n/save {state}\nWho are you?\n", demo, *greedy)
+    assert out[1] == f"Saved the conversation to {state}"
+    assert chat(monkeypatch, capsys, f"/load {state}\nWho are you?\n", demo, *greedy) == (
+        [f"Go on from {state}", out[2]],
+        "",
+    )
+    assert chat(monkeypatch, capsys, "Who are you?\n", demo, *greedy, "--state", state) == ([out[2]], "")
+    _, err = chat(monkeypatch, capsys, f"/load {state}\n", reciter)
+    assert err.startswith("error: ") and "another model" in err
+
+
+def test_a_system_message_of_ones_own(monkeypatch, capsys, demo):
+    _, err = chat(monkeypatch, capsys, "/stats\n", demo, "--system", "A" * 5000)
+    assert err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
+class TestTerminal:
+    @pytest.fixture
+    def terminal(self, reciter):
+        """Starts a chat on a pseudo-terminal; the chat is killed at the end."""
+        import pty
+
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "rwkv_mlc", "chat", str(reciter), "--temperature", "0"]
+        environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        process = subprocess.Popen(
+            [*command, "--max-tokens", "1000000000"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(theirs)
+        yield Terminal(ours, process)
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+    def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(self, terminal):
+        terminal.until(PROMPT)
+        terminal.type("hello\r")
+        terminal.until(f"Assistant: {RECITAL}")
+        terminal.type("\x03")
+        terminal.until(PROMPT)
+        terminal.type("/set max_tokens=5\r")
+        terminal.until("max_tokens=5")
+        terminal.until(PROMPT)
+        terminal.type("once more\r")
+        terminal.until("Assistant: abcd")
+        terminal.until(PROMPT)
+        terminal.type("\x04")
+        assert terminal.process.wait(20) == 0
+        assert "Traceback" not in terminal.seen
+
+    def test_ctrl_c_at_the_prompt_drops_the_line(self, terminal):
+        terminal.until(PROMPT)
+        terminal.type("nonsense\x03")
+        terminal.until(PROMPT)
+        terminal.type("/exit\r")
+        assert terminal.process.wait(20) == 0
+        assert "Assistant: " not in terminal.seen
+
+    def test_escape_enter_begins_a_line(self, terminal):
+        terminal.until(PROMPT)
+        terminal.type("/set max_tokens=5\r")
+        terminal.until("max_tokens=5")
+        terminal.until(PROMPT)
+        terminal.type("one\x1b\rtwo\r")
+        terminal.until("Assistant: abcd")
+        terminal.until(PROMPT)
+        terminal.type("\x04")
+        assert terminal.process.wait(20) == 0
+
+
+class Terminal:
+    """The user's side of a pseudo-terminal."""
+
+    def __init__(self, descriptor: int, process: subprocess.Popen):
+        self.descriptor, self.process, self.seen, self._fresh = descriptor, process, "", ""
+
+    def type(self, keys: str) -> None:
+        os.write(self.descriptor, keys.encode("utf-8"))
+
+    def until(self, text: str) -> None:
+        """Read until ``text`` appears behind what earlier calls waited for."""
+        deadline = time.monotonic() + 60
+        while text not in self._fresh:
+            assert time.monotonic() < deadline, f"{text!r} never came: {self._fresh[-2000:]!r}"
+            if select.select([self.descriptor], [], [], 0.2)[0]:
+                data = os.read(self.descriptor, 1 << 16).decode("utf-8", "replace")
+                self.seen += data
+                self._fresh += data
+        self._fresh = self._fresh.partition(text)[2]
+
+
+def _take_terminal() -> None:
+    """Make stdin the controlling terminal, from which Ctrl-C comes as a signal."""
+    import fcntl
+    import termios
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rwkv_mlc.config import RWKVConfig
+from rwkv_mlc.engine.stream import TextStream
+from rwkv_mlc.engine.templates import Template, default_template, load_template
+from rwkv_mlc.errors import UserError
+
+TESTS = Path(__file__).parent
+VECTORS = json.loads((TESTS / "generation_vectors.json").read_text(encoding="utf-8"))["templates"]
+NAMES = ["plain", "rwkv_raven", "rwkv_world"]
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["name"])
+def test_vectors(case):
+    template = load_template(case["name"])
+    assert template.system_prompt() == case["system_prompt"]
+    for turn in case["user_turns"]:
+        assert template.user_turn(turn["text"]) == turn["turn"]
+    for end in case["after_answer"]:
+        answer, fed = bytes.fromhex(end["answer"]), bytes.fromhex(end["fed"])
+        assert template.after_answer(answer, fed).hex() == end["feed"]
+
+
+def test_world_prompt_is_chatrwkvs():
+    """ChatRWKV's API_DEMO_CHAT.py: init_ctx, then "User: " + msg + "\\n\\nAssistant:"."""
+    world = load_template("rwkv_world")
+    assert world.system_prompt() == (
+        "User: hi\n\nAssistant: Hi. I am your assistant and I will provide expert full response in full details. "
+        "Please feel free to ask any question and I will always answer it.\n\n"
+    )
+    assert world.user_turn("What is RWKV?") == "User: What is RWKV?\n\nAssistant:"
+    assert world.stop_str == ("\n\n",)
+
+
+def test_raven_prompt_is_chatrwkvs():
+    """ChatRWKV's v2/chat.py with v2/prompt/default/English-2.py."""
+    raven = load_template("rwkv_raven")
+    prompt = raven.system_prompt()
+    assert prompt.startswith("\nThe following is a coherent verbose detailed conversation between a girl named Alice")
+    assert "advices.\n\nBob: Hello Alice, how are you doing?\n\nAlice: Hi! Thanks, I'm fine." in prompt
+    assert prompt.endswith("So please go ahead!\n\n")
+    assert raven.user_turn("Hello") == "Bob: Hello\n\nAlice:"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["hi", " hi \n", "a\n\n\nb", "", "tail:  "])
+def test_no_prompt_ends_in_a_space_of_ours_nor_holds_the_separator_inside(name, text):
+    template = load_template(name)
+    turn = template.user_turn(text)
+    if name == "plain":
+        assert turn == text
+    else:
+        assert not turn.endswith(" ")
+        assert turn.count("\n\n") == 1
+
+
+def test_blank_lines_of_the_user_are_folded():
+    turn = load_template("rwkv_world").user_turn("\r\n one\r\n\r\ntwo\n \t\n\n  three\rfour\n\n")
+    assert turn == "User: one\ntwo\n  three\nfour\n\nAssistant:"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_round_trip(name):
+    template = load_template(name)
+    data = json.loads((TESTS.parents[1] / "configs" / "templates" / f"{name}.json").read_text(encoding="utf-8"))
+    assert template.to_dict() == data
+    assert Template.from_dict(template.to_dict()) == template
+    assert template.name == name
+
+
+def answer_and_fed(tokens: list[bytes], stop: tuple[str, ...], max_tokens: int = 99) -> tuple[bytes, bytes]:
+    """What an engine keeps while it generates ``tokens``: a token is fed only when the next one is wanted."""
+    stream, fed = TextStream(stop), b""
+    for count, token in enumerate(tokens, 1):
+        stream.push(token)
+        if stream.stopped or count == max_tokens:
+            break
+        fed += token
+    stream.finish()
+    return bytes(stream.released), fed
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [b" Hi", b".", b"\n\n"],
+        [b" Hi", b".\n", b"\n"],
+        [b" Hi", b".", b"\n", b"\n"],
+        [b" Hi", b".\n\n"],
+        [b" Hi", b".\n\nUser"],
+        [b" Hi."],
+        [b" Hi.", b"\n"],
+    ],
+)
+def test_state_reads_answer_and_separator_exactly_once(tokens):
+    world = load_template("rwkv_world")
+    answer, fed = answer_and_fed(tokens, world.stop_str)
+    assert fed + world.after_answer(answer, fed) == b" Hi.\n\n"
+
+
+def test_an_interrupted_answer_is_closed_too():
+    world = load_template("rwkv_world")
+    answer, fed = answer_and_fed([b" one", b" two", b" three"], world.stop_str, max_tokens=2)
+    assert (answer, fed) == (b" one two", b" one")
+    assert fed + world.after_answer(answer, fed) == b" one two\n\n"
+
+
+def test_what_was_read_of_another_stop_string_stays_read():
+    world = load_template("rwkv_world")
+    answer, fed = answer_and_fed([b" one", b"##", b"#"], ("###",))
+    assert fed + world.after_answer(answer, fed) == b" one##\n\n"
+
+
+def test_two_separators_follow_user_and_assistant():
+    template = Template.from_dict(
+        {
+            "name": "two",
+            "roles": {"user": "Q", "assistant": "A"},
+            "seps": ["<u>", "<a>"],
+            "messages": [["user", "1"], ["assistant", "2"]],
+            "role_content_sep": "=",
+            "role_empty_sep": "=",
+            "system_message": "S ",
+            "function_string": "ignored",
+        }
+    )
+    assert template.system_prompt() == "S Q=1<u>A=2<a>"
+    assert template.user_turn(" as is\n\n ") == "Q= as is\n\n <u>A="
+    assert template.after_answer(b"x<", b"x<") == b"a>"
+
+
+def test_system_message_can_be_replaced():
+    world = dataclasses.replace(load_template("rwkv_world"), system_message="Hello.")
+    assert world.system_prompt() == "User: hi\n\nAssistant: Hello.\n\n"
+
+
+def test_unknown_template_lists_the_known():
+    with pytest.raises(UserError, match="plain, rwkv_raven, rwkv_world"):
+        load_template("chatml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seps": []}, "seps"),
+        ({"seps": "\n"}, "seps"),
+        ({"roles": {"user": "U"}}, "roles"),
+        ({"stop_token_ids": [True]}, "stop_token_ids"),
+        ({"messages": [["tool", "x"]]}, "messages"),
+        ({"system_message": None}, "system_message"),
+        ({"name": 3}, "name"),
+    ],
+)
+def test_malformed_templates_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Template.from_dict(load_template("plain").to_dict() | change)
+    with pytest.raises(UserError, match="lacks 'roles'"):
+        Template.from_dict({"name": "x", "seps": [""]})
+
+
+def test_default_template():
+    def config(generation: str) -> RWKVConfig:
+        return RWKVConfig(generation, 1024, 64, 2, 256)
+
+    assert default_template(config("5.2"), "world").name == "rwkv_world"
+    assert default_template(config("4"), "world").name == "rwkv_world"
+    assert default_template(config("4"), "pile").name == "rwkv_raven"
+    assert default_template(config("5.0"), "pile").name == "plain"

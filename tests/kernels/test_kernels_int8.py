@@ -1,0 +1,251 @@
+"""Prompts read with 8-bit activations: the kernels against NumPy on the same integers and against the exact product, and
+libraries of whole models against the reference."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DEMO
+from filelock import FileLock
+from support import kernel_twins as twins
+from support.compiled import in_memory
+from support.kernel_build import build, call, error
+from test_accuracy import BOUND, TOKENS, trained_like_weights
+from test_kernels_matrix import CALLS, FORMS, GROUP_FORMS, activations, has, weights
+
+from rwkv_mlc import Engine
+from rwkv_mlc.artifact import BuildRecord
+from rwkv_mlc.bench import limits, timing
+from rwkv_mlc.bench.prefill_error import prefill_error
+from rwkv_mlc.cli.main import main
+from rwkv_mlc.compiler.link import export_library
+from rwkv_mlc.compiler.pipeline import compile_module
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.engine.runner import Runner
+from rwkv_mlc.graph.module import build_module
+from rwkv_mlc.models import resolve
+from rwkv_mlc.quantization.layouts import LAYOUTS
+from rwkv_mlc.quantization.schemes import get_scheme
+from tir_kernels.gemm_int8 import TILES, gemm_int8
+from tir_kernels.gemv import Matrix
+from tir_kernels.packed import PackedGroup, TiledGroup
+from tir_kernels.quantize_int8 import quantize_int8
+
+ROWS = [1, 2, 3, 4, 5, 6, 7, 13]
+
+needs_a_dot = pytest.mark.skipif(not any(map(has, TILES)), reason="this CPU lacks AVX-512 VNNI")
+every_dot = pytest.mark.parametrize("dot", [dot for dot in TILES if has(dot)])
+every_form = pytest.mark.parametrize("form", GROUP_FORMS)
+every_call = pytest.mark.parametrize("name", CALLS)
+
+
+def quantized(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """x [T, K] -> integers [T, Kp], scales [T, G]; float32 as in the kernel, so that ties round alike."""
+    x = np.pad(x, ((0, 0), (0, -x.shape[1] % group))).reshape(len(x), -1, group)
+    top = np.abs(x).max(-1)
+    inverse = np.float32(127) / np.maximum(top, np.float32(1e-30))
+    return np.rint(x * inverse[..., None]).astype(np.int32).reshape(len(x), -1), top * np.float32(1 / 127)
+
+
+@lru_cache(None)
+def quantizers(form: str):
+    return build({name: quantize_int8(c.columns, FORMS[form]) for name, c in CALLS.items()})
+
+
+@lru_cache(None)
+def products(form: str, dot: str):
+    def product(c):
+        return gemm_int8(c.matrices, c.columns, FORMS[form], dot, gated=c.gated, residual=c.residual)
+
+    return build({name: product(c) for name, c in CALLS.items()})
+
+
+def run_quantizer(kernel, form: PackedGroup, x: np.ndarray) -> list[np.ndarray]:
+    """digits, scales, offsets."""
+    shape, groups = x.shape[:2], form.groups(x.shape[2])
+    quads = groups * form.words * len(form.quads)
+    outputs = [
+        np.full((*shape, quads), -1, np.int32),
+        np.full((*shape, groups), np.nan, np.float32),
+        np.full((*shape, groups), -1, np.int32),
+    ]
+    return call(kernel, x, *outputs, written=[-3, -2, -1])
+
+
+@every_form
+@every_call
+def test_quantize(form, name):
+    x = activations(2, 5, CALLS[name].columns)
+    packed = FORMS[form]
+    digits, scales, offsets = run_quantizer(quantizers(form)[name], packed, x)
+    for i in range(len(x)):
+        integers, expected_scales = quantized(x[i], packed.group)
+        found = twins.digits_of_activation(digits[i][:, None], packed.quads, packed.fields)[:, 0]
+        assert np.array_equal(found, integers) and np.abs(found).max() == 127
+        assert np.array_equal(scales[i], expected_scales)
+        assert np.array_equal(offsets[i], -packed.max_int * found.reshape(5, -1, packed.group).sum(-1))
+
+
+def check(form: str, dot: str, name: str, rows: int, exact: bool, tolerance: float) -> None:
+    """Against the product with the activations themselves, or with the integers that stand for them."""
+    c, packed = CALLS[name], FORMS[form]
+    x, rng = activations(len(c.matrices), rows, c.columns), np.random.default_rng(rows)
+    stored, dense = zip(*(weights(packed, matrix.rows, c.columns) for matrix in c.matrices))
+    gate, residual = rng.normal(0.3, 1, (2, 1, rows, c.matrices[0].rows)).astype(np.float32)
+    extra = [gate] * c.gated + [residual] * c.residual
+    outs = [np.full((1, rows, matrix.rows), np.nan, np.float32) for matrix in c.matrices]
+    arrays = [
+        *run_quantizer(quantizers(form)[name], packed, x),
+        *(array for matrix in stored for array in matrix),
+        *extra,
+        *outs,
+    ]
+    outs = call(products(form, dot)[name], *arrays, written=range(-len(outs), 0))
+    for i, (matrix, out) in enumerate(zip(c.matrices, outs)):
+        read = x[i].astype(np.float64)
+        if not exact:
+            integers, scales = quantized(x[i], packed.group)
+            read = (integers * np.repeat(scales.astype(np.float64), packed.group, 1))[:, : c.columns]
+        after = (gate[0] if c.gated else 1, residual[0] if c.residual else 0)
+        expected = twins.product(read, dense[i], matrix.activation, *after)
+        assert error(out[0], expected) < tolerance * (2 if matrix.activation == "squared_relu" else 1)
+
+
+@needs_a_dot
+@every_dot
+@every_form
+@every_call
+@pytest.mark.parametrize("rows", ROWS)
+def test_product_of_the_integers(dot, form, name, rows):
+    check(form, dot, name, rows, exact=False, tolerance=1e-6)
+
+
+@needs_a_dot
+@every_dot
+@every_form
+@every_call
+def test_product_is_near_the_exact_one(dot, form, name):
+    check(form, dot, name, 13, exact=True, tolerance=2e-2)
+
+
+@needs_a_dot
+@every_dot
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("outputs, columns", [(70, 205), (300, 160)])
+def test_tiles_give_the_same(dot, bits, outputs, columns):
+    """Bit for bit what row blocks give: the same integers are added in another order."""
+    rng, x, results = np.random.default_rng(outputs), activations(1, 7, columns), []
+    fields = rng.integers(0, 2**bits, (outputs, columns + -columns % 32))
+    scale = rng.uniform(0.3, 3, (outputs, -(-columns // 32))).astype(np.float16)
+    blocks = PackedGroup(bits, 32, "float16"), ("row_blocks", "row_blocks")
+    tiles = TiledGroup(bits, 32, "float16"), (f"lines_{bits}", f"line_scales_{bits}")
+    for form, layouts in (blocks, tiles):
+        product = gemm_int8((Matrix(outputs),), columns, form, dot)
+        kernels = build({"quantize": quantize_int8(columns, form), "product": product})
+        stored = [LAYOUTS[name].permute(a) for name, a in zip(layouts, (twins.join_fields(fields, bits), scale))]
+        out = np.full((1, 7, outputs), np.nan, np.float32)
+        inputs = run_quantizer(kernels["quantize"], form, x)
+        results += call(kernels["product"], *inputs, *stored, out, written=[-1])
+    assert np.array_equal(*results)
+
+
+def int8_runner(tensors: dict[str, np.ndarray], scheme_name: str, path: Path) -> Runner:
+    """A library for this machine that reads prompts with int8 activations, with its weights."""
+    scheme, (config, parameters, checkpoint) = get_scheme(scheme_name), resolve(in_memory(tensors))
+    target = resolve_target("llvm")
+    export_library(compile_module(build_module(config, scheme, target, "int8"), target), target, path)
+    stored = {}
+    for parameter in parameters:
+        stored |= scheme.quantize(parameter, parameter.convert(checkpoint[parameter.source].read()))
+    return Runner(path, stored)
+
+
+@needs_a_dot
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q8f16_1"])
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_only_prefill_is_rounded(generation, scheme, compiled, tmp_path):
+    tensors = trained_like_weights(generation)
+    model, runner = compiled(tensors, scheme), int8_runner(tensors, scheme, tmp_path / "int8.so")
+    expected = model.reference(TOKENS)
+    states = [r.new_state() for r in (model.runner, runner)]
+    exact, rounded = (r.run("prefill", [TOKENS], state)[0] for r, state in zip((model.runner, runner), states))
+    assert error(exact, expected[-1]) < BOUND
+    assert 1e-4 < error(rounded, expected[-1]) < 2e-2
+    for name, found, array in zip(runner.state_names(), states[1].arrays(), states[0].arrays()):
+        assert error(found, array) < 3e-2, name
+    scored = runner.run("score", [TOKENS], runner.new_state())
+    assert error(scored, expected) < BOUND and np.array_equal(scored, model.score(TOKENS))
+    decoded = runner.run("decode", [TOKENS[:1]], runner.new_state())
+    assert np.array_equal(decoded, model.decode(TOKENS[:1]))
+
+
+@pytest.fixture(scope="module")
+def village(artifacts) -> Path:
+    """The bundled RWKV-5 model in q4f16_1, with a library that reads prompts with int8 activations."""
+    folder = artifacts / "int8"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            command = ["build", "--model", str(DEMO), "--quantization", "q4f16_1", "--int8-prefill"]
+            assert main([*command, "--artifact-path", str(folder)]) == 0
+    return folder / f"{DEMO.name}-q4f16_1"
+
+
+@needs_a_dot
+def test_a_library_says_what_it_is(village):
+    assert BuildRecord.read(village).libraries["llvm"].prefill_activations == "int8"
+    engine = Engine(village)
+    assert engine.library.prefill_activations == "int8"
+    assert json.loads(engine.runner.vm["_metadata"]())["prefill_activations"] == "int8"
+
+
+@needs_a_dot
+def test_error_of_the_demo_model(village):
+    found = prefill_error(Engine(village))
+    assert 1e-4 < found["relative_rms"] < 1e-2 and 0 < found["max_abs"] < 0.2
+
+
+@needs_a_dot
+def test_bench_says_the_error(village, monkeypatch, tmp_path, capsys):
+    for module, name, few in (
+        (timing, "MIN_SECONDS", 0.0),
+        (limits, "STREAM_BYTES", 1 << 22),
+        (limits, "GEMM_SIZE", 64),
+    ):
+        monkeypatch.setattr(module, name, few)
+    file = tmp_path / "bench.json"
+    assert main(["bench", str(village), "--prefill", "7", "--decode", "1", "--breakdown", "--json", str(file)]) == 0
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert result["prefill_activations"] == "int8" and result["prefill_error"] == prefill_error(Engine(village))
+    assert "int8 activations" in capsys.readouterr().out
+
+
+def test_exact_libraries_have_no_error(demo):
+    engine = Engine(demo)
+    assert engine.library.prefill_activations == "float32"
+    assert json.loads(engine.runner.vm["_metadata"]())["prefill_activations"] == "float32"
+    assert prefill_error(engine)["relative_rms"] < BOUND
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--quantization", "q0f16"], "q0f16 has none"),
+        (["--mcpu", "x86-64-v3"], "AVX-512 VNNI"),
+        (["--reuse-lib", "library.so"], "leave --int8-prefill out"),
+    ],
+)
+def test_where_it_cannot_be(options, message, tmp_path, capsys):
+    command = ["build", "--model", str(DEMO), "--artifact-path", str(tmp_path), "--int8-prefill", *options]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_compile_refuses_a_float_artifact(demo, capsys):
+    before = (demo / "build-record.json").read_bytes()
+    assert main(["compile", str(demo), "--int8-prefill"]) == 2
+    assert "q0f32 has none" in capsys.readouterr().err
+    assert (demo / "build-record.json").read_bytes() == before

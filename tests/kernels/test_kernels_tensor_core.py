@@ -1,0 +1,223 @@
+"""``gemm_tensor_core`` against its twin in float64, from the very source that is compiled for GPUs, on ``cuda_device``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from support import kernel_twins as twins
+from support.cuda_device import CudaOnCpu
+from support.kernel_build import call, error
+from support.opencl_device import source_of
+from test_accuracy import trained_like_weights
+from test_kernels_gpu import EXACT, FORMS, HALF, normal, weights
+from test_kernels_gpu import stuck as stuck_at_first
+
+from rwkv_mlc.compiler import cuda
+from rwkv_mlc.compiler.cuda import compile_fatbin, find_compiler
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.engine.devices import open_device
+from rwkv_mlc.engine.runner import Runner
+from rwkv_mlc.errors import UserError
+from rwkv_mlc.verification.fatbin import read_fatbin, read_resources
+from tir_kernels.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, fits_tensor_cores, gemm_tensor_core
+from tir_kernels.gemv import Matrix
+
+
+@dataclass(frozen=True)
+class Product:
+    """Matrices that share one launch, K inputs each."""
+
+    matrices: tuple[Matrix, ...]
+    columns: int
+    forms: tuple[str, ...]
+    gated: bool = False
+    residual: bool = False
+
+
+PRODUCTS = {
+    # Blocks of three matrices, none of which fills its last one; whole chunks of 32 inputs and part of one of 64.
+    "several": Product(
+        (Matrix(150, "squared_relu", "float16"), Matrix(64), Matrix(25, "silu")), 160, ("float16", "q4", "q8")
+    ),
+    # Every chunk in shared memory is used again and again; what follows a product.
+    "deep": Product((Matrix(136, "sigmoid"),), 768, ("float16", "q4"), gated=True, residual=True),
+    "whole": Product((Matrix(128), Matrix(128)), 64, ("q4",)),
+    # A chunk and a quarter; less than one.
+    "ragged": Product((Matrix(129, None, "float16"),), 40, ("float16", "q8")),
+    "least": Product((Matrix(6),), 8, ("q4",), residual=True),
+}
+CASES = [(name, form) for name, product in PRODUCTS.items() for form in product.forms]
+TOKENS = [1, 33, SMALL_TOKENS, SMALL_TOKENS + 1, 200]
+COPIES_LATE, SCHEDULES = 0, 4  # for ``CudaOnCpu.schedule``
+
+
+def kernel_of(name: str, form: str):
+    product = PRODUCTS[name]
+    return gemm_tensor_core(product.matrices, product.columns, FORMS[form][0], product.gated, product.residual)
+
+
+def identifier(name: str, form: str) -> str:
+    return f"{name}_{form}"
+
+
+@pytest.fixture(scope="module")
+def kernels(cuda_device: CudaOnCpu, libraries) -> dict[str, Callable]:
+    return cuda_device.build({identifier(*case): kernel_of(*case) for case in CASES}, libraries)
+
+
+def check_product(function, name: str, form: str, tokens: int, bound: float = 2 * EXACT, rounded: bool = True) -> None:
+    """With weights as they are rounded to float16, unless ``rounded`` is False."""
+    product, rng = PRODUCTS[name], np.random.default_rng(tokens)
+    shape = (len(product.matrices), tokens, product.columns)
+    x = (normal(rng, shape) / np.sqrt(product.columns)).astype(np.float16)
+    arrays, dense = zip(*(weights(FORMS[form][0], matrix.rows, product.columns) for matrix in product.matrices))
+    gate, residual = normal(rng, (2, 1, tokens, product.matrices[0].rows))
+    extra = [gate] * product.gated + [residual] * product.residual
+    outs = [np.full((1, tokens, matrix.rows), np.nan, matrix.dtype) for matrix in product.matrices]
+    outs = call(function, x, *sum(arrays, ()), *extra, *outs, written=range(-len(outs), 0))
+    for i, (matrix, out) in enumerate(zip(product.matrices, outs)):
+        after = (gate[0] if product.gated else 1, residual[0] if product.residual else 0)
+        weight = dense[i].astype(np.float16).astype(np.float64) if rounded else dense[i]
+        expected = twins.product(x[i].astype(np.float64), weight, matrix.activation, *after)
+        assert error(out[0], expected) < (HALF if matrix.dtype == "float16" else bound)
+
+
+@pytest.mark.parametrize("name, form", CASES)
+def test_products(kernels, name, form):
+    for tokens in TOKENS:
+        check_product(kernels[identifier(name, form)], name, form, tokens)
+
+
+def test_copies_early_and_late(kernels, cuda_device):
+    """With the threads in either order."""
+    for number in range(SCHEDULES):
+        cuda_device.schedule(number)
+        check_product(kernels["deep_q4"], "deep", "q4", 100)
+
+
+def test_what_rounding_the_weights_costs(kernels):
+    """Up to half of the last bit of a float16, 2 ** -11 of a weight, as independent errors of all that is added."""
+    check_product(kernels["deep_q4"], "deep", "q4", 33, bound=3e-4, rounded=False)
+    with pytest.raises(AssertionError):
+        check_product(kernels["deep_q4"], "deep", "q4", 33, rounded=False)
+
+
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_outputs_saturate(kernels, tokens):
+    """What is too large for float16 becomes its largest value, not infinity."""
+    arrays = sum((weights(FORMS["q4"][0], m.rows, 160)[0] for m in PRODUCTS["several"].matrices), ())
+    outs = [np.full((1, tokens, matrix.rows), np.nan, matrix.dtype) for matrix in PRODUCTS["several"].matrices]
+    x = np.full((3, tokens, 160), 30, np.float16)
+    squares, *_ = call(kernels["several_q4"], x, *arrays, *outs, written=range(-3, 0))
+    assert np.isfinite(squares).all() and squares.max() == np.finfo(np.float16).max
+
+
+def without(text: str, which: int):
+    """Leaves out one occurrence of ``text``."""
+
+    def change(source: str) -> str:
+        places = [match.start() for match in re.finditer(re.escape(text), source)]
+        return source[: places[which]] + source[places[which] + len(text) :]
+
+    return change
+
+
+def replaced(pattern: str, replacement: str, which: int):
+    def change(source: str) -> str:
+        match = list(re.finditer(pattern, source))[which]
+        return source[: match.start()] + match.expand(replacement) + source[match.end() :]
+
+    return change
+
+
+MUTATIONS = {  # and how many tokens it takes to see them; the source has what small blocks do, then what large ones do
+    "small blocks do not wait for copies": ("deep_float16", without("async_wait(2);", 0), 33),
+    "large blocks do not wait for copies": ("deep_float16", without("async_wait(1);", -1), 100),
+    "large blocks wait for too few copies": ("deep_q4", replaced(r"async_wait\(1\)", "async_wait(2)", -1), 100),
+    "small blocks have no barrier in their loop": ("deep_q4", without("__syncthreads();", 1), 33),
+    "large blocks have no barrier in their loop": ("deep_float16", without("__syncthreads();", -1), 100),
+    "a piece is read from another place": (
+        "deep_float16",
+        replaced(r"(load_matrices\(.*?)& 7\) >> 1", r"\1& 3) >> 1", -1),
+        100,
+    ),
+    "a piece is written to another place": (
+        "deep_q4",
+        replaced(r"(\*\(uint4\*\)\(_ptr_\w+ \+ .*?)& 7\) >> 1", r"\1& 3) >> 1", -1),
+        100,
+    ),
+    "one scale": ("deep_q4", stuck_at_first("w0_q_scale"), 33),
+    "one gate": ("deep_float16", stuck_at_first("gate"), 33),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_checks_find_mistakes(mutation, kernels, cuda_device, libraries):
+    name, change, tokens = MUTATIONS[mutation]
+    changed = cuda_device.build({name: kernel_of(*name.split("_"))}, libraries, change)[name]
+    cuda_device.schedule(COPIES_LATE)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_product(changed, *name.split("_"), tokens)
+
+
+@pytest.mark.parametrize("shape", [LARGE, SMALL])
+def test_no_two_pieces_meet_in_a_bank(shape):
+    """Eight threads at a time read or write 16 bytes each of the 128 that all banks hold: the same piece of eight rows in
+    a row, or all pieces of as many rows as they make up."""
+
+    def banks(places: list[tuple[int, int]]) -> set[int]:
+        return {(row * shape.pieces * 4 + shape.place(row, piece)) % 32 for row, piece in places}
+
+    for row in range(0, shape.rows, 8):
+        for piece in range(shape.pieces):
+            assert len(banks([(row + i, piece) for i in range(8)])) == 8
+    together = 8 // shape.pieces
+    for row in range(0, shape.rows, together):
+        assert len(banks([(row + i, p) for i in range(together) for p in range(shape.pieces)])) == 8
+
+
+@pytest.mark.parametrize("form", ["float16", "q8"])
+def test_what_a_gpu_has_to_give(form, monkeypatch):
+    """Two blocks find room on a multiprocessor: 48 KiB of shared memory, and registers for 128 threads. Small blocks and large
+    ones have one barrier a chunk, and one before the first."""
+    architectures = ["sm_75", "sm_90"]
+    try:
+        find_compiler(architectures)
+    except UserError as reason:
+        pytest.skip(str(reason))
+    monkeypatch.setattr(cuda, "find_compiler", find_compiler)
+    kernel = gemm_tensor_core((Matrix(1024, "silu"), Matrix(1024)), 1024, FORMS[form][0], residual=True)
+    source = source_of({form: kernel}, resolve_target("cuda").attributes)
+    assert source.count("__syncthreads()") == 4
+    images = [image for image in read_fatbin(compile_fatbin(source.encode(), architectures)) if image.is_machine_code]
+    assert [image.architecture for image in images] == architectures
+    for image in images:
+        (resources,) = read_resources(image.code).values()
+        assert resources.registers <= 255 and resources.stack == 0 and resources.shared == 48 << 10
+
+
+def test_which_products_it_is_for():
+    for form in ("float16", "q4", "q8"):
+        assert fits_tensor_cores(40, FORMS[form][0], "float16")
+        assert not fits_tensor_cores(44, FORMS[form][0], "float16")  # a row of x is no multiple of 16 bytes
+        assert not fits_tensor_cores(40, FORMS[form][0], "float32")
+    for form in ("float32", "q4_float32", "q3"):
+        assert not fits_tensor_cores(40, FORMS[form][0], "float16")
+
+
+@pytest.mark.parametrize("scheme", ["q0f16", "q4f16_0"])
+def test_prompts(scheme, cuda_device, compiled, within):
+    """Read by small blocks and by large ones; a state goes from one prompt to the next."""
+    gpu = open_device("cuda")
+    model = compiled(
+        trained_like_weights("5.2"), scheme, "cuda -arch=sm_80", lambda library, stored: Runner(library, stored, gpu)
+    )
+    tokens = np.random.default_rng(0).integers(0, 97, 150).tolist()
+    expected, state = model.reference(tokens), model.runner.new_state()
+    for first, end in [(0, 40), (40, 150)]:
+        logits = model.runner.run("prefill", [tokens[first:end]], state)[0]
+        within(f"prefill of {end - first}", error(logits, expected[end - 1]), 2 * HALF)

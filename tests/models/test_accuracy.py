@@ -1,0 +1,308 @@
+"""Compiled libraries against the float64 reference: the figures that the project promises.
+
+Run with ``-s`` to see what was measured. ``python tests/models/test_accuracy.py`` writes the pinned answers of the demo models
+again, from the reference.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.compiled import conditioning
+from support.kernel_build import error
+from support.synthetic import synthetic_checkpoint
+
+from rwkv_mlc import reference
+from rwkv_mlc.config import GENERATIONS
+from rwkv_mlc.quantization.schemes import SCHEMES
+from rwkv_mlc.tokenizer import load_tokenizer
+from rwkv_mlc.weights import open_checkpoint
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "rwkv.cpp"
+DEMO = Path(__file__).parents[2] / "configs" / "demo"
+DEMO_MODELS = sorted(path.parent.name for path in DEMO.glob("*/config.json"))
+PINNED = Path(__file__).with_name("demo_greedy.json")
+PROMPTS = ("Once upon a time", "User: Hello.\n\nAssistant:")
+
+TOKENS = np.random.default_rng(0).integers(0, 97, 200).tolist()
+BOUND = 2e-5  # of the largest logit
+FLOAT_ROUNDING = 3e-7  # what float32 arithmetic amounts to, as a change of the weights at random
+INTEGER_ROUNDING = 7e-7  # the same for decoding with activations of 21 bits
+FLOAT_SCHEMES = ("q0f32", "q0f16")
+FEWER_SCHEMES = ("q0f32", "q0f16", "q4f16_1")
+MATRIX = [(g, s) for g in GENERATIONS for s in (SCHEMES if g in ("4", "5.2") else FEWER_SCHEMES)]
+
+
+def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
+    """Decays from exp(-exp(-6)) to exp(-exp(-1)) per token, where training starts, and blocks that add a fifth as much
+    to the residual stream as random ones.
+
+    Random weights of generation 5 make some head's output at some token all but zero, and the group norm then enlarges
+    whatever rounding there is (``test_logits_of_random_weights``). Trained models are as tame as these: conditioning
+    below 2 for the demo models, 1.4 to 4 here, 3 to 120 for random weights."""
+    tensors = synthetic_checkpoint(generation, **shape)
+    for name, array in tensors.items():
+        if name.endswith(("att.output.weight", "ffn.value.weight")):
+            array *= 0.2
+        elif name.endswith("time_decay"):
+            array[...] = np.linspace(-6, -1, array.size).reshape(array.shape)
+    return tensors
+
+
+@pytest.mark.parametrize("generation, scheme", MATRIX)
+def test_logits(generation, scheme, compiled, within):
+    """``score`` and ``prefill`` compute in float32 under every scheme, ``decode`` with integers where the CPU has the dots."""
+    model = compiled(trained_like_weights(generation), scheme)
+    assert conditioning(model, TOKENS) < 5
+    expected = model.reference(TOKENS)
+    within("score", error(model.score(TOKENS), expected), BOUND)
+    last = model.runner.run("prefill", [TOKENS], model.runner.new_state())
+    within("prefill", error(last[0], expected[-1]), BOUND)
+    within("decode", error(model.decode(TOKENS), expected), BOUND)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_logits_of_random_weights(generation, seed, compiled, within):
+    """Errors are what rounding must cost a model, however much it enlarges them.
+
+    In generation 5 that is much: a head that remembers little puts out little more than (r . u k) v, which is all but
+    zero at some token, and the group norm brings it back to unit variance with its error."""
+    weights = synthetic_checkpoint(generation, seed=seed)
+    for scheme, relative in (("q0f32", FLOAT_ROUNDING), ("q4f16_1", INTEGER_ROUNDING)):
+        model = compiled(weights, scheme)
+        expected, enlarged = model.reference(TOKENS), conditioning(model, TOKENS)
+        within(f"{scheme} score", error(model.score(TOKENS), expected), 3 * FLOAT_ROUNDING * enlarged)
+        within(f"{scheme} decode, x{enlarged:.1f}", error(model.decode(TOKENS), expected), 3 * relative * enlarged)
+
+
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_chunks_are_one_call(generation, scheme, compiled, within):
+    model = compiled(trained_like_weights(generation), scheme)
+    whole = model.runner.new_state()
+    expected = model.score(TOKENS, whole)
+    for chunk in (1, 7, 64):
+        state = model.runner.new_state()
+        within(f"chunks of {chunk}", error(model.score(TOKENS, state, chunk), expected), 1e-5)
+        for name, found, array in zip(model.runner.state_names(), state.arrays(), whole.arrays()):
+            assert error(found, array) < 1e-5, name
+
+
+@pytest.mark.parametrize("generation, scheme", MATRIX)
+def test_prefill_is_many_decodes(generation, scheme, compiled, within):
+    model = compiled(trained_like_weights(generation), scheme)
+    prefilled, decoded = model.runner.new_state(), model.runner.new_state()
+    last = model.runner.run("prefill", [TOKENS], prefilled)
+    within("logits", error(model.decode(TOKENS, decoded)[-1:], last), 1e-5)
+    for name, found, array in zip(model.runner.state_names(), decoded.arrays(), prefilled.arrays()):
+        assert error(found, array) < 1e-5, name
+
+
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_state_continues_from_a_copy(generation, scheme, compiled):
+    """Bit for bit, and the state that was copied stays as it was."""
+    model = compiled(trained_like_weights(generation), scheme)
+    state = model.runner.new_state()
+    model.score(TOKENS[:77], state)
+    copy, restored, before = state.copy(), model.runner.state_from(state.arrays()), state.arrays()
+    expected = model.decode(TOKENS[77:], copy)
+    assert all(np.array_equal(now, then) for now, then in zip(state.arrays(), before))
+    assert np.array_equal(model.decode(TOKENS[77:], restored), expected)
+    assert np.array_equal(model.decode(TOKENS[77:], state), expected)
+
+
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_ragged_batches(generation, scheme, compiled, within):
+    """Three sequences in slots 3, 0 and 4 of five are each what they are alone; the other slots stay bit for bit."""
+    model = compiled(trained_like_weights(generation), scheme)
+    runner = model.runner
+    rng = np.random.default_rng(1)
+    pool = runner.state_from(rng.normal(size=array.shape).astype(np.float32) for array in runner.new_state(5).arrays())
+    before = pool.arrays()
+    slots, sequences = [3, 0, 4], [TOKENS[:23], TOKENS[23:24], TOKENS[24:64]]
+    alone = [runner.state_from(array[slot : slot + 1] for array in before) for slot in slots]
+
+    def check(what: str, function: str, batched: np.ndarray, pieces: list[list[int]]) -> None:
+        single = [runner.run(function, [piece], state)[-1] for piece, state in zip(pieces, alone)]
+        within(what, error(batched, np.stack(single)), 1e-6)
+        for name, array, old, *ours in zip(runner.state_names(), pool.arrays(), before, *(s.arrays() for s in alone)):
+            assert error(array[slots], np.concatenate(ours)) < 1e-6, name
+            assert np.array_equal(array[[1, 2]], old[[1, 2]]), name
+
+    check("prefill", "prefill", runner.run("prefill", sequences, pool, slots), sequences)
+    for token in TOKENS[64:68]:
+        tokens = [[token], [token + 1 if token < 96 else 0], [5]]
+        check("batch_decode", "decode", runner.run("batch_decode", tokens, pool, slots), tokens)
+
+    one, other = runner.new_state(), runner.new_state()
+    for token in TOKENS[:5]:
+        row = runner.run("batch_decode", [[token]], one)
+        assert error(row, runner.run("decode", [[token]], other)) < 1e-6
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_score_of_several_sequences(generation, compiled, within):
+    model = compiled(trained_like_weights(generation), "q0f32")
+    sequences = [TOKENS[:9], TOKENS[9:10], TOKENS[10:50]]
+    scored = model.runner.run("score", sequences, model.runner.new_state(3))
+    within("score", error(scored, np.concatenate([model.score(tokens) for tokens in sequences])), 1e-6)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_agrees_with_rwkv_package(generation, compiled, within, tmp_path, monkeypatch):
+    """Both in float32, so up to 1e-5 from either side."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("RWKV_JIT_ON", "0")
+    monkeypatch.setenv("RWKV_CUDA_ON", "0")
+    package = pytest.importorskip("rwkv.model")
+    tensors = trained_like_weights(generation)
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, tmp_path / "model.pth")
+    peer = package.RWKV(model=str(tmp_path / "model"), strategy="cpu fp32", verbose=False)
+    expected = peer.forward(TOKENS, None, full_output=True)[0].numpy()
+    model = compiled(open_checkpoint(str(tmp_path / "model.pth")), "q0f32")
+    within("score", error(model.score(TOKENS), expected), BOUND)
+    within("decode", error(model.decode(TOKENS), expected), BOUND)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data in {GOLDEN}")
+@pytest.mark.parametrize("name", ["4v0-660K", "5v2-730K"])
+def test_agrees_with_rwkv_cpp(name, compiled, within):
+    """12 layers of 64 channels; heads of 8 in generation 5."""
+    model = compiled(open_checkpoint(str(GOLDEN / f"tiny-rwkv-{name}-FP32.bin"), head_size_divisor=1), "q0f32")
+    expected = np.fromfile(GOLDEN / f"expected-logits-{name}.bin", "<f4")
+    within("score", error(model.score(list(b'"in'))[-1], expected), BOUND)
+    within("decode", error(model.decode(list(b'"in'))[-1], expected), BOUND)
+
+
+@pytest.mark.parametrize(
+    "generation, vocab_size, hidden_size, head_size, intermediate_size, scheme",
+    [
+        ("4", 101, 40, 8, 90, "q4f16_1"),  # nothing a multiple of 16 or of a group
+        ("5.2", 97, 40, 8, 90, "q4f16_1"),
+        ("5.2", 101, 40, 8, 90, "q3f16_1"),
+        ("4", 97, 40, 8, 90, "q0f16"),
+        ("4", 1009, 97, 1, None, "q8f16_1"),
+        ("5.2", 1009, 72, 24, None, "q4f16_1"),
+        ("5.1", 50277, 96, 32, None, "q8f16_1"),
+        ("5.0", 97, 256, 128, None, "q4f16_0"),
+        ("5.2", 97, 97, 97, None, "q0f32"),
+    ],
+)
+def test_odd_widths(generation, vocab_size, hidden_size, head_size, intermediate_size, scheme, compiled, within):
+    shape = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layers": 1, "head_size": head_size}
+    weights = trained_like_weights(generation, **shape, intermediate_size=intermediate_size)
+    model = compiled(weights, scheme)
+    expected = model.reference(TOKENS)
+    within("score", error(model.score(TOKENS), expected), BOUND)
+    within("decode", error(model.decode(TOKENS), expected), BOUND)
+    pool = model.runner.new_state(2)
+    batched = model.runner.run("batch_decode", [[TOKENS[0]], [TOKENS[1]]], pool, [1, 0])
+    assert error(batched[0], model.decode(TOKENS[:1])[0]) < 1e-6
+
+
+def held_out(name: str, size: int) -> list[int]:
+    """The first ``size`` bytes of the held-out text as one document, which id 0 begins."""
+    return [0, *load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt").encode((DEMO / "heldout.txt").read_bytes()[:size])]
+
+
+def perplexity(logits: np.ndarray, tokens: list[int]) -> float:
+    """Of ``tokens`` [T + 1] by the logits [T, V] before each but the first."""
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    chosen = x[np.arange(len(x)), tokens[1:]] - np.log(np.exp(x).sum(-1))
+    return float(np.exp(-chosen.mean()))
+
+
+@pytest.mark.parametrize("scheme, bound", [("q0f16", 0.001), ("q8f16_1", 0.005), ("q4f16_1", 0.08)])
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_demo_perplexity(name, scheme, bound, compiled, within):
+    checkpoint = open_checkpoint(str(DEMO / name))
+    model, exact = compiled(checkpoint, scheme), reference.load(checkpoint)
+
+    def against_float64(what: str, run, tokens: list[int]) -> None:
+        expected = perplexity(reference.forward(*exact, tokens[:-1])[0], tokens)
+        found = perplexity(run(tokens[:-1]), tokens)
+        within(f"{what} of {len(tokens) - 1} tokens, perplexity {expected:.4f}", abs(found / expected - 1), bound)
+
+    against_float64("score", lambda tokens: model.score(tokens, chunk=512), held_out(name, 8192))
+    against_float64("decode", model.decode, held_out(name, 2048))
+
+
+@pytest.mark.parametrize("scheme", ["q8f16_1", "q4f16_1"])
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_demo_logits(name, scheme, compiled, within):
+    model, tokens = compiled(open_checkpoint(str(DEMO / name)), scheme), held_out(name, 2048)
+    expected = model.reference(tokens)
+    within("score", error(model.score(tokens), expected), BOUND)
+    enlarged = conditioning(model, tokens)
+    within(f"decode, x{enlarged:.1f}", error(model.decode(tokens), expected), BOUND)
+
+
+def greedy(step, prompt: list[int], count: int) -> list[int]:
+    """``step(tokens)`` reads tokens and returns the logits after the last."""
+    tokens = [int(step(prompt).argmax())]
+    while len(tokens) < count:
+        tokens.append(int(step(tokens[-1:]).argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_greedy_text_does_not_depend_on_the_path(name, scheme, compiled):
+    """Prefilled at once, in chunks or decoded from the first token on, the demo model goes on alike."""
+    model, prompt = compiled(open_checkpoint(str(DEMO / name)), scheme), held_out(name, 900)
+
+    def answer(chunk: int, function: str = "prefill") -> list[int]:
+        state = model.runner.new_state()
+        for start in range(0, len(prompt) - 1, chunk):
+            model.runner.run(function, [prompt[start : min(start + chunk, len(prompt) - 1)]], state)
+        return greedy(lambda tokens: model.runner.run("decode", [tokens], state)[0], prompt[-1:], 64)
+
+    expected = answer(len(prompt))
+    assert all(answer(chunk) == expected for chunk in (1, 7, 64))
+    assert answer(1, "decode") == expected
+    continued = model.score([*prompt, *expected[:-1]])[len(prompt) - 1 :]
+    assert continued.argmax(-1).tolist() == expected
+
+
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_demo_answers_are_pinned(name, compiled):
+    pinned = json.loads(PINNED.read_text(encoding="utf-8"))[name]
+    tokenizer = load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt")
+    model = compiled(open_checkpoint(str(DEMO / name)), "q0f32")
+    assert list(pinned) == list(PROMPTS)
+    for prompt, text in pinned.items():
+        state = model.runner.new_state()
+
+        def step(tokens: list[int]) -> np.ndarray:
+            return model.runner.run("decode" if len(tokens) == 1 else "prefill", [tokens], state)[0]
+
+        assert tokenizer.decode(greedy(step, [0, *tokenizer.encode(prompt)], 64)) == text
+
+
+def pin_demo_answers() -> None:
+    answers = {}
+    for name in DEMO_MODELS:
+        config, parameters = reference.load(open_checkpoint(str(DEMO / name)))
+        tokenizer = load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt")
+        answers[name] = {}
+        for prompt in PROMPTS:
+            state = None
+
+            def step(tokens: list[int]) -> np.ndarray:
+                nonlocal state
+                logits, state = reference.forward(config, parameters, tokens, state)
+                return logits[-1]
+
+            answers[name][prompt] = tokenizer.decode(greedy(step, [0, *tokenizer.encode(prompt)], 64))
+    PINNED.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    pin_demo_answers()

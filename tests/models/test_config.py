@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from support.synthetic import synthetic_checkpoint
+
+from rwkv_mlc.config import GENERATIONS, RWKVConfig, detect_config
+from rwkv_mlc.errors import UserError
+from rwkv_mlc.models import check_tensors, model_module, resolve
+from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(generation: str, **dimensions: int) -> Shapes:
+    return {name: array.shape for name, array in synthetic_checkpoint(generation, **dimensions).items()}
+
+
+def checkpoint_of(tensors: dict[str, np.ndarray], **fields) -> Checkpoint:
+    lazy = {name: LazyTensor(a.shape, "float32", lambda a=a: a.copy()) for name, a in tensors.items()}
+    return Checkpoint(fields.pop("name", "synthetic"), "memory", "synthetic", lazy, **fields)
+
+
+def problems(shapes: Shapes, config: RWKVConfig | None = None) -> set[str]:
+    """What ``check_tensors`` lists about ``shapes``."""
+    config = config or detect_config(shapes)
+    with pytest.raises(UserError) as error:
+        check_tensors(model_module(config).parameters(config), shapes)
+    count, listed = re.search(r", (\d+) tensors? (?:is|are) wrong: (.*)", str(error.value)).groups()
+    listed = listed.split("; ")
+    assert int(count) == len(listed) == len(set(listed))
+    return set(listed)
+
+
+@pytest.mark.parametrize(
+    "generation, head_size, intermediate", [("4", 0, 768), ("5.0", 32, 672), ("5.1", 32, 672), ("5.2", 32, 672)]
+)
+def test_generation_and_dimensions_come_from_shapes(generation, head_size, intermediate):
+    shapes = shapes_of(generation, vocab_size=300, hidden_size=192, layers=11, head_size=32)
+    config = detect_config(shapes)
+    assert config == RWKVConfig(generation, 300, 192, 11, intermediate, head_size)
+    assert config.num_heads == (6 if head_size else 0)
+    assert config.model_type == f"rwkv{generation[0]}"
+    assert config.group_norm_epsilon == pytest.approx(64e-5)
+    assert detect_config(dict(sorted(shapes.items(), reverse=True))) == config
+
+
+def test_intermediate_size_is_read():
+    assert detect_config(shapes_of("5.2", intermediate_size=200)).intermediate_size == 200
+
+
+def test_divisor_and_context_length_are_passed_on():
+    config = detect_config(shapes_of("5.2"), head_size_divisor=1, context_length=1024)
+    assert (config.head_size_divisor, config.context_length) == (1, 1024)
+    assert config.group_norm_epsilon == pytest.approx(1e-5)
+
+
+def test_one_head_tells_5_1_from_5_2():
+    one = detect_config(shapes_of("5.1", hidden_size=64, head_size=64))
+    two = detect_config(shapes_of("5.2", hidden_size=64, head_size=64))
+    assert (one.generation, one.num_heads, one.head_size) == ("5.1", 1, 64)
+    assert (two.generation, two.num_heads, two.head_size) == ("5.2", 1, 64)
+
+
+@pytest.mark.parametrize("generation", ["5.0", "5.1", "5.2"])
+def test_trailing_axes_of_one_do_not_count(generation):
+    """As in rwkv.cpp's files, where decay and bonus are [H, N or 1, 1] and mixes [C]."""
+    shapes = shapes_of(generation)
+    expected = detect_config(shapes)
+    for name, shape in shapes.items():
+        if ".time_mix" in name:
+            shapes[name] = shape[-1:]
+        elif ".time_" in name:
+            shapes[name] = (*shape, *(1,) * (3 - len(shape)))
+    assert detect_config(shapes) == expected
+    resolve(checkpoint_of({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}))
+
+
+@pytest.mark.parametrize(
+    "extra, name", [({"time_maa_x": (1, 1, 128), "time_maa_w1": (128, 160)}, "RWKV-6"), ({"r_k": (2, 64)}, "RWKV-7")]
+)
+def test_later_generations_are_named(extra, name):
+    shapes = shapes_of("5.2")
+    if name == "RWKV-7":
+        shapes = {key: shape for key, shape in shapes.items() if ".time_" not in key}
+    shapes |= {f"blocks.{i}.att.{key}": shape for i in range(3) for key, shape in extra.items()}
+    with pytest.raises(UserError, match=f"{name} checkpoint; generations 4 to 5.2 are supported"):
+        detect_config(shapes)
+
+
+@pytest.mark.parametrize("decay", [(3,), (3, 64), (256,), (0,), ()])
+def test_heads_must_divide_the_hidden_size(decay):
+    shapes = shapes_of("5.2") | {"blocks.0.att.time_decay": decay}
+    with pytest.raises(UserError, match="time_decay says .* heads, which do not divide the hidden size 128"):
+        detect_config(shapes)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {},
+        {"conv1.weight": (64, 3, 7, 7)},
+        {"emb.weight": (10, 4)},
+        {"emb.weight": (10,), "head.weight": (10, 4), "blocks.0.ffn.key.weight": (16, 4)},
+        {"emb.weight": (10, 4), "head.weight": (10, 4), "blocks.0.ffn.key.weight": (16,)},
+        {"emb.weight": (10, 4), "head.weight": (10, 4), "blocks.0.ffn.key.weight": (16, 4)},
+    ],
+)
+def test_other_files_are_refused(shapes):
+    with pytest.raises(UserError, match="This is not an RWKV checkpoint"):
+        detect_config(shapes)
+
+
+def test_missing_essentials_are_listed():
+    with pytest.raises(UserError, match="it has no head.weight, blocks.0.ffn.key.weight"):
+        detect_config({"emb.weight": (10, 4)})
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_own_tensors_fit(generation):
+    tensors = synthetic_checkpoint(generation)
+    config, parameters, lazy = resolve(checkpoint_of(tensors))
+    assert config.generation == generation
+    assert len(parameters) == len({p.name for p in parameters}) == len(tensors)
+    assert {p.source for p in parameters} == set(lazy)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_missing_tensor_is_listed(generation):
+    shapes = {name.replace("time_first", "time_faaaa"): shape for name, shape in shapes_of("5.0").items()}
+    if generation != "5.0":
+        shapes = shapes_of(generation)
+    config = detect_config(shapes)
+    for name in shapes:
+        assert problems({n: s for n, s in shapes.items() if n != name}, config) == {f"missing {name}"}
+    gone = {name for name in shapes if name.startswith("blocks.1.")}
+    assert problems({n: s for n, s in shapes.items() if n not in gone}) == {f"missing {name}" for name in gone}
+
+
+def test_missing_unknown_and_misshapen_are_one_list():
+    shapes = shapes_of("5.2") | {
+        "blocks.0.att.lora_a": (8, 128),
+        "optimizer.step": (),
+        "blocks.1.att.key.weight": (128, 64),
+        "blocks.2.ffn.value.weight": (448, 128),
+        "blocks.2.att.time_faaaa": (2,),
+        "head.weight": (98, 128),
+        "ln_out.bias": (127,),
+    }
+    del shapes["blocks.1.att.ln_x.bias"], shapes["blocks.2.att.gate.weight"]
+    assert problems(shapes) == {
+        "missing blocks.1.att.ln_x.bias",
+        "missing blocks.2.att.gate.weight",
+        "unknown blocks.0.att.lora_a",
+        "unknown optimizer.step",
+        "blocks.1.att.key.weight is [128, 64], expected [128, 128]",
+        "blocks.2.ffn.value.weight is [448, 128], expected [128, 448]",
+        "blocks.2.att.time_faaaa is [2], expected [2, 64]",
+        "head.weight is [98, 128], expected [97, 128]",
+        "ln_out.bias is [127], expected [128]",
+    }
+
+
+def test_resolve_ignores_names_and_takes_the_checkpoints_own_settings():
+    tensors = synthetic_checkpoint("5.2")
+    checkpoint = checkpoint_of(tensors, name="RWKV-4-World-0.1B", head_size_divisor=1, context_length=512)
+    config, _, _ = resolve(checkpoint)
+    assert (config.generation, config.head_size_divisor, config.context_length) == ("5.2", 1, 512)
+    assert resolve(checkpoint, head_size_divisor=4)[0].head_size_divisor == 4
+
+
+def test_resolve_refuses_what_does_not_fit():
+    tensors = synthetic_checkpoint("4")
+    tensors["blocks.0.att.time_faaaa"] = tensors.pop("blocks.0.att.time_first")
+    with pytest.raises(UserError, match="missing blocks.0.att.time_first; unknown blocks.0.att.time_faaaa"):
+        resolve(checkpoint_of(tensors))
+
+
+def test_resolve_refuses_a_bonus_stored_twice():
+    tensors = synthetic_checkpoint("5.2")
+    tensors["blocks.1.att.time_first"] = tensors["blocks.1.att.time_faaaa"]
+    with pytest.raises(UserError, match="1 tensor.*: unknown blocks.1.att.time_first"):
+        resolve(checkpoint_of(tensors))
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_values_of_the_parameters(generation):
+    source = synthetic_checkpoint(generation)
+    config, parameters, tensors = resolve(checkpoint_of(source))
+    values = {p.name: p.convert(tensors[p.source].read(), np.float64) for p in parameters}
+    assert all(values[p.name].shape == p.shape and values[p.name].flags.c_contiguous for p in parameters)
+    decay = values["model.blocks.1.attention.time_decay"]
+    raw = source["blocks.1.att.time_decay"].astype(np.float64)
+    if generation == "4":
+        np.testing.assert_allclose(decay, -np.exp(raw), rtol=1e-14)
+        np.testing.assert_array_equal(values["model.blocks.1.attention.time_first"], source["blocks.1.att.time_first"])
+    else:
+        bonus = values["model.blocks.1.attention.time_faaaa"]
+        stored = source.get("blocks.1.att.time_faaaa")
+        if generation == "5.0":
+            stored = np.exp(source["blocks.1.att.time_first"].astype(np.float64))
+        assert decay.shape == bonus.shape == (2, 64)
+        for head in range(2):
+            np.testing.assert_allclose(decay[head], np.exp(-np.exp(raw[head])), rtol=1e-14)
+            np.testing.assert_allclose(bonus[head], stored[head], rtol=1e-14)
+    for name in ("key", "value", "receptance", "output"):
+        np.testing.assert_array_equal(
+            values[f"model.blocks.2.attention.{name}.weight"], source[f"blocks.2.att.{name}.weight"]
+        )
+    assert {p.role for p in parameters if p.name.endswith("head.weight")} == {"head"}
+    assert {p.role for p in parameters if "embeddings" in p.name} == {"embedding"}
+    matrices = r"(key|value|receptance|output|gate|embeddings|head)\.weight"
+    assert all((p.role != "vector") == bool(re.search(matrices, p.name)) for p in parameters)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_json_round_trip(generation):
+    config = detect_config(shapes_of(generation), head_size_divisor=2, context_length=77)
+    text = json.dumps(config.to_dict() | {"a_later_field": [1, 2]})
+    assert RWKVConfig.from_dict(json.loads(text)) == config
+
+
+def test_json_defaults_and_errors():
+    data = detect_config(shapes_of("4")).to_dict()
+    short = {key: data[key] for key in list(data)[:5]}
+    assert RWKVConfig.from_dict(short) == RWKVConfig(**short)
+    with pytest.raises(UserError, match="lacks vocab_size, hidden_size;"):
+        RWKVConfig.from_dict({key: value for key, value in data.items() if key not in ("vocab_size", "hidden_size")})
+    with pytest.raises(UserError, match="Unknown RWKV generation '6'; this version knows 4, 5.0, 5.1, 5.2"):
+        RWKVConfig.from_dict(data | {"generation": "6"})

@@ -1,0 +1,144 @@
+"""Which part of the house may know which: read off the sources, and off what running processes have loaded."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TARGET_NAMES = ("llvm", "cuda", "vulkan", "metal", "opencl", "webgpu", "rocm")
+
+
+def sources(*rooms: str) -> list[Path]:
+    found = []
+    for room in rooms:
+        path = ROOT / room
+        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert found
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it, by its absolute name."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{name.name}" for name in node.names)}
+    return found
+
+
+def importers(rooms: list[Path], *modules: str) -> set[str]:
+    """Files that import one of the modules or something below it."""
+    return {
+        str(path.relative_to(ROOT))
+        for path in rooms
+        if any(name == module or name.startswith(f"{module}.") for name in imports(path) for module in modules)
+    }
+
+
+def test_kernels_do_not_know_models():
+    assert importers(sources("tir_kernels"), "rwkv_mlc") == set()
+
+
+def test_models_do_not_know_how_they_are_computed():
+    rooms = sources("rwkv_mlc/models", "rwkv_mlc/reference", "rwkv_mlc/quantization", "rwkv_mlc/weights")
+    assert importers(rooms, "rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.engine", "tir_kernels", "tvm") == set()
+
+
+def test_running_does_not_know_compiling():
+    rooms = sources("rwkv_mlc/engine", "rwkv_mlc/artifact", "rwkv_mlc/tokenizer", "rwkv_mlc/quantization")
+    rooms += sources(*(f"rwkv_mlc/cli/{verb}.py" for verb in ("chat", "generate", "logits", "inspect")))
+    compiling = ("rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.building", "tir_kernels")
+    assert importers(rooms, *compiling, "tvm.relax", "tvm.script", "tvm.tirx", "tvm.s_tir") == set()
+
+
+def test_graphs_do_not_ask_for_their_target():
+    for path in sources("rwkv_mlc/models", "rwkv_mlc/graph", "tir_kernels"):
+        strings = {
+            node.value.lower()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not strings & set(TARGET_NAMES), path
+
+
+def test_nothing_but_a_measure_imports_torch():
+    measures = (*sources("rwkv_mlc/bench"), ROOT / "rwkv_mlc" / "debug" / "chatrwkv.py")
+    rooms = [path for path in sources("rwkv_mlc", "tir_kernels", "build.py") if path not in measures]
+    assert importers(rooms, "torch", "transformers", "rwkv", "pickletools") == set()
+    assert importers(rooms, "pickle") == {"rwkv_mlc/weights/pth.py"}
+
+
+def loaded_by(code: str, *arguments: str, path: Path | None = None) -> set[str]:
+    """The modules that a process has loaded after ``code``; fails when it fails."""
+    report = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(p) for p in (path, ROOT) if p)}
+    command = [sys.executable, "-c", report, *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "from rwkv_mlc.cli.main import main\n"
+        "for verb in ([], ['build'], ['chat'], ['generate']):\n"
+        "    try: main([*verb, '--help'])\n"
+        "    except SystemExit as exit: assert exit.code == 0"
+    )
+    assert not loaded_by(code) & {"numpy", "tvm", "tvm_ffi", "rich", "prompt_toolkit", "tokenizers", "huggingface_hub"}
+
+
+def test_converting_does_not_load_the_compiler(tmp_path):
+    code = "import sys\nfrom rwkv_mlc.cli.main import main\nassert main(sys.argv[1:]) == 0"
+    demo = str(ROOT / "configs" / "demo" / "rwkv-5-village")
+    unwanted = {"tvm", "tvm_ffi", "torch", "transformers", "rwkv_mlc.compiler", "tir_kernels"}
+    assert not loaded_by(code, "convert-weight", "--model", demo, "-o", str(tmp_path / "demo")) & unwanted
+    build = ("build", "--model", demo, "--artifact-path", str(tmp_path), "--convert-weights-only")
+    assert not loaded_by(code, *build) & unwanted
+
+
+@pytest.fixture(scope="session")
+def runtime_only(tmp_path_factory) -> Path:
+    """TVM as installed, by links, without its compiler library."""
+    installed = Path(util.find_spec("tvm").origin).parent
+    if not (installed / "lib" / "libtvm_compiler.so").exists():
+        pytest.skip(f"apache-tvm {metadata.version('apache-tvm')} has no compiler library of its own here")
+    folder = tmp_path_factory.mktemp("runtime-only")
+    (folder / "tvm" / "lib").mkdir(parents=True)
+    for entry in installed.iterdir():
+        if entry.name != "lib":
+            (folder / "tvm" / entry.name).symlink_to(entry)
+    for entry in (installed / "lib").iterdir():
+        if entry.name != "libtvm_compiler.so":
+            (folder / "tvm" / "lib" / entry.name).symlink_to(entry)
+    return folder
+
+
+def test_an_artifact_runs_without_the_compiler(runtime_only, demo):
+    code = (
+        "import sys, tvm\n"
+        "assert tvm._RUNTIME_ONLY, tvm.__file__\n"
+        "from rwkv_mlc import Chat, Engine\n"
+        "engine = Engine(sys.argv[1])\n"
+        "assert engine.generate('Tom', max_tokens=4, temperature=0).text\n"
+        "assert ''.join(Chat(engine).send('Hello.'))\n"
+        "from rwkv_mlc.cli.main import main\n"
+        "assert main(['generate', sys.argv[1], '--prompt', 'Tom', '--max-tokens', '2']) == 0"
+    )
+    loaded = loaded_by(code, str(demo), path=runtime_only) - loaded_by("import tvm.runtime.vm", path=runtime_only)
+    unwanted = {"tvm.relax", "tvm.script", "tvm.tirx", "tvm.s_tir", "tir_kernels", "torch", "transformers"}
+    unwanted |= {f"rwkv_mlc.{room}" for room in ("compiler", "graph", "building")}
+    assert "rwkv_mlc.engine.runner" in loaded and not loaded & unwanted

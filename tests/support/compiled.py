@@ -1,0 +1,94 @@
+"""Checkpoints compiled, each library once a test run, beside the weights that it computes with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from rwkv_mlc import reference
+from rwkv_mlc.compiler.link import export_library
+from rwkv_mlc.compiler.pipeline import compile_module
+from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
+from rwkv_mlc.config import RWKVConfig
+from rwkv_mlc.engine.runner import Runner, State
+from rwkv_mlc.graph.module import build_module
+from rwkv_mlc.models import resolve
+from rwkv_mlc.quantization.schemes import Scheme, get_scheme
+from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+
+
+def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:
+    lazy = {name: LazyTensor(a.shape, str(a.dtype), lambda a=a: a.copy()) for name, a in tensors.items()}
+    return Checkpoint("synthetic", "memory", "synthetic", lazy)
+
+
+def compile_library(config: RWKVConfig, scheme: Scheme, target: CompileTarget, folder: Path) -> Path:
+    """The library in ``folder``, compiled where no process of this test run has done so yet."""
+    key = repr((config, scheme, target)).encode()
+    path = folder / f"{config.model_type}-{scheme.name}-{hashlib.sha256(key).hexdigest()[:12]}.so"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            export_library(compile_module(build_module(config, scheme, target), target), target, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Model:
+    """``parameters`` are the dequantised ones, float64: what the library should compute with."""
+
+    config: RWKVConfig
+    parameters: dict[str, np.ndarray]
+    runner: Runner
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        scheme_name: str,
+        folder: Path,
+        target: str = "llvm",
+        runner: Callable[[Path, dict[str, np.ndarray]], Runner] = Runner,
+    ) -> Model:
+        scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint)
+        stored, dequantized = {}, {}
+        for parameter in parameters:
+            arrays = scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
+            dequantized[parameter.name] = scheme.dequantize(parameter, arrays).astype(np.float64)
+            stored |= arrays
+        library = compile_library(config, scheme, resolve_target(target), folder)
+        return cls(config, dequantized, runner(library, stored))
+
+    def reference(self, tokens: list[int]) -> np.ndarray:
+        """Float64 logits [T, V]."""
+        return reference.forward(self.config, self.parameters, tokens)[0]
+
+    def score(self, tokens: list[int], state: State | None = None, chunk: int | None = None) -> np.ndarray:
+        """Logits [T, V] of the kernels for many tokens, ``chunk`` tokens a call."""
+        state, chunk = state or self.runner.new_state(), chunk or len(tokens)
+        pieces = [tokens[start : start + chunk] for start in range(0, len(tokens), chunk)]
+        return np.concatenate([self.runner.run("score", [piece], state) for piece in pieces])
+
+    def decode(self, tokens: list[int], state: State | None = None) -> np.ndarray:
+        """Logits [T, V] of the kernels for single tokens."""
+        state = state or self.runner.new_state()
+        return np.concatenate([self.runner.run("decode", [[token]], state) for token in tokens])
+
+
+def conditioning(model: Model, tokens: list[int], draws: int = 3) -> float:
+    """How many times more the logits change, as parts of the largest of them, than the weights of all matrices, each
+    changed at random by a small part of itself (float64; the largest of some draws). Rounding errors in the products
+    are enlarged like that."""
+    rng, relative = np.random.default_rng(0), 1e-6
+    matrices = [name for name, array in model.parameters.items() if array.ndim == 2 and name.endswith(".weight")]
+    expected, largest = model.reference(tokens), 0.0
+    for _ in range(draws):
+        noise = {name: rng.normal(size=model.parameters[name].shape) for name in matrices}
+        moved = {name: model.parameters[name] * (1 + relative * noise[name]) for name in matrices}
+        logits, _ = reference.forward(model.config, model.parameters | moved, tokens)
+        largest = max(largest, np.abs(logits - expected).max())
+    return float(largest / np.abs(expected).max() / relative)

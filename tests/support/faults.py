@@ -1,0 +1,369 @@
+"""Deliberate bugs, as a porter would write them: an edit of one of our own source files while a library is built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+from rwkv_mlc.graph.ops.kernels import KernelOps
+from tir_kernels.halve import halve
+
+GENERATIONS, TARGETS = ("4", "5.2"), ("llvm", "vulkan")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """``old``, which is in the module once, becomes ``new``. An edit that is not ``compiled`` is in how weights are made or
+    laid out."""
+
+    module: str
+    old: str
+    new: str
+    compiled: bool = True
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``edits`` by target. ``first`` is the value that must be named first, ``role`` the one at fault: it, or among those that
+    the tool says lie between; ``hint`` a part of what it must suggest. ``chunk`` is that of the prefill; a fault of
+    ``integer_dot`` is there only where a CPU has such products."""
+
+    name: str
+    generation: str
+    scheme: str
+    edits: dict[str, Edit]
+    first: str
+    role: str
+    hint: str | None = None
+    chunk: int = 512
+    integer_dot: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.generation}-{self.name.replace(' ', '-')}"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it takes single tokens to find it."""
+        return self.first.startswith("decode")
+
+
+def _models(generation: str) -> str:
+    return f"rwkv_mlc.models.rwkv{generation[0]}"
+
+
+def everywhere(*edit) -> dict[str, Edit]:
+    """One edit for every target."""
+    return dict.fromkeys(TARGETS, Edit(*edit))
+
+
+LN0 = 'x = ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))'
+CHANNEL_MIXING = "x = channel_mixing(ops, block, state, layer, x)"
+ROW_BLOCKS = "    return _in_blocks(array, rows).transpose(0, 2, 1)"
+"""Of ``quantization.layouts._row_blocks``, in which both fields and scales of a matrix are laid out for CPUs."""
+
+
+def _in_every_generation(generation: str) -> list[Fault]:
+    block, layouts, shift = "rwkv_mlc.models.block", "rwkv_mlc.quantization.layouts", "tir_kernels.token_shift"
+    return [
+        Fault(
+            "ln0 twice at decode",
+            generation,
+            "q0f32",
+            everywhere(block, LN0, f'{LN0}\n    if ops.phase == "decode":\n        {LN0}'),
+            first="decode.0/blocks.0.ln0",
+            role="blocks.0.ln0",
+            hint="ln0 may be applied twice",
+        ),
+        Fault(
+            "rescale of the activations only",
+            generation,
+            "q0f32",
+            everywhere(
+                block,
+                CHANNEL_MIXING,
+                f"{CHANNEL_MIXING}\n        from faults import halved\n        x = halved(ops, x)",
+            ),
+            first="prefill/blocks.0.ffn.residual",
+            role="blocks.0.ffn.residual",
+            hint="factor of 2^-1: a rescale",
+        ),
+        Fault(
+            "mixes of key and value swapped",
+            generation,
+            "q4f16_1",
+            everywhere(
+                _models(generation),
+                'w.vector(f"time_mix_{target}")',
+                'w.vector("time_mix_" + {"key": "value", "value": "key"}.get(target, target))',
+            ),
+            first="prefill/blocks.0.att.mixed_key",
+            role="blocks.0.att.mixed_key",
+            hint="it is what blocks.0.att.mixed_value should be",
+        ),
+        Fault(
+            "stale token shift at a chunk border",
+            generation,
+            "q0f32",
+            {
+                "llvm": Edit(shift, "slot = T.bind(T.cast(last_slots[t]", "slot = T.bind(T.cast(first_slots[t]"),
+                "vulkan": Edit(
+                    shift,
+                    "T.buffer_store(state, last_row, [slot, at])",
+                    "T.buffer_store(state, current[lanes], [slot, at])",
+                ),
+            },
+            first="prefill/blocks.0.att.mixed_key",
+            role="blocks.0.att.mixed_key",
+            hint="after a chunk border (token 6)",
+            chunk=6,
+        ),
+        Fault(
+            "nibbles in the wrong order",
+            generation,
+            "q4f16_1",
+            {
+                "llvm": Edit(
+                    layouts,
+                    ROW_BLOCKS,
+                    '    if array.dtype == "uint32":\n'
+                    "        array = (array & 0x0F0F0F0F) << 4 | array >> 4 & 0x0F0F0F0F\n"
+                    f"{ROW_BLOCKS}",
+                    compiled=False,
+                ),
+                "vulkan": Edit(
+                    "tir_kernels.rows", "bit = index * form.bits", "index ^= 1\n    bit = index * form.bits"
+                ),
+            },
+            first="prefill/blocks.0.att.key",
+            role="blocks.0.att.key",
+            hint="the nibbles of each byte in the wrong order",
+        ),
+        Fault(
+            "scales of the neighbouring group",
+            generation,
+            "q4f16_1",
+            {
+                "llvm": Edit(
+                    layouts,
+                    ROW_BLOCKS,
+                    f'    array = np.roll(array, -1, 1) if array.dtype == "float16" else array\n{ROW_BLOCKS}',
+                    compiled=False,
+                ),
+                "vulkan": Edit(
+                    "tir_kernels.gemm_gpu",
+                    "q_scale[last_or(n), chunk * depth // form.group]",
+                    "q_scale[last_or(n), (chunk * depth // form.group + 1) % form.groups(columns)]",
+                ),
+            },
+            first="prefill/blocks.0.att.key",
+            role="blocks.0.att.key",
+            hint="the scales of the next group",
+        ),
+        Fault(
+            "integer sums in 16 bits",
+            generation,
+            "q4f16_1",
+            {
+                "llvm": Edit(
+                    "tir_kernels.gemv",
+                    "low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0],",
+                    "low = widen(T.cast(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], 'int16x16'),",
+                )
+            },
+            first="prefill/logits",
+            role="logits",
+            integer_dot=True,
+        ),
+        Fault(
+            "sums in float16",
+            generation,
+            "q0f32",
+            {
+                "vulkan": Edit(
+                    "tir_kernels.gemm_gpu",
+                    "acc[m, n] + left[m] * right[n]",
+                    'T.cast(T.cast(acc[m, n] + left[m] * right[n], "float16"), "float32")',
+                )
+            },
+            first="prefill/blocks.0.att.key",
+            role="blocks.0.att.key",
+        ),
+    ]
+
+
+FAULTS = [
+    *_in_every_generation("4"),
+    Fault(
+        "numerator and denominator swapped in the state",
+        "4",
+        "q0f32",
+        everywhere(
+            "tir_kernels.wkv4",
+            "for i, target in enumerate(out_state):",
+            "for i, target in ((1, out_state[0]), (0, out_state[1]), (2, out_state[2])):",
+        ),
+        first="prefill/blocks.0.state.att_a",
+        role="blocks.0.state.att_a",
+        hint="it is what blocks.0.state.att_b should be",
+    ),
+    Fault(
+        "decay without its exp",
+        "4",
+        "q0f32",
+        everywhere("rwkv_mlc.models.rwkv4", "transform=lambda w: -np.exp(w)", "transform=lambda w: w", False),
+        first="prefill/blocks.0.att.gated",
+        role="blocks.0.att.wkv",
+        hint="agrees for the first two tokens only: the decay",
+    ),
+    Fault(
+        "state read after its decay",
+        "4",
+        "q0f32",
+        everywhere(
+            "tir_kernels.wkv4",
+            "top = T.bind(T.max(p, current))\n                        old, new = power(p - top)",
+            "late = T.bind(p + w[channel])\n                        top = T.bind(T.max(late, current))\n"
+            "                        old, new = power(late - top)",
+        ),
+        first="prefill/blocks.0.att.gated",
+        role="blocks.0.att.wkv",
+        hint="agrees for the first token only",
+    ),
+    *_in_every_generation("5.2"),
+    Fault(
+        "state transposed after prefill",
+        "5.2",
+        "q0f32",
+        {
+            "llvm": Edit(
+                "tir_kernels.wkv5",
+                "        def scan_on_threads(",
+                '            if phase == "prefill":\n'
+                "                with T.serial(0, size) as i, T.serial(0, i) as j:\n"
+                "                    one, other = T.bind(state[slot, h, i, j]), T.bind(state[slot, h, j, i])\n"
+                "                    T.buffer_store(state, other, [slot, h, i, j])\n"
+                "                    T.buffer_store(state, one, [slot, h, j, i])\n\n"
+                "        def scan_on_threads(",
+            ),
+            "vulkan": Edit(
+                "tir_kernels.wkv5",
+                "[slot, h, key_of(j), i])\n\n",
+                '[slot, h, *((i, key_of(j)) if phase == "prefill" else (key_of(j), i))])\n\n',
+            ),
+        },
+        first="prefill/blocks.0.state.att_kv",
+        role="blocks.0.state.att_kv",
+        hint="after a transpose of the last two axes",
+    ),
+    Fault(
+        "group norm over all heads",
+        "5.2",
+        "q0f32",
+        {
+            "llvm": Edit(
+                "tir_kernels.group_norm",
+                "span(start + j, width)], group_size, width",
+                "span(j, width)], channels, width",
+            ),
+            "vulkan": Edit(
+                "tir_kernels.group_norm",
+                "span(start + c, width)]], group_size, thread",
+                "span(c, width)]], channels, thread",
+            ),
+        },
+        first="prefill/blocks.0.att.gated",
+        role="blocks.0.att.ln_x",
+        hint="all heads together as one group",
+    ),
+    Fault(
+        "epsilon of 1e-5 for 64e-5",
+        "5.2",
+        "q0f32",
+        {
+            "llvm": Edit("tir_kernels.group_norm", "group_size, width, epsilon)", "group_size, width, 1e-5)"),
+            "vulkan": Edit("tir_kernels.group_norm", "lanes, width, epsilon, scratch", "lanes, width, 1e-5, scratch"),
+        },
+        first="prefill/blocks.0.att.gated",
+        role="blocks.0.att.ln_x",
+        hint="an epsilon of 1e-05 instead of 0.00064",
+    ),
+    Fault(
+        "decay without its second exp",
+        "5.2",
+        "q0f32",
+        everywhere("rwkv_mlc.models.rwkv5", "np.exp(-np.exp(per_channel(w)))", "-np.exp(per_channel(w))", False),
+        first="prefill/blocks.0.att.wkv",
+        role="blocks.0.att.wkv",
+        hint="agrees for the first two tokens only: the decay",
+    ),
+    Fault(
+        "bonus added after the update",
+        "5.2",
+        "q0f32",
+        {
+            "llvm": Edit(
+                "tir_kernels.wkv5",
+                "(s + splat(u[vh, vk], width) * kv)",
+                "(s * splat(w[vh, vk], width) + kv + splat(u[vh, vk], width) * kv)",
+            ),
+            "vulkan": Edit("tir_kernels.wkv5", "* kv), [0])", "* kv + kv), [0])"),
+        },
+        first="prefill/blocks.0.att.wkv",
+        role="blocks.0.att.wkv",
+        hint="the state is read after its update",
+    ),
+]
+
+
+def halved(ops: KernelOps, x):
+    """x / 2 under the name of x."""
+    return ops.call(halve(ops.config.hidden_size, ops.target.family), [x], [x.ty.shape], [ops.names[x]])[0]
+
+
+@contextmanager
+def injected(edit: Edit) -> Iterator[None]:
+    """While the body runs, the edited functions do what the edit says: in place, wherever they were imported to."""
+    originals = _changed(edit)
+    saved = [(function, function.__code__) for function, _ in originals]
+    forget_kernels()
+    try:
+        for function, code in originals:
+            function.__code__ = code
+        yield
+    finally:
+        for function, code in saved:
+            function.__code__ = code
+        forget_kernels()
+
+
+def _changed(edit: Edit) -> list[tuple[FunctionType, object]]:
+    """The module's functions with the code that they have after the edit."""
+    module = importlib.import_module(edit.module)
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    assert source.count(edit.old) == 1, f"{edit.module} has {edit.old!r} {source.count(edit.old)} times"
+    edited = ModuleType(module.__name__)
+    edited.__package__ = module.__package__
+    exec(compile(source.replace(edit.old, edit.new), module.__file__, "exec"), vars(edited))
+    functions = _functions(module)
+    return [(functions[name], function.__code__) for name, function in _functions(edited).items() if name in functions]
+
+
+def _functions(module: ModuleType) -> dict[str, FunctionType]:
+    """Those that the module defines, behind their caches."""
+    found = {name: inspect.unwrap(value) for name, value in vars(module).items() if callable(value)}
+    return {n: f for n, f in found.items() if inspect.isfunction(f) and f.__module__ == module.__name__}
+
+
+def forget_kernels() -> None:
+    """Empty the caches of all kernel factories."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tir_kernels"):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()

@@ -1,0 +1,84 @@
+"""Every generation and scheme compiles for every GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tvm
+from support.compiled import in_memory
+from support.synthetic import synthetic_checkpoint
+from tvm import relax, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from rwkv_mlc.compiler.link import check_tools, export_library
+from rwkv_mlc.compiler.pipeline import compile_module
+from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
+from rwkv_mlc.errors import UserError
+from rwkv_mlc.graph.module import PHASES, build_module
+from rwkv_mlc.models import resolve
+from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.verification.checks import run_checks
+from rwkv_mlc.verification.library import Library
+
+GENERATIONS = ("4", "5.0", "5.1", "5.2")
+SCHEMES = ("q0f16", "q4f16_1", "q8f16_1")
+SHAPE = {"hidden_size": 64, "layers": 1, "head_size": 16, "vocab_size": 64, "intermediate_size": 64}
+
+
+@mutator
+class Rename(PyExprMutator):
+    """Calls what ``variables`` names instead of what a function called."""
+
+    def __init__(self, variables: dict[str, tvm.ir.GlobalVar]):
+        super().__init__()
+        self.variables = variables
+
+    def visit_global_var_(self, var: tvm.ir.GlobalVar) -> tvm.ir.GlobalVar:
+        return self.variables[var.name_hint]
+
+
+def together(modules: dict[str, tvm.IRModule]) -> tvm.IRModule:
+    """One module with the functions of all, under the names of theirs; kernels that are equal are there once, which is
+    what makes this much cheaper than many libraries."""
+    builder = relax.BlockBuilder()
+    for prefix, module in modules.items():
+        functions = {variable.name_hint: function for variable, function in module.functions_items()}
+        kernels = {name: f for name, f in functions.items() if isinstance(f, tirx.PrimFunc)}
+        variables = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
+        for name, function in functions.items():
+            if name not in kernels:
+                renamed = Rename(variables).visit_expr(function).with_attr("global_symbol", f"{prefix}_{name}")
+                builder.add_func(renamed, f"{prefix}_{name}")
+    return builder.get()
+
+
+def resolve_quickly(name: str) -> CompileTarget:
+    """A target whose host code is not optimised: it only starts kernels."""
+    host = {"kind": "llvm", "mtriple": resolve_target(name).triple, "opt-level": 0}
+    architecture = {"arch": "sm_80"} if name == "cuda" else {}
+    return resolve_target(json.dumps({"kind": name, "host": host, **architecture}))
+
+
+@pytest.mark.parametrize("name", ["cuda", "metal", "vulkan", "opencl", "android"])
+def test_every_generation_and_scheme(name, tmp_path: Path):
+    target = resolve_quickly(name)
+    try:
+        check_tools(target, target.suffix)
+    except UserError as reason:
+        pytest.skip(str(reason))
+    modules = {}
+    for generation in GENERATIONS:
+        config, _, _ = resolve(in_memory(synthetic_checkpoint(generation, **SHAPE)))
+        for scheme in SCHEMES:
+            modules[f"rwkv{generation}_{scheme}".replace(".", "_")] = build_module(config, get_scheme(scheme), target)
+    module, path = together(modules), tmp_path / f"all{target.suffix}"
+    if target.suffix == ".tar":
+        module = module.with_attr("system_lib_prefix", "all_models_")
+    export_library(compile_module(module, target), target, path)
+    library = Library.open(path)
+    (executable,) = (module.data for module in library.modules if module.kind == "relax.VMExecutable")
+    for prefix in modules:
+        assert all(f"{prefix}_{phase}".encode() in executable for phase in PHASES)
+    assert [outcome for outcome in run_checks(library) if outcome.status == "failed"] == []

@@ -1,0 +1,521 @@
+"""Checkpoints of every other format, presets, and what is no checkpoint at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save, save_file
+from support.hub_server import serve_hub
+from support.synthetic import synthetic_checkpoint
+
+from rwkv_mlc.config import RWKVConfig
+from rwkv_mlc.data_files import config_names
+from rwkv_mlc.errors import UserError
+from rwkv_mlc.models import resolve
+from rwkv_mlc.weights import open_checkpoint
+from rwkv_mlc.weights.random import load_preset, random_checkpoint
+
+GENERATIONS = ["4", "5.0", "5.1", "5.2"]
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "rwkv.cpp"
+
+
+def assert_equal(checkpoint, weights, **tolerance):
+    """The checkpoint holds exactly these names, shapes and values, and fits its generation."""
+    assert checkpoint.shapes == {name: array.shape for name, array in weights.items()}
+    for name, array in weights.items():
+        found = checkpoint.tensors[name].read()
+        assert found.dtype in (np.float32, np.float64) and found.shape == array.shape
+        np.testing.assert_allclose(found, array, err_msg=name, **(tolerance or {"rtol": 0}))
+    resolve(checkpoint)
+
+
+# Hugging Face
+
+
+def huggingface_name(name: str) -> str:
+    """BlinkDL's name in the words of transformers and of RWKV-5's remote code."""
+    if name == "head.weight":
+        return name
+    for ours, theirs in [
+        ("emb.", "embeddings."),
+        (".ln0.", ".pre_ln."),
+        (".att.", ".attention."),
+        (".ffn.", ".feed_forward."),
+    ]:
+        name = name.replace(ours, theirs)
+    words = {"k": "key", "v": "value", "r": "receptance", "g": "gate"}
+    return "rwkv." + re.sub(r"time_mix_(.)$", lambda match: f"time_mix_{words[match[1]]}", name)
+
+
+def write_folder(folder: Path, weights: dict[str, np.ndarray], config: dict | None = None) -> Path:
+    folder.mkdir()
+    save_file({huggingface_name(name): array for name, array in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": "rwkv5"}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_folder(tmp_path, generation):
+    weights = synthetic_checkpoint(generation)
+    folder = write_folder(tmp_path / "rwkv-0.1b", weights, {"context_length": 2048, "head_size_divisor": 4})
+    checkpoint = open_checkpoint(str(folder))
+    assert_equal(checkpoint, weights)
+    assert (checkpoint.name, checkpoint.format) == ("rwkv-0.1b", "huggingface")
+    assert checkpoint.files == [folder / "model.safetensors"]
+    config, _, _ = resolve(checkpoint)
+    assert (config.generation, config.context_length, config.head_size_divisor) == (generation, 2048, 4)
+    assert open_checkpoint(str(folder), head_size_divisor=1).head_size_divisor == 1
+
+
+def test_folder_without_lengths(tmp_path):
+    checkpoint = open_checkpoint(str(write_folder(tmp_path / "hf", synthetic_checkpoint("4"), {"vocab_size": 97})))
+    assert checkpoint.context_length is None and checkpoint.head_size_divisor is None
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "100KB"])
+def test_transformers_rwkv4(tmp_path, shard_size):
+    """A model that transformers itself writes, in one file and in shards."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=3, context_length=256)
+    )
+    model.save_pretrained(tmp_path / "hf", max_shard_size=shard_size)
+    checkpoint = open_checkpoint(str(tmp_path / "hf"))
+    assert (len(checkpoint.files) > 1) == (shard_size == "100KB")
+    config, _, _ = resolve(checkpoint)
+    assert config == RWKVConfig("4", 61, 32, 3, 128, context_length=256)
+    state = model.state_dict()
+    assert len(state) == len(checkpoint.tensors)
+    for name, tensor in checkpoint.tensors.items():
+        np.testing.assert_array_equal(tensor.read(), state[huggingface_name(name)].numpy(), err_msg=name)
+
+
+def test_transformers_tied_head(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True)
+    model = transformers.RwkvForCausalLM(config)
+    model.save_pretrained(tmp_path / "hf")
+    checkpoint = open_checkpoint(str(tmp_path / "hf"))
+    resolve(checkpoint)
+    for name in ("emb.weight", "head.weight"):
+        np.testing.assert_array_equal(
+            checkpoint.tensors[name].read(), model.state_dict()["rwkv.embeddings.weight"].numpy()
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_safetensors_dtypes(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch_file
+
+    tensors = {
+        name: torch.from_numpy(array).to(getattr(torch, dtype)) for name, array in synthetic_checkpoint("5.2").items()
+    }
+    save_torch_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(str(tmp_path / "model.safetensors"))
+    assert checkpoint.format == "safetensors" and checkpoint.tensors["emb.weight"].dtype == dtype
+    assert_equal(checkpoint, {name: tensor.float().numpy() for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_folder_with_bin(tmp_path, sharded):
+    torch = pytest.importorskip("torch")
+    weights = synthetic_checkpoint("5.2")
+    tensors = {huggingface_name(name): torch.from_numpy(array) for name, array in weights.items()}
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    if sharded:
+        weight_map = {name: f"pytorch_model-{1 + i % 2:05}-of-00002.bin" for i, name in enumerate(tensors)}
+        for file in set(weight_map.values()):
+            torch.save({name: tensor for name, tensor in tensors.items() if weight_map[name] == file}, tmp_path / file)
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (tmp_path / "pytorch_model.bin.index.json").write_text(index, encoding="utf-8")
+    else:
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert len(checkpoint.files) == 1 + sharded
+    assert_equal(checkpoint, weights)
+
+
+def test_safetensors_come_before_bin(tmp_path):
+    folder = write_folder(tmp_path / "hf", synthetic_checkpoint("4"))
+    (folder / "pytorch_model.bin").write_bytes(b"not read")
+    assert open_checkpoint(str(folder)).files == [folder / "model.safetensors"]
+
+
+# rwkv.cpp
+
+
+def write_rwkv_cpp(path: Path, weights: dict[str, np.ndarray], half: bool = False, data_type: int = 0) -> Path:
+    """What rwkv.cpp's converter makes of BlinkDL's tensors, with its axes of length 1 and its exponentials."""
+    heads, gated = "blocks.0.att.ln_x.weight" in weights, "blocks.0.att.gate.weight" in weights
+    vocab_size, hidden_size = weights["emb.weight"].shape
+    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    with open(path, "wb") as file:
+        file.write(struct.pack("<6i", 0x67676D66, 101, vocab_size, hidden_size, layers, data_type or int(half)))
+        for name, array in weights.items():
+            if ".time_" in name:
+                array = array.squeeze()
+            if name.endswith("time_decay") and not heads:
+                array = -np.exp(array)
+            elif name.endswith("time_decay"):
+                array = np.exp(-np.exp(array))
+                array = array[..., None] if gated else array.reshape(-1, 1, 1)
+            elif name.endswith("time_first") and heads:
+                array = np.exp(array).reshape(-1, 1, 1)
+            elif name.endswith("time_faaaa"):
+                array = array[..., None]
+            is_half = half and array.ndim > 1 and ".time_" not in name
+            key = name.encode()
+            file.write(struct.pack("<3i", array.ndim, len(key), data_type or int(is_half)))
+            file.write(struct.pack(f"<{array.ndim}i", *array.shape[::-1]) + key)
+            file.write(array.astype(np.float16 if is_half else np.float32).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("head_size", [32, 128], ids=["4 heads", "1 head"])
+def test_rwkv_cpp(tmp_path, generation, head_size):
+    weights = synthetic_checkpoint(generation, head_size=head_size)
+    path = write_rwkv_cpp(tmp_path / "rwkv-cpp.bin", weights)
+    checkpoint = open_checkpoint(str(path))
+    assert (checkpoint.name, checkpoint.format, checkpoint.head_size_divisor) == ("rwkv-cpp", "rwkv.cpp", None)
+    # rwkv.cpp squeezes the mixes, and its float32 decays do not keep every digit of the smallest.
+    expected = {name: array.squeeze() if "time_mix" in name else array for name, array in weights.items()}
+    assert_equal(checkpoint, expected, rtol=2e-5, atol=2e-5)
+    config, _, _ = resolve(checkpoint)
+    assert config.generation == generation
+
+
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_rwkv_cpp_half(tmp_path, generation):
+    weights = synthetic_checkpoint(generation)
+    checkpoint = open_checkpoint(str(write_rwkv_cpp(tmp_path / "model", weights, half=True)))
+    for name, array in weights.items():
+        stored = array.astype(np.float16) if array.ndim == 2 and ".time_" not in name else array
+        assert checkpoint.tensors[name].dtype == stored.dtype
+        np.testing.assert_allclose(
+            checkpoint.tensors[name].read().reshape(array.shape), stored.astype(np.float32), rtol=2e-5, atol=2e-5
+        )
+
+
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_rwkv_cpp_decay_stays_finite(tmp_path, generation):
+    """Decays whose exponentials are 0 or 1 in float32 give a finite w that has the same exponentials again."""
+    weights = synthetic_checkpoint(generation)
+    decay = weights["blocks.1.att.time_decay"]
+    decay.flat[:6] = [-200.0, -40.0, -18.0, 4.7, 20.0, 88.0] if generation == "4" else [-200, -40, -18, 4.5, 4.7, 60.0]
+    checkpoint = open_checkpoint(str(write_rwkv_cpp(tmp_path / "model.bin", weights)))
+    _, parameters, tensors = resolve(checkpoint)
+    parameter = next(p for p in parameters if p.source == "blocks.1.att.time_decay")
+    found = tensors[parameter.source].read()
+    assert np.isfinite(found).all() and np.isfinite(found.astype(np.float32)).all()
+    expected = -np.exp(decay.astype(np.float64)) if generation == "4" else np.exp(-np.exp(decay.astype(np.float64)))
+    np.testing.assert_allclose(parameter.convert(found), expected.astype(np.float32), rtol=1e-6, atol=1e-44)
+
+
+def test_rwkv_cpp_impossible_decay_is_not_hidden(tmp_path):
+    path = write_rwkv_cpp(tmp_path / "model.bin", synthetic_checkpoint("5.2"))
+    data = bytearray(path.read_bytes())
+    name = b"blocks.1.att.time_decay"
+    start = data.index(name) + len(name)
+    data[start : start + 8] = struct.pack("<2f", -0.5, 1.5)
+    path.write_bytes(data)
+    assert np.isnan(open_checkpoint(str(path)).tensors[name.decode()].read().flat[:2]).all()
+
+
+def test_rwkv_cpp_quantised(tmp_path):
+    path = write_rwkv_cpp(tmp_path / "q4.bin", synthetic_checkpoint("4"), data_type=2)
+    with pytest.raises(UserError, match=r"quantised \(Q4_0\); start from its FP32 or FP16 file"):
+        open_checkpoint(str(path))
+
+
+def test_rwkv_cpp_truncated(tmp_path):
+    data = write_rwkv_cpp(tmp_path / "model.bin", synthetic_checkpoint("5.2", layers=1, hidden_size=64)).read_bytes()
+    whole = len(open_checkpoint(str(tmp_path / "model.bin")).tensors)
+    for size in range(4, len(data), 1499):
+        (tmp_path / "cut.bin").write_bytes(data[:size])
+        try:
+            found = len(open_checkpoint(str(tmp_path / "cut.bin")).tensors)
+        except UserError as error:
+            assert "truncated" in str(error)
+        else:
+            assert found < whole  # cut between two tensors: the missing ones are listed when the model is checked
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the models of rwkv.cpp's own tests in ../shared/golden")
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("tiny-rwkv-4v0-660K-FP32.bin", RWKVConfig("4", 256, 128, 4, 256)),
+        ("tiny-rwkv-4v0-660K-FP16.bin", RWKVConfig("4", 256, 128, 4, 256)),
+        ("tiny-rwkv-5v2-730K-FP32.bin", RWKVConfig("5.2", 256, 64, 12, 256, head_size=8)),
+    ],
+)
+def test_rwkv_cpp_own_models(file, expected):
+    config, _, tensors = resolve(open_checkpoint(str(GOLDEN / file)))
+    assert config == expected
+    assert all(np.isfinite(tensor.read()).all() for tensor in tensors.values())
+
+
+# The hub
+
+
+def test_hub(tmp_path):
+    weights = synthetic_checkpoint("5.2", layers=1)
+    tensors = save({huggingface_name(name): array for name, array in weights.items()})
+    config = json.dumps({"context_length": 1024}).encode()
+    shards = {"a.safetensors": [], "b.safetensors": []}
+    for i, name in enumerate(weights):
+        shards[list(shards)[i % 2]].append(name)
+    weight_map = {huggingface_name(name): file for file, names in shards.items() for name in names}
+    repositories = {
+        "me/whole": {
+            "config.json": config,
+            "model.safetensors": tensors,
+            "pytorch_model.bin": b"not wanted",
+            "onnx/model.safetensors": b"not wanted",
+            "rwkv_vocab_v20230424.txt": b"1 '\\x00' 1\n2 '\\x01' 1\n",
+            "README.md": b"not wanted",
+        },
+        "me/sharded": {
+            "config.json": config,
+            "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
+            **{file: save({huggingface_name(name): weights[name] for name in names}) for file, names in shards.items()},
+        },
+        "me/one": {"README.md": b"", "RWKV-one.pth": tensors},
+        "me/two": {"one.pth": tensors, "two.pth": tensors},
+        "me/none": {"README.md": b""},
+    }
+    sources = [*repositories, "me/two:two.pth", "me/two:three.pth", "me/whole@gone", "me/absent", "me/absent/a.pth"]
+
+    def client(endpoint: str, **environment: str) -> dict[str, str]:
+        code = (
+            "import sys, json\n"
+            "from rwkv_mlc.errors import UserError\n"
+            "from rwkv_mlc.weights import open_checkpoint\n"
+            "def opened(argument):\n"
+            "    source, _, revision = argument.partition('@')\n"
+            "    try: c = open_checkpoint(source, revision=revision or None)\n"
+            "    except UserError as error: return str(error)\n"
+            "    total = sum(float(abs(t.read()).sum()) for t in c.tensors.values())\n"
+            "    return f'{c.name} {len(c.files)} {len(c.tokenizer_files)} {c.context_length} {total:.3f}'\n"
+            "print(json.dumps({source: opened(source) for source in sys.argv[1:]}))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, *sources],
+            env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint} | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    total = sum(float(abs(array).sum()) for array in weights.values())
+    opened = {
+        "me/whole": f"whole 1 1 1024 {total:.3f}",
+        "me/sharded": f"sharded 2 0 1024 {total:.3f}",
+        "me/one": f"RWKV-one 1 0 None {total:.3f}",
+        "me/two:two.pth": f"two 1 0 None {total:.3f}",
+    }
+    with serve_hub(repositories) as (endpoint, downloaded):
+        online = client(endpoint)
+        assert online | opened == online
+        assert online["me/two"].endswith("several checkpoints; name one of them: me/two:one.pth, me/two:two.pth.")
+        assert "me/none holds no weights" in online["me/none"]
+        assert "no repository me/absent on http://127.0.0.1" in online["me/absent"]
+        assert "has no file three.pth" in online["me/two:three.pth"]
+        assert online["me/absent/a.pth"].startswith("There is no file or folder me/absent/a.pth")
+        assert "has no revision gone" in online["me/whole@gone"]
+        wanted = ["RWKV-one.pth", "a.safetensors", "b.safetensors", "config.json", "config.json", "model.safetensors"]
+        wanted += ["model.safetensors.index.json", "rwkv_vocab_v20230424.txt", "two.pth"]
+        assert sorted(downloaded) == wanted
+
+    offline = client("http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert offline | opened == offline
+    assert "not in the cache" in offline["me/absent"]
+
+
+# What stands beside a checkpoint
+
+
+def test_tokenizer_files(tmp_path):
+    save_file(synthetic_checkpoint("4"), tmp_path / "model.safetensors")
+    world = "1 '\\x00' 1\n2 '\\x01' 1\n"
+    for name, content in {
+        "rwkv_vocab_v20230424.txt": world,
+        "my_vocab.txt": "1 b'\\xff' 1\n",
+        "vocab.txt": "[PAD]\n[UNK]\n",
+        "notes.txt": world,
+        "tokenizer.json": "{}",
+        "20B_tokenizer.json": "{}",
+    }.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    expected = ["my_vocab.txt", "rwkv_vocab_v20230424.txt", "20B_tokenizer.json", "tokenizer.json"]
+    found = open_checkpoint(str(tmp_path / "model.safetensors")).tokenizer_files
+    assert [path.name for path in found] == expected
+
+
+# Formats are told by content
+
+
+def test_names_do_not_matter(tmp_path):
+    weights = synthetic_checkpoint("4")
+    save_file(weights, tmp_path / "really-safetensors.pth")
+    assert open_checkpoint(str(tmp_path / "really-safetensors.pth")).format == "safetensors"
+    write_rwkv_cpp(tmp_path / "really-rwkv-cpp.safetensors", weights)
+    assert open_checkpoint(str(tmp_path / "really-rwkv-cpp.safetensors")).format == "rwkv.cpp"
+    (tmp_path / "really-safetensors.pth").rename(tmp_path / "rwkv-0.1b")
+    assert open_checkpoint(str(tmp_path / "rwkv-0.1b")).name == "rwkv-0.1b"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no checkpoint.*it is empty"),
+        (b"hello, this is a text file\n", "is no checkpoint"),
+        (bytes(range(256)) * 8, "is no checkpoint"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "is no checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
+        (b"PK\x03\x04" + bytes(100), "truncated or damaged"),
+        (b"fmgg", "truncated or damaged"),
+        (struct.pack("<6i", 0x67676D66, 7, 1, 1, 1, 0), "format version 7"),
+        (struct.pack("<9i", 0x67676D66, 101, 1, 1, 1, 0, 1, 1, 99), "truncated or damaged"),
+        (struct.pack("<6i", 0x67676D66, 101, 1, 1, 1, 99), "unknown data type 99"),
+        (struct.pack("<Q", 50) + b'{"a": 1', "truncated or damaged"),
+        (save({"emb.weight": np.ones(100, np.float32)})[:-1], "truncated or damaged"),
+        (save({"emb.weight": np.ones(100, np.int64)}), "holds emb.weight as I64"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path, content, message):
+    path = tmp_path / "model.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        open_checkpoint(str(path))
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["/absent/model.pth", "absent.pth", "absent/model.pth", "./absent", "a/b/c", ""])
+def test_missing_file(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no file or folder|holds no weights"):
+        open_checkpoint(source)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
+        (lambda folder: (folder / "config.json").write_text('{"context_length": "4k"}'), "context_length as '4k'"),
+        (lambda folder: (folder / "config.json").write_text('{"head_size_divisor": 0}'), "head_size_divisor as 0"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights; expected one of"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is no checkpoint"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b", "c": "d"}}'),
+            "lacks b, d, which model.safetensors.index.json names",
+        ),
+        (
+            lambda folder: (
+                [
+                    (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
+                    for name in ("a.pth", "b.pth")
+                ]
+                and (folder / "model.safetensors").unlink()
+            ),
+            r"several checkpoints \(a.pth, b.pth\)",
+        ),
+    ],
+)
+def test_broken_folder(tmp_path, change, message):
+    folder = write_folder(tmp_path / "hf", synthetic_checkpoint("4"))
+    change(folder)
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(folder))
+
+
+def test_folder_with_a_single_pth(tmp_path):
+    weights = synthetic_checkpoint("5.2")
+    save_file(weights, tmp_path / "RWKV.pth")
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert_equal(checkpoint, weights)
+
+
+def test_unknown_tensors_stay_visible(tmp_path):
+    save_file(synthetic_checkpoint("4") | {"blocks.0.adapter": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"unknown blocks\.0\.adapter"):
+        resolve(open_checkpoint(str(tmp_path / "model.safetensors")))
+
+
+def test_hash_is_of_the_files(tmp_path):
+    folder = write_folder(tmp_path / "hf", synthetic_checkpoint("4"))
+    first = open_checkpoint(str(folder)).sha256()
+    os.utime(folder / "model.safetensors", (time.time() + 5,) * 2)
+    assert open_checkpoint(str(folder)).sha256() == first
+    write_folder(tmp_path / "other", synthetic_checkpoint("4", seed=1))
+    assert open_checkpoint(str(tmp_path / "other")).sha256() != first
+
+
+# Presets and random weights
+
+
+def test_presets():
+    sizes = {"0.1b": (12, 768), "0.4b": (24, 1024), "1.5b": (24, 2048), "3b": (32, 2560), "7b": (32, 4096)}
+    expected = {f"rwkv-{generation}-world-{size}" for generation in (4, 5) for size in sizes}
+    assert expected <= set(config_names("models"))
+    for name in expected:
+        config = load_preset(name)
+        assert (config.num_hidden_layers, config.hidden_size) == sizes[name.rsplit("-", 1)[1]]
+        assert config.vocab_size == 65536
+        if name.startswith("rwkv-4"):
+            assert (config.generation, config.intermediate_size) == ("4", 4 * config.hidden_size)
+        else:
+            assert (config.generation, config.head_size, config.head_size_divisor) == ("5.2", 64, 8)
+            assert config.intermediate_size == int(config.hidden_size * 3.5) // 32 * 32
+        assert resolve(random_checkpoint(config, name, seed=0))[0] == config
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(UserError, match="'rwkv-9-world'.*valid names are .*rwkv-5-world-1.5b"):
+        load_preset("rwkv-9-world")
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_random_weights(generation):
+    heads = {} if generation == "4" else {"head_size": 16}
+    config = RWKVConfig(generation, 300, 64, 2, 192, **heads)
+    first = {name: tensor.read() for name, tensor in random_checkpoint(config, "tiny", 3).tensors.items()}
+    again = random_checkpoint(config, "tiny", 3)
+    for name in reversed(first):
+        array = again.tensors[name].read()
+        assert array.dtype == np.float32 and array.shape == again.tensors[name].shape
+        np.testing.assert_array_equal(array, first[name])
+    other = random_checkpoint(config, "tiny", 4).tensors
+    for name, array in first.items():
+        if name.endswith("bias"):
+            assert not array.any()
+        elif array.ndim == 1 and name.endswith("weight"):
+            assert (array == 1).all()
+        else:
+            assert len(np.unique(array)) > 0.9 * array.size
+            assert not np.array_equal(other[name].read(), array)
+        if array.ndim == 2 and name.endswith("weight"):
+            assert array.std() * array.shape[1] ** 0.5 == pytest.approx(0.6, rel=0.05)
+            assert abs(array.mean()) < 0.02
+        if "time_mix" in name:
+            assert array.min() >= 0 and array.max() <= 1
+    assert not np.array_equal(first["blocks.0.att.key.weight"], first["blocks.1.att.key.weight"])
+    assert random_checkpoint(config, "tiny", 3).sha256() != random_checkpoint(config, "tiny", 4).sha256()
