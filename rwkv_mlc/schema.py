@@ -1,27 +1,17 @@
-"""What a compiled library and an artifact say of themselves, as types: all that another implementation has to read.
+"""What compiled libraries and artifacts say of themselves, as types: all that another implementation has to read.
 
-Every reader goes through ``parse``, whose errors name the file, the entry and what was expected there. docs/artifact.md is
-written from these types.
+docs/artifact.md is written from them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from .errors import UserError
-
-Count = Annotated[int, Field(ge=0)]
-Extent = Annotated[int, Field(ge=1)]
-
-
-class Schema(BaseModel):
-    """Base of all: immutable, exact in its types; keys that it does not know are passed over, so that a file written by a
-    newer version stays readable."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True)
+from .config import RWKVConfig
+from .typed_json import Count, Extent, Schema, parse
 
 
 class ParameterSpec(Schema):
@@ -58,21 +48,73 @@ class TensorSpec(Schema):
 
 
 class FunctionSpec(Schema):
-    """A function of a library: its arguments in order. ``states`` and ``params`` stand for the tuples of all tensors of that
+    """A function of a library: its arguments in order. "states" and "params" stand for the tuples of all tensors of that
     kind, in the order of the metadata."""
 
-    arguments: tuple[TensorSpec | str, ...]
+    arguments: tuple[TensorSpec | Literal["states", "params"], ...]
     result: TensorSpec
 
 
-Schema_ = TypeVar("Schema_", bound=Schema)
+class KernelValues(NamedTuple):
+    """A kernel call of a function and the named values that it writes, by the position of the argument that holds them;
+    several names lie in one argument plane by plane."""
+
+    kernel: str
+    outputs: dict[Count, str | tuple[str, ...]]
 
 
-def parse(kind: type[Schema_], text: str | bytes, path: Path | str, advice: str) -> Schema_:
-    """JSON text as ``kind``. Raises UserError: "``path`` ... ; ``advice``."."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        raise UserError(f"{path}: {place}: {first['msg']}; {advice}.") from None
+class LibraryMetadata(Schema):
+    """What the function ``_metadata`` of a library returns as JSON.
+
+    ``params`` and ``states`` are in the order of the tuples that the functions take; ``values`` holds the kernel calls of
+    every function in order, none where they are merged, and is empty in libraries that do not name their values."""
+
+    interface: str = "native"
+    config: RWKVConfig = Field(alias="model_config")
+    quantization: str
+    target: str
+    prefill_activations: Literal["float32", "int8"] = "float32"
+    params: tuple[ParameterSpec, ...]
+    states: tuple[StateSpec, ...] = ()
+    functions: dict[str, FunctionSpec] = {}
+    values: dict[str, tuple[KernelValues, ...]] = {}
+
+    @classmethod
+    def read(cls, text: str, library: Path | str = "The library") -> LibraryMetadata:
+        """Libraries that do not describe their states and functions have those of the native interface, and are read with
+        the help of ``rwkv_mlc.models``. Raises UserError for text that does not fit."""
+        metadata = parse(cls, text, f"The metadata of {library}", "build it again")
+        if metadata.functions:
+            return metadata
+        config = metadata.config
+        return metadata.model_copy(update={"states": model_states(config), "functions": native_functions(config)})
+
+
+def model_states(config: RWKVConfig) -> tuple[StateSpec, ...]:
+    """The state tensors of a model, layer by layer."""
+    from .models import model_module
+
+    layers, states = range(config.num_hidden_layers), model_module(config).states(config)
+    return tuple(
+        StateSpec(layer=layer, role=state.role, shape=state.shape, initial=state.initial)
+        for layer in layers
+        for state in states
+    )
+
+
+def native_functions(config: RWKVConfig) -> dict[str, FunctionSpec]:
+    """What the native interface computes with: T tokens of B sequences one after the other, where each sequence ends, and
+    the state slot of each; logits after each sequence's last token, or at every position."""
+
+    def function(tokens: int | str, sequences: int | str, rows: int | str) -> FunctionSpec:
+        vectors = {"tokens": tokens, "segment_ends": sequences, "slots": sequences}
+        inputs = (TensorSpec(name=name, shape=(extent,), dtype="int32") for name, extent in vectors.items())
+        logits = TensorSpec(name="logits", shape=(1, rows, config.vocab_size), dtype="float32")
+        return FunctionSpec(arguments=(*inputs, "states", "params"), result=logits)
+
+    return {
+        "prefill": function("T", "B", "B"),
+        "score": function("T", "B", "T"),
+        "decode": function(1, 1, 1),
+        "batch_decode": function("B", "B", "B"),
+    }

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from ..models import Parameter, model_module
 from ..quantization.schemes import Scheme, get_scheme
 from .disk import digest, read_json
 from .names import CHAT_CONFIG, PARAMS, TENSOR_INDEX
 from .record import BuildRecord, LibraryRecord
 from .shards import Shard, StoredTensor, read_index, verify
+
+if TYPE_CHECKING:
+    from ..models import Parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +73,19 @@ class Artifact:
     @property
     def model_parameters(self) -> list[Parameter]:
         """The model's parameters, in the order in which the compiled functions take what is stored of them."""
+        from ..models import model_module
+
         return model_module(self.config).parameters(self.config)
 
+    def stored_tensors(self) -> dict[str, StoredTensor]:
+        """What the shards hold, by stored name, in the order of the index; a library's ``params`` say which it takes."""
+        return {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
+
     def tensors(self) -> dict[str, StoredTensor]:
-        """What the shards hold, by stored name, in the order of ``model_parameters``.
+        """``stored_tensors``, checked against the model and in the order of ``model_parameters``.
 
         Raises one UserError that lists every tensor that is missing, surplus or not of the scheme's shape and dtype."""
-        found = {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
+        found = self.stored_tensors()
         expected = {name: form for p in self.model_parameters for name, form in self.scheme.stored(p).items()}
         problems = [f"missing {name}" for name in expected if name not in found]
         problems += [f"unknown {name}" for name in found if name not in expected]

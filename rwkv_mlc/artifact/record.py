@@ -8,15 +8,17 @@ import importlib.metadata
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..quantization.schemes import Scheme
-from ..weights.checkpoint import Checkpoint
 from .disk import digest, read_json, write_json, writing
 from .names import BUILD_RECORD, library_name
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

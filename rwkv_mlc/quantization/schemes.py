@@ -10,12 +10,15 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UserError
-from ..models.parameter import Parameter, Role
 from .group import GroupForm, cast_finite, row_blocks
+
+if TYPE_CHECKING:
+    from ..models.parameter import Parameter, Role
 
 
 @dataclass(frozen=True)

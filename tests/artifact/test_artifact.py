@@ -139,10 +139,27 @@ def test_params_folder_names_the_artifact_too(folder, monkeypatch):
 
 def test_reading_needs_no_compiler(folder):
     code = (
-        "import sys; from rwkv_mlc.artifact import Artifact; from rwkv_mlc import convert; "
+        "import sys; from rwkv_mlc.artifact import Artifact; from rwkv_mlc.building import convert; "
         f"Artifact.open({str(folder)!r}).dequantized_parameters(); assert 'tvm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_opening_needs_no_models(folder):
+    code = (
+        "import sys; from rwkv_mlc.artifact import Artifact; "
+        f"assert len(Artifact.open({str(folder)!r}).stored_tensors()) == 98; "
+        "assert not sys.modules.keys() & {'tvm', 'rwkv_mlc.models', 'rwkv_mlc.weights'}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_stored_tensors_are_those_of_the_model(folder):
+    artifact = Artifact.open(folder)
+    stored = artifact.stored_tensors()
+    assert stored == artifact.tensors()
+    for name, array in artifact.parameters().items():
+        np.testing.assert_array_equal(stored[name][0 : len(array)], array)
 
 
 # Damage

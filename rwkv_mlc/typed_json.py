@@ -1,0 +1,97 @@
+"""JSON files as types: the base of all schemas, and one sentence for whatever does not fit."""
+
+from __future__ import annotations
+
+import reprlib
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from .errors import UserError
+
+
+class Schema(BaseModel):
+    """Base of all: immutable, exact in its types; keys that it does not know are passed over, so that a file written by a
+    newer version stays readable."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True, defer_build=True)
+
+
+def _file_name(text: str) -> str:
+    if text in ("", "..") or any(kind(text).name != text for kind in (PurePosixPath, PureWindowsPath)):
+        raise ValueError("the name of a file in the same folder")
+    return text
+
+
+Count = Annotated[int, Field(ge=0)]
+Extent = Annotated[int, Field(ge=1)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""Of a file in the same folder, without a path."""
+
+EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "dataclass_type": "an object",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+    "value_error": "{error}",
+}
+"""What was expected, by pydantic's type of an error and filled in from its context; others are in pydantic's words."""
+
+T = TypeVar("T")
+
+
+def read(kind: type[T], path: Path, advice: str) -> T:
+    """The JSON file ``path`` as ``kind``. Raises UserError for one that is missing, cannot be read or does not fit, which
+    ends in ``advice``."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {advice}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {advice}.") from None
+    return parse(kind, text, path, advice)
+
+
+def parse(kind: type[T], text: str | bytes, source: Path | str, advice: str) -> T:
+    """JSON text as ``kind``. Raises UserError: what ``source`` gives and what was expected there, and ``advice``."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{source} {_found(error)}; {advice}.") from None
+
+
+def _found(error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    context = first.get("ctx", {})
+    if first["type"] == "json_invalid":
+        return f"is not JSON ({context['error']})"
+    if first["type"] == "missing":
+        missing = [_place(each["loc"]) for each in errors if each["type"] == "missing"]
+        return f"lacks {', '.join(missing)}"
+    if first["type"] in EXPECTED:
+        expected = EXPECTED[first["type"]].format(**context)
+    else:
+        expected = first["msg"].removeprefix("Input should be ")
+    found = reprlib.repr(first["input"])
+    return (
+        f"gives {_place(first['loc'])} as {found}, expected {expected}"
+        if first["loc"]
+        else f"holds {found}, expected {expected}"
+    )
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """``records[0].records[3].shape``."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
