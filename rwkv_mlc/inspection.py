@@ -17,7 +17,7 @@ from .building.convert import read_parameter
 from .config import RWKVConfig
 from .engine.compatibility import check_library
 from .errors import UserError
-from .models import Parameter, model_module, resolve
+from .models import ModelOptions, Parameter, model_module, resolve
 from .quantization.schemes import FloatForm, Scheme
 from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
@@ -28,9 +28,9 @@ THREADS = 4  # each holds one tensor in float32
 Progress = Callable[[int, int], None]
 
 
-def checkpoint_summary(checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_summary(checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> dict[str, Any]:
     """Model, tokenizer, and parameters and bytes by group, as stored. Raises UserError for another checkpoint."""
-    config, parameters, tensors = resolve(checkpoint)
+    config, parameters, tensors = resolve(checkpoint, options)
     sources = {p.source: tensors[p.source] for p in parameters}
     sizes = {p: math.prod(sources[p.source].shape) for p in parameters}
     nbytes = {p: sizes[p] * (2 if sources[p.source].dtype.endswith("16") else 4) for p in parameters}
@@ -81,10 +81,10 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
         raise UserError(
             f"The errors are measured against {record.source}, which is not here; name the checkpoint: --errors PATH."
         )
-    checkpoint = open_checkpoint(source or record.source, record.head_size_divisor)
+    checkpoint = open_checkpoint(source or record.source)
     if source is None and checkpoint.sha256() != record.source_sha256:
         raise UserError(f"{record.source} has changed since {artifact.path} was built; build it again.")
-    config, parameters, tensors = resolve(checkpoint)
+    config, parameters, tensors = resolve(checkpoint, ModelOptions(head_size_divisor=record.head_size_divisor))
     if dataclasses.replace(config, context_length=artifact.config.context_length) != artifact.config:
         raise UserError(
             f"{checkpoint.source} is of another shape than {artifact.path}; name the checkpoint it was built from."

@@ -60,11 +60,11 @@ def libraries(artifacts) -> Path:
 
 @pytest.fixture
 def compiled(libraries) -> Callable[..., Model]:
-    """Compile tensors or a checkpoint: (checkpoint, scheme, target, runner) -> Model, the last two as in ``Model.of``."""
+    """Compile tensors or a checkpoint: (checkpoint, scheme, target, runner, options) -> Model, the last three as in ``Model.of``."""
 
-    def build(checkpoint, scheme: str, *target_and_runner) -> Model:
+    def build(checkpoint, scheme: str, *more, **named) -> Model:
         checkpoint = in_memory(checkpoint) if isinstance(checkpoint, dict) else checkpoint
-        return Model.of(checkpoint, scheme, libraries, *target_and_runner)
+        return Model.of(checkpoint, scheme, libraries, *more, **named)
 
     return build
 

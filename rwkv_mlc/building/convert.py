@@ -15,7 +15,7 @@ import numpy as np
 from ..artifact.shards import ShardWriter
 from ..config import RWKVConfig
 from ..errors import UserError
-from ..models import Parameter, resolve
+from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint, LazyTensor
 
@@ -39,8 +39,8 @@ def convert_weights(
     checkpoint: Checkpoint,
     scheme: Scheme,
     params_dir: Path,
+    options: ModelOptions = ModelOptions(),
     *,
-    head_size_divisor: int | None = None,
     progress: Callable[[int, int, str, int], None] | None = None,
     threads: int | None = None,
 ) -> Conversion:
@@ -48,7 +48,7 @@ def convert_weights(
 
     ``progress(i, n, name, nbytes)`` is called after each of the ``n`` stored tensors, ``i`` from 1. Raises UserError
     for a checkpoint of no known generation, for tensors that do not fit it, and for a NaN or infinite weight."""
-    config, parameters, tensors = resolve(checkpoint, head_size_divisor)
+    config, parameters, tensors = resolve(checkpoint, options)
     total = sum(len(scheme.stored(parameter)) for parameter in parameters)
     params_dir.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(params_dir)

@@ -35,7 +35,7 @@ from ..config import RWKVConfig
 from ..data_files import ROOT, config_names
 from ..engine.templates import Template, default_template, load_template
 from ..errors import UserError
-from ..models import resolve
+from ..models import ModelOptions, resolve
 from ..quantization.schemes import Scheme
 from ..tokenizer import find_vocabulary, load_tokenizer, write_tokenizer_files
 from ..weights import open_checkpoint
@@ -56,18 +56,25 @@ class Source:
     """A checkpoint with what was found out about it before anything is written."""
 
     checkpoint: Checkpoint
+    options: ModelOptions
     config: RWKVConfig
     vocabulary: list[Path]
     template: Template
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, tokenizer: Path | None = None, template: str | None = None) -> Source:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        options: ModelOptions = ModelOptions(),
+        tokenizer: Path | None = None,
+        template: str | None = None,
+    ) -> Source:
         """Raises UserError for an unknown generation, wrong tensors, no or a wrong vocabulary, an unknown template."""
-        config, _, _ = resolve(checkpoint)
+        config, _, _ = resolve(checkpoint, options)
         vocabulary = find_vocabulary(checkpoint, config, tokenizer)
         kind = load_tokenizer(vocabulary).kind
         chat = load_template(template) if template else default_template(config, kind)
-        return cls(checkpoint, config, vocabulary, chat)
+        return cls(checkpoint, options, config, vocabulary, chat)
 
     @cached_property
     def sha256(self) -> str:
@@ -76,8 +83,8 @@ class Source:
     def with_float32(self, patterns: Iterable[str]) -> Source:
         """The same with ``RWKVConfig.float32`` patterns added."""
         config = self.config.with_float32(patterns)
-        checkpoint = dataclasses.replace(self.checkpoint, float32=config.float32)
-        return dataclasses.replace(self, checkpoint=checkpoint, config=config)
+        options = dataclasses.replace(self.options, float32=config.float32)
+        return dataclasses.replace(self, options=options, config=config)
 
     def wide_values(self, scheme: Scheme, target: CompileTarget) -> list[WideValue]:
         """What would leave float16's range, or come near it, on ``target`` while the model reads ``configs/calibration.txt``.
@@ -86,7 +93,7 @@ class Source:
 
         if not (narrow := float16_values(self.config, scheme, target)):
             return []
-        config, parameters = reference.load(self.checkpoint, np.float32)
+        config, parameters = reference.load(self.checkpoint, np.float32, self.options)
         return wide_values(config, parameters, self._calibration(), narrow)
 
     def _calibration(self) -> list[int]:
@@ -103,28 +110,18 @@ def open_source(
     *,
     models_dir: Path,
     random_seed: int | None = None,
-    head_size_divisor: int | None = None,
-    context_length: int | None = None,
     revision: str | None = None,
-    rescale_every: int = 0,
 ) -> Checkpoint:
     """The checkpoint a user named: a path, a name below ``models_dir``, a hub repository, or, with a seed, a preset.
 
     Raises UserError when there is nothing of that name."""
     if random_seed is not None:
-        checkpoint = random_checkpoint(load_preset(model), model, random_seed)
-    else:
-        local = models_dir / model
-        source = str(local) if not Path(model).exists() and local.exists() else model
-        if source in config_names("models") and not Path(source).exists():
-            raise UserError(f"{model} is a preset, which has no weights of its own; add --random-weights to draw some.")
-        checkpoint = open_checkpoint(source, revision=revision)
-    if head_size_divisor is not None:
-        checkpoint.head_size_divisor = head_size_divisor
-    if context_length is not None:
-        checkpoint.context_length = context_length
-    checkpoint.rescale_every = rescale_every
-    return checkpoint
+        return random_checkpoint(load_preset(model), model, random_seed)
+    local = models_dir / model
+    source = str(local) if not Path(model).exists() and local.exists() else model
+    if source in config_names("models") and not Path(source).exists():
+        raise UserError(f"{model} is a preset, which has no weights of its own; add --random-weights to draw some.")
+    return open_checkpoint(source, revision=revision)
 
 
 def is_config(name: str) -> bool:
@@ -163,7 +160,7 @@ def write_parameters(
     progress: Callable[[int, int, str, int], None] | None = None,
 ) -> Conversion:
     """Write the shards and a build record into ``folder``. Raises UserError for a NaN or infinite weight."""
-    conversion = convert_weights(source.checkpoint, scheme, folder / PARAMS, progress=progress)
+    conversion = convert_weights(source.checkpoint, scheme, folder / PARAMS, source.options, progress=progress)
     BuildRecord.of(name, source.checkpoint, source.sha256, source.config, scheme).write(folder)
     return conversion
 

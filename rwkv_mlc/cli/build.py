@@ -169,27 +169,24 @@ def _open_source(args: argparse.Namespace, models_dir: Path = Path("dist/models"
     from ..building import steps as build
     from ..building.precision import float32_patterns
     from ..errors import UserError
+    from ..models import ModelOptions
 
     if args.model and args.hf_path and Path(args.hf_path).name != Path(args.model).name:
         raise UserError(f"--model {args.model} and --hf-path {args.hf_path} name different models; give one of them.")
     if not args.model and not args.hf_path:
         raise UserError("Give a checkpoint with --model PATH, or a hub repository with --hf-path owner/name.")
-    if args.head_size_divisor is not None and args.head_size_divisor < 1:
-        raise UserError(f"--head-size-divisor must be at least 1, not {args.head_size_divisor}.")
-    if args.rescale_every < 0:
-        raise UserError(f"--rescale-every must be at least 1, or 0 for never, not {args.rescale_every}.")
-    if args.max_seq_len < 1 and args.max_seq_len != -1:
-        raise UserError(f"--max-seq-len must be at least 1, or -1 for the model's own, not {args.max_seq_len}.")
+    options = ModelOptions(
+        head_size_divisor=args.head_size_divisor,
+        context_length=None if args.max_seq_len == -1 else args.max_seq_len,
+        rescale_every=args.rescale_every,
+    )
     checkpoint = build.open_source(
         args.hf_path or args.model,
         models_dir=models_dir,
         random_seed=args.seed if args.random_weights else None,
-        head_size_divisor=args.head_size_divisor,
-        context_length=args.max_seq_len if args.max_seq_len > 0 else None,
         revision=args.revision,
-        rescale_every=args.rescale_every,
     )
-    source = build.Source.of(checkpoint, args.tokenizer, args.template)
+    source = build.Source.of(checkpoint, options, args.tokenizer, args.template)
     source = source.with_float32(float32_patterns(source.config, args.fp32_layers, args.fp32))
     if args.hf_path:
         print(f"Weights exist at {checkpoint.files[0].parent}")

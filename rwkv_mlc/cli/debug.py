@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,24 +36,28 @@ def run(args: argparse.Namespace) -> int:
     from ..debug.compare import compare
     from ..debug.weights import StoredWeights, different_weights
     from ..engine.engine import Engine
+    from ..models import ModelOptions
     from ..weights import open_checkpoint
 
     artifact = open_artifact(args.model)
     if artifact is None:
         raise UserError(f"{args.model} is no artifact; name a folder written by rwkv-mlc build.")
-    checkpoint = open_checkpoint(args.against, artifact.record.head_size_divisor)
-    precision = {"rescale_every": artifact.config.rescale_every, "float32": artifact.config.float32}
-    checkpoint = dataclasses.replace(checkpoint, **precision)
+    checkpoint = open_checkpoint(args.against)
+    options = ModelOptions(
+        head_size_divisor=artifact.record.head_size_divisor,
+        rescale_every=artifact.config.rescale_every,
+        float32=artifact.config.float32,
+    )
     recipe, weights = recipe_of(args, artifact), StoredWeights.of(artifact)
     with Console(stderr=True).status("") as status:
         status.update(f"Computing what {checkpoint.name} should give...")
         dump = dump_peer if args.peer else reference.dump_checkpoint
-        right = dump(checkpoint, recipe, artifact.scheme)
+        right = dump(checkpoint, recipe, artifact.scheme, options=options)
         status.update(f"Dumping {artifact.name}...")
         found = library.dump_library(Engine(args.model, args.device), recipe)
         status.update("Comparing...")
         comparison = compare(found, right, args.rtol, weights)
-        different = different_weights(weights, checkpoint)
+        different = different_weights(weights, checkpoint, options=options)
     if args.out:
         found.write(args.out / "library")
         right.write(args.out / right.header.source)

@@ -12,6 +12,7 @@ from .logits import token_list
 if TYPE_CHECKING:
     from ..artifact import Artifact
     from ..debug.dump import Dump, Recipe
+    from ..models import ModelOptions
     from ..quantization.schemes import Scheme
     from ..weights.checkpoint import Checkpoint
 
@@ -67,6 +68,7 @@ def _dump(args: argparse.Namespace) -> Dump:
 
     from ..debug import library, reference
     from ..engine.engine import Engine
+    from ..models import ModelOptions
     from ..quantization.schemes import get_scheme
     from ..weights import open_checkpoint
 
@@ -77,11 +79,12 @@ def _dump(args: argparse.Namespace) -> Dump:
             raise UserError(
                 f"{args.path} is a checkpoint: give --reference or --with rwkv, or the artifact built from it."
             )
-        checkpoint = open_checkpoint(args.path, args.head_size_divisor)
+        options = ModelOptions(head_size_divisor=args.head_size_divisor)
+        checkpoint = open_checkpoint(args.path)
         recipe = recipe_of(args, checkpoint)
         if args.peer:
-            return dump_peer(checkpoint, recipe, scheme)
-        return reference.dump_checkpoint(checkpoint, recipe, scheme, np.dtype(args.dtype).type)
+            return dump_peer(checkpoint, recipe, scheme, options)
+        return reference.dump_checkpoint(checkpoint, recipe, scheme, np.dtype(args.dtype).type, options)
     if args.peer or scheme or args.head_size_divisor:
         raise UserError(
             f"{args.path} is an artifact; --with, --quantization and --head-size-divisor are for a checkpoint."
@@ -101,12 +104,12 @@ def open_artifact(path: str) -> Artifact | None:
     return Artifact.open(folder) if is_artifact else None
 
 
-def dump_peer(checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None) -> Dump:
+def dump_peer(checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None, options: ModelOptions) -> Dump:
     """What the rwkv package computes. Raises UserError where it is not installed."""
     try:
         from ..debug.chatrwkv import dump_chatrwkv
 
-        return dump_chatrwkv(checkpoint, recipe, scheme)
+        return dump_chatrwkv(checkpoint, recipe, scheme, options)
     except ImportError as error:
         raise UserError(f"--with rwkv needs the packages rwkv and torch ({error}); install rwkv_mlc[test].") from None
 

@@ -67,17 +67,19 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
 
 def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     from .. import inspection
+    from ..models import ModelOptions
     from ..quantization.schemes import SCHEMES, get_scheme
     from ..weights import open_checkpoint
 
     names = list(SCHEMES) if ALL in args.quantization else args.quantization
     schemes = [get_scheme(name) for name in names]
-    checkpoint = open_checkpoint(args.path, args.head_size_divisor)
+    options = ModelOptions(head_size_divisor=args.head_size_divisor)
+    checkpoint = open_checkpoint(args.path)
     if args.errors:
         raise UserError(f"{args.path} is a checkpoint itself; give --errors {args.errors} with an artifact.")
     if args.errors is not None and not schemes:
         raise UserError("The errors of a checkpoint are those of a scheme; name one with --quantization.")
-    summary = inspection.checkpoint_summary(checkpoint)
+    summary = inspection.checkpoint_summary(checkpoint, options)
     if schemes:
         summary["schemes"] = []
     for scheme in schemes:

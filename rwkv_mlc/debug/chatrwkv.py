@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..building.convert import read_parameter
 from ..errors import UserError
-from ..models import Parameter, model_module, resolve
+from ..models import ModelOptions, Parameter, model_module, resolve
 from ..models.values import LAST_ROW
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint, LazyTensor
@@ -30,11 +30,12 @@ DIVISOR = 8  # of the heads, as an epsilon of 64e-5 that is written into the pac
 SWITCHES = ("RWKV_JIT_ON", "RWKV_CUDA_ON")  # read when the package is imported
 
 
-def dump_chatrwkv(checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None = None) -> Dump:
-    """With the weights rounded by ``scheme`` where one is given. Raises UserError for a checkpoint that the package cannot
+def dump_chatrwkv(
+    checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None = None, options: ModelOptions = ModelOptions()
+) -> Dump:
+    """With the weights rounded by ``scheme`` where one is given, and never with ``rescale_every``. Raises UserError for a checkpoint that the package cannot
     run, and as ``Recipe.check``; ImportError where the package is not installed."""
-    checkpoint = dataclasses.replace(checkpoint, rescale_every=0)
-    config, _, _ = resolve(checkpoint)
+    config, _, _ = resolve(checkpoint, dataclasses.replace(options, rescale_every=0))
     if config.num_heads and config.head_size_divisor != DIVISOR:
         raise UserError(
             f"The rwkv package divides heads by {DIVISOR} and {checkpoint.name} by {config.head_size_divisor}; "

@@ -15,7 +15,7 @@ from .. import reference
 from ..artifact import Artifact
 from ..building.convert import read_parameter
 from ..config import RWKVConfig
-from ..models import Parameter, resolve
+from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint
 from .dump import Dump, Header, Recipe, Step, record
@@ -26,12 +26,16 @@ Parameters = Mapping[str, np.ndarray]
 
 
 def dump_checkpoint(
-    checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None = None, dtype: type = np.float64
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    scheme: Scheme | None = None,
+    dtype: type = np.float64,
+    options: ModelOptions = ModelOptions(),
 ) -> Dump:
     """What the reference computes in ``dtype`` with a checkpoint's weights, rounded by ``scheme`` where one is given.
 
     Raises UserError for a checkpoint of no known generation, a weight that is not finite, and as ``Recipe.check``."""
-    config, parameters, tensors = resolve(checkpoint)
+    config, parameters, tensors = resolve(checkpoint, options)
 
     def load(p: Parameter) -> np.ndarray:
         """Matrices in float32, which holds what checkpoints do: the products widen one at a time."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..artifact import Artifact
 from ..building.convert import read_parameter
-from ..models import Parameter, resolve
+from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint
 from .measure import relative
@@ -50,11 +50,14 @@ class WeightDifference:
 
 
 def different_weights(
-    weights: StoredWeights, checkpoint: Checkpoint, progress: Callable[[int, int], None] = lambda done, total: None
+    weights: StoredWeights,
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    options: ModelOptions = ModelOptions(),
 ) -> list[WeightDifference]:
     """What is not stored as the artifact's scheme rounds the checkpoint, in the model's order. Raises UserError for a
     checkpoint of no known generation and for weights that are not finite."""
-    _, parameters, tensors = resolve(checkpoint)
+    _, parameters, tensors = resolve(checkpoint, options)
     scheme = weights.scheme
 
     def check(parameter: Parameter) -> WeightDifference | None:

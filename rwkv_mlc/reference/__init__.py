@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..config import RWKVConfig
-from ..models import model_module, resolve
+from ..models import ModelOptions, model_module, resolve
 from ..weights.checkpoint import Checkpoint
 from .trace import Trace, ignore
 
 State = dict[tuple[int, str], np.ndarray]
 
 
-def load(checkpoint: Checkpoint, dtype: type = np.float64) -> tuple[RWKVConfig, dict[str, np.ndarray]]:
+def load(
+    checkpoint: Checkpoint, dtype: type = np.float64, options: ModelOptions = ModelOptions()
+) -> tuple[RWKVConfig, dict[str, np.ndarray]]:
     """The config and every parameter, in ``dtype`` under ``Parameter.name``. Raises UserError as ``models.resolve``."""
-    config, parameters, tensors = resolve(checkpoint)
+    config, parameters, tensors = resolve(checkpoint, options)
     return config, {p.name: p.convert(tensors[p.source].read(), dtype) for p in parameters}
 
 

@@ -16,12 +16,11 @@ LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+\r?\n")
 
 
-def open_checkpoint(source: str, head_size_divisor: int | None = None, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Open a file (``.pth``, ``.bin``, ``.safetensors``, whatever its name), a folder or a hub repository.
 
-    Formats are told apart by content. ``head_size_divisor`` overrides the checkpoint's; ``revision`` is a branch, tag
-    or commit of a hub repository. No tensor is read yet. Raises UserError when the source is missing, damaged, of an
-    unknown format, or would run code."""
+    Formats are told apart by content. ``revision`` is a branch, tag or commit of a hub repository. No tensor is read yet.
+    Raises UserError when the source is missing, damaged, of an unknown format, or would run code."""
     path, name = Path(source), os.path.basename(os.path.abspath(source))
     if not path.exists():
         in_a_folder = path.parent != Path() and path.parent.is_dir()
@@ -47,7 +46,7 @@ def open_checkpoint(source: str, head_size_divisor: int | None = None, revision:
         tensors=tensors,
         files=files,
         tokenizer_files=tokenizer_files(path if path.is_dir() else path.parent),
-        head_size_divisor=head_size_divisor or config.head_size_divisor,
+        head_size_divisor=config.head_size_divisor,
         context_length=config.context_length,
     )
 

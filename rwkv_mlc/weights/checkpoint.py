@@ -23,14 +23,13 @@ class LazyTensor:
     read: Callable[[], np.ndarray]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of any format: ``tensors`` under the names of a BlinkDL ``.pth`` (``blocks.0.att.key.weight``)
     with BlinkDL's values (decay before its exponentials, matrices [out, in]).
 
     ``source`` is what the user named; ``files`` are the files that hold the tensors, in order; ``tokenizer_files`` are
-    vocabulary files found beside them; ``head_size_divisor`` is set where the format implies one. ``rescale_every`` and
-    ``float32`` are wishes for its ``RWKVConfig``.
+    vocabulary files found beside them; ``head_size_divisor`` and ``context_length`` are set where the format says them.
     """
 
     name: str
@@ -41,8 +40,6 @@ class Checkpoint:
     tokenizer_files: list[Path] = field(default_factory=list)
     head_size_divisor: int | None = None
     context_length: int | None = None
-    rescale_every: int = 0
-    float32: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

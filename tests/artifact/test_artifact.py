@@ -29,7 +29,7 @@ from rwkv_mlc.artifact import shards as shards_module
 from rwkv_mlc.building.convert import convert_weights
 from rwkv_mlc.config import GENERATIONS, RWKVConfig
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 
@@ -484,7 +484,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_config_round_trips_through_the_chat_config(generation):
-    config, _, _ = resolve(in_memory(synthetic_checkpoint(generation)), head_size_divisor=4)
+    config, _, _ = resolve(in_memory(synthetic_checkpoint(generation)), ModelOptions(head_size_divisor=4))
     content = chat_config(config, get_scheme("q4f16_1"), "tiny-q4f16_1", TEMPLATE, ["tokenizer_model"], 90, 64)
     model = json.loads(json.dumps(content))["model_config"]
     assert RWKVConfig.from_dict(model) == config

@@ -15,7 +15,7 @@ from rwkv_mlc.building import convert
 from rwkv_mlc.building.convert import convert_weights
 from rwkv_mlc.config import GENERATIONS
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import SCHEMES, get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 
@@ -149,7 +149,7 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
 
 def test_head_size_divisor_reaches_the_config(tmp_path):
     checkpoint = in_memory(synthetic_checkpoint("5.2"))
-    result = convert_weights(checkpoint, get_scheme("q4f16_1"), tmp_path, head_size_divisor=1)
+    result = convert_weights(checkpoint, get_scheme("q4f16_1"), tmp_path, ModelOptions(head_size_divisor=1))
     assert result.config.head_size_divisor == 1
 
 

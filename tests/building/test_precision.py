@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 
@@ -20,7 +19,7 @@ from rwkv_mlc.building.precision import LARGEST_FLOAT16, float32_patterns, wide_
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.reference import load
 
 TOKENS = [5, 17, 3, 96, 40, 41, 2, 8]
@@ -33,10 +32,9 @@ def config_of(generation: str, layers: int = 3) -> RWKVConfig:
 @pytest.mark.parametrize("generation", ["4", "5.2"])
 def test_a_halved_residual_stream_gives_the_same_logits(generation, libraries):
     """On prompts, single tokens (whose kernels are merged) and in the reference; a norm's epsilon counts four times as much after each."""
-    whole = in_memory(synthetic_checkpoint(generation))
-    halved = dataclasses.replace(whole, rescale_every=1)
-    expected = Model.of(whole, "q0f32", libraries).reference(TOKENS)
-    model = Model.of(halved, "q0f32", libraries)
+    checkpoint = in_memory(synthetic_checkpoint(generation))
+    expected = Model.of(checkpoint, "q0f32", libraries).reference(TOKENS)
+    model = Model.of(checkpoint, "q0f32", libraries, options=ModelOptions(rescale_every=1))
     assert [model.config.halvings(layer) for layer in range(4)] == [0, 1, 2, 3]
     assert error(model.reference(TOKENS), expected) < 1e-3
     assert error(model.score(TOKENS), model.reference(TOKENS)) < 2e-5
@@ -44,9 +42,9 @@ def test_a_halved_residual_stream_gives_the_same_logits(generation, libraries):
 
 
 def test_weights_are_halved_exactly():
-    whole = in_memory(synthetic_checkpoint("5.2"))
-    _, one = load(whole, np.float32)
-    _, other = load(dataclasses.replace(whole, rescale_every=2), np.float32)
+    checkpoint = in_memory(synthetic_checkpoint("5.2"))
+    _, one = load(checkpoint, np.float32)
+    _, other = load(checkpoint, np.float32, ModelOptions(rescale_every=2))
     changed = {name for name in one if not np.array_equal(one[name], other[name])}
     assert changed == {"model.blocks.2.attention.output.weight", "model.blocks.2.feed_forward.value.weight"}
     assert all(np.array_equal(one[name], 2 * other[name]) for name in changed)

@@ -22,6 +22,7 @@ from rwkv_mlc.debug.reference import stepper
 from rwkv_mlc.debug.report import html
 from rwkv_mlc.debug.weights import StoredWeights, different_weights
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.models import ModelOptions
 from rwkv_mlc.models.values import place
 from rwkv_mlc.weights import open_checkpoint
 
@@ -340,7 +341,7 @@ def test_a_halved_residual_stream_is_a_cure_for_itself_only():
 def test_rescaled_dumps_agree_with_plain_ones():
     """``rescale_every`` in one of them; without saying so it is the fault that it looks like."""
     checkpoint = in_memory(synthetic_checkpoint("5.2", hidden_size=64, layers=3, head_size=32))
-    config, parameters = reference.load(dataclasses.replace(checkpoint, rescale_every=1))
+    config, parameters = reference.load(checkpoint, options=ModelOptions(rescale_every=1))
     right = dump_of("5.2")
     tensors = record(config, Recipe(TOKENS), stepper(config, parameters))
     header = dataclasses.replace(right.header, model_config=config.to_dict())

@@ -25,7 +25,7 @@ from rwkv_mlc.debug.measure import relative
 from rwkv_mlc.debug.reference import dump_artifact, dump_checkpoint, stepper
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.graph import module as graph
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.models.values import place, values
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights import open_checkpoint
@@ -119,8 +119,8 @@ def test_float32_and_rounded_weights(checkpoint):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_float16(generation, checkpoint):
     """Every value is rounded, but for those that are to be float32, and the tolerance knows."""
-    opened = dataclasses.replace(checkpoint(generation), float32=("blocks.1.ffn.*",))
-    exact, half = dump_checkpoint(opened, RECIPE), dump_checkpoint(opened, RECIPE, dtype=np.float16)
+    opened, options = checkpoint(generation), ModelOptions(float32=("blocks.1.ffn.*",))
+    exact, half = (dump_checkpoint(opened, RECIPE, dtype=dtype, options=options) for dtype in (np.float64, np.float16))
     wide = {name for name, array in half.tensors.items() if array.dtype == np.float32}
     assert wide == {name for name in half.tensors if "blocks.1.ffn." in name or ".state." in name}
     comparison = compare(half, exact)
@@ -141,9 +141,8 @@ def test_agrees_with_rwkv_package(generation, checkpoint, dump_chatrwkv):
 
 def test_the_rwkv_package_cannot_divide_heads_otherwise(checkpoint, dump_chatrwkv):
     opened = checkpoint("5.2")
-    opened.head_size_divisor = 1
     with pytest.raises(UserError, match="divides heads by 8"):
-        dump_chatrwkv(opened, RECIPE)
+        dump_chatrwkv(opened, RECIPE, options=ModelOptions(head_size_divisor=1))
 
 
 def test_without_the_rwkv_package(checkpoint, tmp_path, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import numpy as np
@@ -23,6 +22,7 @@ from rwkv_mlc.debug.nonfinite import first_nonfinite
 from rwkv_mlc.debug.reference import dump_checkpoint
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.graph.module import float16_values
+from rwkv_mlc.models import ModelOptions
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.reference import load
 from rwkv_mlc.weights.checkpoint import Checkpoint
@@ -50,9 +50,9 @@ def large_squares(**shape) -> dict[str, np.ndarray]:
 
 def overflow(tensors: dict[str, np.ndarray], **precision) -> tuple[np.ndarray, str | None]:
     """The logits of a target that computes in float16, and what is said of the values."""
-    checkpoint = dataclasses.replace(in_memory(tensors), **precision)
-    dump = dump_checkpoint(checkpoint, Recipe(TOKENS), dtype=np.float16)
-    right = dump_checkpoint(checkpoint, Recipe(TOKENS))
+    checkpoint, options = in_memory(tensors), ModelOptions(**precision)
+    dump = dump_checkpoint(checkpoint, Recipe(TOKENS), dtype=np.float16, options=options)
+    right = dump_checkpoint(checkpoint, Recipe(TOKENS), options=options)
     assert dump.header.activations == "float16"
     assert first_nonfinite(right) is None
     return dump.tensors["prefill/logits"], first_nonfinite(dump, right)
@@ -99,9 +99,9 @@ def on_vulkan(libraries):
     folder.mkdir(exist_ok=True)
 
     def build(tensors: dict[str, np.ndarray], scheme: str = "q0f16", patterns: tuple[str, ...] = ()) -> Model:
-        checkpoint = dataclasses.replace(in_memory(tensors), float32=patterns)
+        options = ModelOptions(float32=patterns)
         with functions_of("vulkan", decodes=False):
-            return Model.of(checkpoint, scheme, folder, "vulkan", partial(Runner, device=device))
+            return Model.of(in_memory(tensors), scheme, folder, "vulkan", partial(Runner, device=device), options)
 
     return build
 

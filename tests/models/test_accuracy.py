@@ -17,6 +17,7 @@ from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import reference
 from rwkv_mlc.config import GENERATIONS
+from rwkv_mlc.models import ModelOptions
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
@@ -174,7 +175,8 @@ def test_agrees_with_rwkv_package(generation, compiled, within, tmp_path, monkey
 @pytest.mark.parametrize("name", ["4v0-660K", "5v2-730K"])
 def test_agrees_with_rwkv_cpp(name, compiled, within):
     """12 layers of 64 channels; heads of 8 in generation 5."""
-    model = compiled(open_checkpoint(str(GOLDEN / f"tiny-rwkv-{name}-FP32.bin"), head_size_divisor=1), "q0f32")
+    checkpoint = open_checkpoint(str(GOLDEN / f"tiny-rwkv-{name}-FP32.bin"))
+    model = compiled(checkpoint, "q0f32", options=ModelOptions(head_size_divisor=1))
     expected = np.fromfile(GOLDEN / f"expected-logits-{name}.bin", "<f4")
     within("score", error(model.score(list(b'"in'))[-1], expected), BOUND)
     within("decode", error(model.decode(list(b'"in'))[-1], expected), BOUND)

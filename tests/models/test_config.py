@@ -9,7 +9,7 @@ from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc.config import GENERATIONS, RWKVConfig, detect_config
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import check_tensors, model_module, resolve
+from rwkv_mlc.models import ModelOptions, check_tensors, model_module, resolve
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 
 Shapes = dict[str, tuple[int, ...]]
@@ -169,7 +169,7 @@ def test_resolve_ignores_names_and_takes_the_checkpoints_own_settings():
     checkpoint = checkpoint_of(tensors, name="RWKV-4-World-0.1B", head_size_divisor=1, context_length=512)
     config, _, _ = resolve(checkpoint)
     assert (config.generation, config.head_size_divisor, config.context_length) == ("5.2", 1, 512)
-    assert resolve(checkpoint, head_size_divisor=4)[0].head_size_divisor == 4
+    assert resolve(checkpoint, ModelOptions(head_size_divisor=4))[0].head_size_divisor == 4
 
 
 def test_resolve_refuses_what_does_not_fit():

@@ -8,7 +8,7 @@ import pytest
 from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc.config import GENERATIONS
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.models.values import values
 from rwkv_mlc.reference import forward, initial_state, load, rwkv4, rwkv5
 from rwkv_mlc.weights import open_checkpoint
@@ -71,8 +71,8 @@ def test_agrees_with_rwkv_package(generation, head_size, precision, bound, tmp_p
 @needs_golden
 @pytest.mark.parametrize("name", ["4v0-660K", "5v2-730K"])
 def test_agrees_with_rwkv_cpp(name):
-    checkpoint = open_checkpoint(str(GOLDEN / f"tiny-rwkv-{name}-FP32.bin"), head_size_divisor=1)
-    logits, _ = forward(*load(checkpoint), list(b'"in'))
+    checkpoint = open_checkpoint(str(GOLDEN / f"tiny-rwkv-{name}-FP32.bin"))
+    logits, _ = forward(*load(checkpoint, options=ModelOptions(head_size_divisor=1)), list(b'"in'))
     assert relative(logits[-1], np.fromfile(GOLDEN / f"expected-logits-{name}.bin", "<f4")) < 1e-5
 
 
@@ -259,7 +259,7 @@ def test_rescaling_changes_no_logits(generation):
     """Halving the residual stream behind every second layer, and what is added to it after."""
     checkpoint = in_memory(synthetic_checkpoint(generation, layers=5))
     expected, _ = forward(*load(checkpoint), TOKENS)
-    config, parameters = load(dataclasses.replace(checkpoint, rescale_every=2))
+    config, parameters = load(checkpoint, options=ModelOptions(rescale_every=2))
     found = {}
     logits, _ = forward(config, parameters, TOKENS, trace=lambda name, value: found.setdefault(name, value))
     assert relative(logits, expected) < 1e-4  # the norms' epsilon is added to less

@@ -17,7 +17,7 @@ from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine.runner import Runner, State
 from rwkv_mlc.graph.module import build_module
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import Scheme, get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 
@@ -53,8 +53,9 @@ class Model:
         folder: Path,
         target: str = "llvm",
         runner: Callable[[Path, dict[str, np.ndarray]], Runner] = Runner,
+        options: ModelOptions = ModelOptions(),
     ) -> Model:
-        scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint)
+        scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint, options)
         stored, dequantized = {}, {}
         for parameter in parameters:
             arrays = scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))

@@ -20,7 +20,7 @@ from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.config import GENERATIONS
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.graph.module import build_module
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
@@ -39,11 +39,11 @@ MATRIX = [(generation, scheme) for generation, schemes in SCHEMES.items() for sc
 
 @pytest.fixture
 def on_gpu(compiled):
-    """Compile tensors or a checkpoint for Vulkan: (checkpoint, scheme) -> Model."""
+    """Compile tensors or a checkpoint for Vulkan: (checkpoint, scheme, options) -> Model."""
     device = vulkan_device()
 
-    def build(checkpoint, scheme: str) -> Model:
-        return compiled(checkpoint, scheme, "vulkan", lambda library, stored: Runner(library, stored, device))
+    def build(checkpoint, scheme: str, options: ModelOptions = ModelOptions()) -> Model:
+        return compiled(checkpoint, scheme, "vulkan", lambda library, stored: Runner(library, stored, device), options)
 
     return build
 
@@ -100,8 +100,7 @@ def test_values_that_float16_cannot_hold(patterns, on_gpu, within):
     expected = plain.reference(TOKENS)
     clipped = plain.score(TOKENS)
     assert np.isfinite(clipped).all() and error(clipped, expected) > 5 * HALF
-    checkpoint.float32 = patterns
-    model = on_gpu(checkpoint, "q0f16")
+    model = on_gpu(checkpoint, "q0f16", ModelOptions(float32=patterns))
     within("score", error(model.score(TOKENS), expected), HALF)
     within("decode", error(model.decode(TOKENS), expected), HALF)
 
@@ -122,11 +121,9 @@ def test_demo_text_is_that_of_the_cpu(name, on_gpu, compiled):
     assert answer(on_gpu(checkpoint, "q0f16")) == answer(compiled(checkpoint, "q0f16"))
 
 
-def graph(generation: str, scheme: str, target: str, **changes):
-    checkpoint = in_memory(synthetic_checkpoint(generation, layers=1))
-    for name, value in changes.items():
-        setattr(checkpoint, name, value)
-    return build_module(resolve(checkpoint)[0], get_scheme(scheme), resolve_target(target))
+def graph(generation: str, scheme: str, target: str, **options):
+    config, _, _ = resolve(in_memory(synthetic_checkpoint(generation, layers=1)), ModelOptions(**options))
+    return build_module(config, get_scheme(scheme), resolve_target(target))
 
 
 @pytest.mark.parametrize(

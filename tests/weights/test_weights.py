@@ -20,7 +20,7 @@ from support.synthetic import synthetic_checkpoint
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.data_files import config_names
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 
@@ -73,7 +73,7 @@ def test_folder(tmp_path, generation):
     assert checkpoint.files == [folder / "model.safetensors"]
     config, _, _ = resolve(checkpoint)
     assert (config.generation, config.context_length, config.head_size_divisor) == (generation, 2048, 4)
-    assert open_checkpoint(str(folder), head_size_divisor=1).head_size_divisor == 1
+    assert resolve(checkpoint, ModelOptions(head_size_divisor=1))[0].head_size_divisor == 1
 
 
 def test_folder_without_lengths(tmp_path):
