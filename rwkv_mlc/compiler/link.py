@@ -17,9 +17,9 @@ from tvm.runtime import Executable, Module
 from tvm.support import cc, tar
 
 from ..errors import UserError
+from ..library_format import ALL, ImportedModule, KernelModule, rewrite_modules
 from ..machine.cpu_features import host_architecture
 from . import cuda
-from .library_format import ALL, ImportedModule, KernelModule, rewrite_modules
 from .spirv.module import payload
 from .targets import CompileTarget
 

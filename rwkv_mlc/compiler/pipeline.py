@@ -10,7 +10,7 @@ from tvm import relax, tirx
 
 from ..artifact.disk import beside
 from .debug_index import write_index
-from .library_format import kernels_as_source
+from .kernel_source import kernels_as_source
 from .passes.cuda_graph import capture_cuda_graphs
 from .passes.float16 import widen_by_integers
 from .passes.merge import merge_kernels

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from ..artifact import Artifact
-from ..compiler.library_format import ALL, KernelModule
 from ..errors import UserError
+from ..library_format import ALL, KernelModule
 from ..machine.cpu_features import host_architecture
 from .fatbin import read_fatbin, read_resources
 from .library import BLOB, CONTEXT, FUNCTION, Library

@@ -10,8 +10,8 @@ from typing import Literal
 
 import lief
 
-from ..compiler.library_format import KERNEL_KINDS, ImportedModule, KernelModule, read_modules
 from ..errors import UserError
+from ..library_format import KERNEL_KINDS, ImportedModule, KernelModule, read_modules
 
 BLOB = "__tvm_ffi__library_bin"
 CONTEXT = "__tvm_ffi__library_ctx"

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..artifact import Artifact, BuildRecord
 from ..artifact.names import BUILD_RECORD
-from ..compiler.library_format import ALL
 from ..errors import UserError
+from ..library_format import ALL
 from .checks import run_checks
 from .fatbin import read_fatbin, read_resources
 from .library import Library

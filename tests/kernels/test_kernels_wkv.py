@@ -16,7 +16,7 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.script import tirx as T
 
-from rwkv_mlc.compiler.library_format import kernels_as_source
+from rwkv_mlc.compiler.kernel_source import kernels_as_source
 from tir_kernels.wkv4 import wkv4
 from tir_kernels.wkv5 import wkv5
 

@@ -30,11 +30,11 @@ from test_kernels_gpu import test_embedding, test_group_norm, test_last_rows, te
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from rwkv_mlc.compiler.library_format import ImportedModule, KernelModule, read_modules, rewrite_modules
 from rwkv_mlc.compiler.spirv import module
 from rwkv_mlc.compiler.spirv.emitter import Emitter
 from rwkv_mlc.compiler.spirv.words import Capability
 from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.library_format import ImportedModule, KernelModule, read_modules, rewrite_modules
 from tir_kernels.builder import arg, prim_func
 
 ASKED = {Capability.Shader, Capability.StorageBuffer16BitAccess}

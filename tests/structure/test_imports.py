@@ -64,6 +64,11 @@ def test_running_does_not_know_compiling():
     assert importers(rooms, *compiling, "tvm.relax", "tvm.script", "tvm.tirx", "tvm.s_tir") == set()
 
 
+def test_verifying_does_not_know_compiling():
+    rooms = sources("rwkv_mlc/verification", "rwkv_mlc/library_format.py")
+    assert importers(rooms, "rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.building", "tir_kernels") == set()
+
+
 def test_graphs_do_not_ask_for_their_target():
     for path in sources("rwkv_mlc/models", "rwkv_mlc/graph", "tir_kernels"):
         strings = {

@@ -25,7 +25,7 @@ from filelock import FileLock
 from tvm import tirx
 
 from rwkv_mlc.compiler import cuda
-from rwkv_mlc.compiler.library_format import kernels_as_source
+from rwkv_mlc.compiler.kernel_source import kernels_as_source
 from rwkv_mlc.compiler.link import export_library
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.engine.devices import open_device

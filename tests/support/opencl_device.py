@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
-from rwkv_mlc.compiler.library_format import kernels_as_source
+from rwkv_mlc.compiler.kernel_source import kernels_as_source
 from support.kernel_build import HOST_TARGET
 
 TARGET = {"kind": "opencl", "max_num_threads": 256}

@@ -12,10 +12,10 @@ import tvm_ffi
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from rwkv_mlc.compiler.library_format import KernelModule, read_modules
 from rwkv_mlc.compiler.spirv import module
 from rwkv_mlc.compiler.spirv.words import Capability, Op
 from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.library_format import KernelModule, read_modules
 from rwkv_mlc.verification.sources import validate_spirv
 from support.kernel_build import build, call
 from tir_kernels.builder import arg, prim_func

@@ -24,11 +24,11 @@ from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.artifact.names import system_lib_prefix
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler import cuda
-from rwkv_mlc.compiler.library_format import ALL, KernelModule, read_modules, rewrite_modules
 from rwkv_mlc.compiler.link import check_tools, export_library, find_linker
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.library_format import ALL, KernelModule, read_modules, rewrite_modules
 from rwkv_mlc.machine.cpu_features import host_architecture
 from rwkv_mlc.verification.checks import run_checks
 from rwkv_mlc.verification.fatbin import Resources, read_fatbin, read_resources

@@ -1,7 +1,7 @@
 """The module that TVM's Vulkan runtime reads, and ``target.build.vulkan``, which makes it.
 
     module     "vulkan" | functions | u64 n x (name | shader as a string)
-    functions  as in ``rwkv_mlc.compiler.library_format``
+    functions  as in ``rwkv_mlc.library_format``
     shader     u32 flags, of which bit 0 means scalar arguments in a uniform buffer | u64 n | n words
 
 TVM's wheel has no module of kind "vulkan" unless a Vulkan runtime is loaded. Without one, ``build`` gives a placeholder,
@@ -19,7 +19,7 @@ import tvm
 import tvm_ffi
 from tvm.target import Target
 
-from ..library_format import ImportedModule, Reader, string
+from ...library_format import ImportedModule, Reader, string
 from .emitter import Shader, emit
 from .intrinsics import register_intrinsics
 

@@ -12,18 +12,15 @@ children of module i are children[rows[i]] to children[rows[i + 1]].
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 LIBRARY = "_lib"
 KERNEL_KINDS = ("cuda", "metal", "opencl", "vulkan")
 BY_KERNEL = ("metal", "metallib", "vulkan")
 ALL = ""  # the name of code that holds all kernels
-AS_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"
 
 
 @dataclass(frozen=True)
@@ -75,17 +72,6 @@ class KernelModule:
 
     def with_code(self, form: str, code: bytes) -> KernelModule:
         return dataclasses.replace(self, format=form, code={ALL: code})
-
-
-@contextlib.contextmanager
-def kernels_as_source() -> Iterator[None]:
-    """TVM's code generators give source, on a machine with the device too, where they would compile for it alone."""
-    before = os.environ.get(AS_SOURCE)
-    os.environ[AS_SOURCE] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(AS_SOURCE) if before is None else os.environ.update({AS_SOURCE: before})
 
 
 def read_modules(blob: bytes) -> list[ImportedModule]:
