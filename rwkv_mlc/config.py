@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import field
 from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, Strict, model_serializer, model_validator
+from pydantic.dataclasses import dataclass
 
 from .errors import UserError
+from .typed_json import Count, Extent, parse
 
 GENERATIONS = ("4", "5.0", "5.1", "5.2")
 
 
-@dataclass(frozen=True)
+Layers = Annotated[int, Field(ge=1, le=1 << 16)]
+Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
 class RWKVConfig:
     """Everything a graph, a reference forward or a runner needs to know about a model's shape.
 
@@ -21,23 +31,27 @@ class RWKVConfig:
     ``head_size_divisor`` scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's
     ``RWKV-v5/src/model.py``, where ``ln_x`` is applied to ``x / head_size_divisor``.
 
-    The last two fields are about precision. Behind every ``rescale_every``-th layer (0: none) the residual stream is halved,
-    and what the layers after it add to it is too, which their weights take care of (ChatRWKV's ``RESCALE_LAYER``).
-    ``float32`` are patterns of values, such as ``blocks.0.*`` and ``blocks.*.ffn.key``, which a target that computes in
-    float16 keeps in float32.
+    ``rescale_every`` and ``float32`` are about precision. After every ``rescale_every``-th layer (0: none) the residual
+    stream is halved, and what the layers after it add to it is too, which their weights take care of (ChatRWKV's
+    ``RESCALE_LAYER``). ``float32`` are patterns of values, such as ``blocks.0.*`` and ``blocks.*.ffn.key``, which a target
+    that computes in float16 keeps in float32.
+
+    ``own`` are sizes that only this generation has, by name; JSON has them beside the other fields, and their names under
+    ``own``.
     """
 
     generation: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    intermediate_size: int
-    head_size: int = 0
-    head_size_divisor: int = 8
-    layer_norm_epsilon: float = 1e-5
-    context_length: int = 4096
-    rescale_every: int = 0
-    float32: tuple[str, ...] = ()
+    vocab_size: Extent
+    hidden_size: Extent
+    num_hidden_layers: Layers
+    intermediate_size: Extent
+    head_size: Count = 0
+    head_size_divisor: Extent = 8
+    layer_norm_epsilon: Epsilon = 1e-5
+    context_length: Extent = 4096
+    rescale_every: Count = 0
+    float32: Annotated[tuple[str, ...], Strict(False)] = ()
+    own: dict[str, Count] = field(default_factory=dict, hash=False)
 
     def is_float32(self, value: str) -> bool:
         return any(fnmatchcase(value, pattern) for pattern in self.float32)
@@ -62,24 +76,26 @@ class RWKVConfig:
         """The model's file in ``rwkv_mlc.models``: ``rwkv4`` or ``rwkv5``."""
         return f"rwkv{self.generation[0]}"
 
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+    @model_serializer
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        fields = dataclasses.asdict(self)
+        own = fields.pop("own")
+        return fields | ({"own": list(own), **own} if own else {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        """``own`` from the JSON form, which lists its names."""
+        if isinstance(data, dict) and isinstance(names := data.get("own"), list):
+            return data | {"own": {name: data.get(name) for name in names}}
+        return data
 
     @classmethod
-    def from_dict(cls, data: Mapping) -> RWKVConfig:
-        """Unknown keys are ignored, so that a file written by a newer version stays readable.
-
-        Raises UserError when a required field is missing or the generation is unknown."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data]
-        if missing:
-            raise UserError(f"The model configuration lacks {', '.join(missing)}; write it again with gen-config.")
-        if data["generation"] not in GENERATIONS:
-            raise UserError(
-                f"Unknown RWKV generation {data['generation']!r}; this version knows {', '.join(GENERATIONS)}."
-            )
-        known = {name: data[name] for name in fields if name in data}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+    def from_dict(cls, data: Mapping[str, Any]) -> RWKVConfig:
+        """From the JSON form; unknown keys are ignored, so that a file written by a newer version stays readable. Raises
+        UserError for a field that is missing or does not fit."""
+        return parse(cls, json.dumps(data), "The model configuration", "write it again with gen-config")
 
 
 def detect_config(

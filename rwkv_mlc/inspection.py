@@ -60,7 +60,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         "path": str(artifact.path),
         "model": _model(artifact.config),
         "tokenizer": _tokenizer(lambda: artifact.tokenizer_files),
-        "template": artifact.chat_config.get("conv_template", {}).get("name"),
+        "template": artifact.chat_config.conv_template.name,
         "quantization": artifact.scheme.name,
         **_sizes(parameters, sizes, nbytes),
         "bits_per_weight": 8 * sum(nbytes.values()) / sum(sizes.values()),

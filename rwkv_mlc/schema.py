@@ -1,37 +1,51 @@
-"""What compiled libraries and artifacts say of themselves, as types: all that another implementation has to read.
+"""What compiled libraries, artifacts and dumps say of themselves, as types: all that another implementation has to read.
 
-docs/artifact.md is written from them.
+docs/artifact.md is written from them: the text below a field is its description there.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer, field_serializer, model_validator
+from typing_extensions import TypedDict
 
 from .config import RWKVConfig
-from .typed_json import Count, Extent, Schema, parse
+from .typed_json import Bytes, Count, Extent, FileName, Schema, file_name, parse
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "uint32": 4}
+
+
+# The function _metadata of a library
 
 
 class ParameterSpec(Schema):
-    """A stored tensor as the compiled functions take it: ``shape`` and ``dtype`` in memory, after ``layout``
-    (``quantization.layouts``) has permuted what the shards hold under ``name``."""
+    """A stored tensor as the functions of a library take it."""
 
     name: str
+    """The tensor's name in ``tensor-cache.json``."""
     shape: tuple[Extent, ...]
+    """In memory, after the layout."""
     dtype: str
+    """As stored."""
     layout: str
+    """How the stored tensor is permuted when it is loaded; see Layouts."""
 
 
 class StateSpec(Schema):
-    """One tensor of the recurrent state, [slots, *shape], filled with ``initial`` before the first token."""
+    """One tensor of the recurrent state; a caller allocates it as [slots, *shape]."""
 
     layer: Count
+    """The layer it belongs to."""
     role: str
+    """Its name within the layer."""
     shape: tuple[Extent, ...]
+    """Of one sequence."""
     dtype: str = "float32"
     initial: float = 0.0
+    """What every element is before the first token."""
 
     @property
     def name(self) -> str:
@@ -39,45 +53,54 @@ class StateSpec(Schema):
 
 
 class TensorSpec(Schema):
-    """An argument or a result of a function; an extent is a number or a name, which stands for the same number wherever it
-    occurs in a call."""
+    """An argument or the result of a function."""
 
     name: str
     shape: tuple[Extent | str, ...]
+    """An extent is a number, or a name that stands for the same number wherever it occurs in a call."""
     dtype: str
 
 
 class FunctionSpec(Schema):
-    """A function of a library: its arguments in order. "states" and "params" stand for the tuples of all tensors of that
-    kind, in the order of the metadata."""
+    """How a function of a library is called."""
 
     arguments: tuple[TensorSpec | Literal["states", "params"], ...]
-    result: TensorSpec
+    """In order. "states" and "params" stand for one argument each: the tuple of all tensors of that kind, in the order of
+    the metadata."""
+    result: TensorSpec | None = None
+    """A tensor that the function allocates; null where it gives none."""
 
 
 class KernelValues(NamedTuple):
-    """A kernel call of a function and the named values that it writes, by the position of the argument that holds them;
-    several names lie in one argument plane by plane."""
+    """A kernel call of a function, and the named values that it writes."""
 
     kernel: str
+    """Its name in the library."""
     outputs: dict[Count, str | tuple[str, ...]]
+    """By the position of the argument that holds the value; several names lie in one argument plane by plane."""
 
 
 class LibraryMetadata(Schema):
-    """What the function ``_metadata`` of a library returns as JSON.
-
-    ``params`` and ``states`` are in the order of the tuples that the functions take; ``values`` holds the kernel calls of
-    every function in order, none where they are merged, and is empty in libraries that do not name their values."""
+    """What ``_metadata`` returns, as JSON."""
 
     interface: str = "native"
+    """Which set of functions the library has."""
     config: RWKVConfig = Field(alias="model_config")
+    """The model that it was compiled for. ``context_length`` and ``float32`` may differ from the artifact's."""
     quantization: str
+    """The scheme of its parameters."""
     target: str
+    """As in the library's file name."""
     prefill_activations: Literal["float32", "int8"] = "float32"
+    """What the matrices of the blocks read in ``prefill``; "int8" is faster than exact."""
     params: tuple[ParameterSpec, ...]
+    """The tuple "params"."""
     states: tuple[StateSpec, ...] = ()
+    """The tuple "states". Missing in libraries built before they described it."""
     functions: dict[str, FunctionSpec] = {}
+    """By name. Missing in libraries built before they described them."""
     values: dict[str, tuple[KernelValues, ...]] = {}
+    """The kernel calls of every function in order, none where they are merged into one."""
 
     @classmethod
     def read(cls, text: str, library: Path | str = "The library") -> LibraryMetadata:
@@ -118,3 +141,305 @@ def native_functions(config: RWKVConfig) -> dict[str, FunctionSpec]:
         "decode": function(1, 1, 1),
         "batch_decode": function("B", "B", "B"),
     }
+
+
+# params/tensor-cache.json
+
+
+class StoredTensorEntry(Schema):
+    """A tensor in a shard: little-endian, row by row, without gaps."""
+
+    name: str
+    shape: tuple[Extent, ...]
+    dtype: Literal["float32", "float16", "uint32"]
+    """``uint32`` holds packed integers; see Schemes."""
+    format: Literal["raw"] = "raw"
+    nbytes: Bytes
+    """Of the tensor."""
+    offset: Bytes = Field(alias="byteOffset")
+    """Of its first byte in the shard."""
+
+
+class ShardEntry(Schema):
+    """A file of tensors one after another."""
+
+    file: FileName = Field(alias="dataPath")
+    """Beside the index."""
+    format: Literal["raw-shard"] = "raw-shard"
+    nbytes: Bytes
+    """Of the file."""
+    records: tuple[StoredTensorEntry, ...]
+    """The tensors, in the order in which they lie there."""
+    md5sum: str
+    """Of the file, hexadecimal."""
+
+    @model_validator(mode="after")
+    def _check_tensors(self) -> ShardEntry:
+        for tensor in self.records:
+            if tensor.nbytes != ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape):
+                raise ValueError(f"the bytes of {tensor.name} as its shape and dtype give them")
+            if tensor.offset + tensor.nbytes > self.nbytes:
+                raise ValueError(f"{tensor.name} inside its {self.nbytes} bytes")
+        return self
+
+
+class TensorTotals(Schema):
+    """What mlc_llm shows of all shards."""
+
+    tensors: Count = Field(alias="ParamSize")
+    """How many there are."""
+    nbytes: Bytes = Field(alias="ParamBytes")
+    """Of all shards."""
+    bits_per_weight: float = Field(alias="BitsPerParam")
+    """Of the model's weights before quantization."""
+
+
+class TensorIndex(Schema):
+    """The index of the shards, in the format of TVM's ``tvmjs.dump_tensor_cache``."""
+
+    metadata: TensorTotals
+    records: tuple[ShardEntry, ...]
+    """The shards."""
+
+
+# params/mlc-chat-config.json
+
+
+class Roles(TypedDict):
+    """A text for each of the two who speak."""
+
+    user: str
+    assistant: str
+
+
+class Conversation(Schema):
+    """A prompt template: the fields of mlc_llm's conversation protocol that RWKV chats use, with its names."""
+
+    name: str
+    roles: Roles
+    """What they are called in the text."""
+    seps: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+    """What ends a message: one separator, or two, after the user and after the assistant."""
+    system_template: str = "{system_message}"
+    """What is fed first; "{system_message}" in it stands for ``system_message``."""
+    system_message: str = ""
+    role_templates: Roles = {"user": "{user_message}", "assistant": "{assistant_message}"}
+    """A message as it is fed; "{user_message}" or "{assistant_message}" in it stands for the text."""
+    messages: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
+    """Who and what: the exchange that is fed after the system text."""
+    role_content_sep: str = ""
+    """Between the name of a role and its message."""
+    role_empty_sep: str = ""
+    """After the name of the assistant, where its answer begins."""
+    stop_str: tuple[str, ...] = ()
+    """Strings that end an answer; they are not part of it."""
+    stop_token_ids: tuple[Count, ...] = ()
+    """Token ids that end an answer."""
+
+
+class Conversation2023(Schema):
+    """The same template in the form of mlc_chat (``cpp/conversation.cc``)."""
+
+    name: str
+    system: str
+    """What is fed first, without the separator, which mlc_chat adds."""
+    roles: tuple[str, str]
+    """The names of user and assistant."""
+    messages: tuple[tuple[str, str], ...]
+    """Name of the role and text."""
+    offset: Count
+    """How many of the messages belong to the template."""
+    separator_style: Literal[0, 2]
+    """0: roles and separators, 2: plain continuation."""
+    seps: tuple[str, ...]
+    role_msg_sep: str
+    role_empty_sep: str
+    stop_str: str
+    """The first of the strings; empty: none."""
+    stop_tokens: tuple[Count, ...]
+    prefix_tokens: tuple[Count, ...]
+    add_bos: bool
+
+
+class TokenizerInfo(Schema):
+    """How mlc_llm turns tokens into text."""
+
+    token_postproc_method: Literal["byte_level", "byte_fallback"]
+    """``byte_level`` for tokenizer.json."""
+    prepend_space_in_encode: bool
+    strip_space_in_decode: bool
+
+
+class ChatConfig(Schema):
+    """Model, tokenizer, prompt template and sampling defaults, with the fields of both eras of MLC: mlc_llm of today reads
+    ``model_config`` and ``conv_template``, mlc_chat of 2023 ``model_lib``, ``conv_config`` and lengths. Fields that may be
+    missing are for these two, but for those of sampling and ``eos_token_id``."""
+
+    version: str | None = None
+    """Of mlc_llm's format."""
+    model_type: str | None = None
+    """``rwkv4`` or "rwkv5"."""
+    quantization: str
+    """The scheme of the parameters; see Schemes."""
+    config: RWKVConfig = Field(alias="model_config")
+    """The model; ``num_heads`` and ``prefill_chunk_size`` are repeated here for mlc_llm."""
+    vocab_size: Extent | None = None
+    """Token ids that the model has logits for."""
+    active_vocab_size: Extent | None = None
+    """Token ids that the tokenizer may know: its largest plus 1. The rest is padding."""
+    context_window_size: int | None = None
+    """-1: no limit."""
+    sliding_window_size: int | None = None
+    """-1: none."""
+    attention_sink_size: int | None = None
+    """-1: none."""
+    prefill_chunk_size: Extent
+    """Tokens; the longest part of a prompt that one call should read."""
+    tensor_parallel_shards: Extent | None = None
+    pipeline_parallel_stages: Extent | None = None
+    pad_token_id: Count | None = None
+    bos_token_id: Count | None = None
+    """What a text begins with."""
+    eos_token_id: Count | tuple[Count, ...] = 0
+    """The token, or the tokens, that end a text."""
+    temperature: float | None = None
+    """This and the next five are the sampling defaults; docs/generation.md says what they mean."""
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    penalty_decay: float | None = None
+    """Ours; other engines skip it."""
+    top_k: int | None = None
+    """May be added by hand."""
+    max_tokens: int | None = None
+    """May be added by hand."""
+    seed: int | None = None
+    """May be added by hand."""
+    tokenizer_files: tuple[FileName, ...]
+    """In params/: ``rwkv_vocab.txt`` and ``tokenizer_model``, or ``tokenizer.json``."""
+    tokenizer_info: TokenizerInfo | None = None
+    conv_template: Conversation
+    """The prompt template."""
+    model_task: str | None = None
+    """``chat``."""
+    model_lib: str | None = None
+    """The artifact's name; the symbols of object files begin with it."""
+    local_id: str | None = None
+    """The artifact's name."""
+    model_name: str | None = None
+    """The artifact's name without the scheme."""
+    model_category: str | None = None
+    """``rwkv``, "rwkv_world" or "rwkv5"."""
+    conv_config: Conversation2023 | None = None
+    mean_gen_len: Extent | None = None
+    max_gen_len: Extent | None = None
+    """The context length of the training."""
+    max_window_size: Extent | None = None
+    """As ``max_gen_len``."""
+    shift_fill_factor: float | None = None
+    num_shards: Extent | None = None
+    use_presharded_weights: bool | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling defaults that the file gives, by name."""
+        values = {name: getattr(self, name) for name in SAMPLING_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
+
+    @field_serializer("config")
+    def _model_config(self, config: RWKVConfig) -> dict[str, Any]:
+        return config.to_dict() | {"num_heads": config.num_heads, "prefill_chunk_size": self.prefill_chunk_size}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, without fields that are None."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "penalty_decay",
+    "seed",
+    "max_tokens",
+)
+
+
+# build-record.json
+
+
+def _plain(value: Any) -> Any:
+    return file_name(value) if isinstance(value, str) else value
+
+
+class LibraryRecord(Schema):
+    """One compiled library."""
+
+    path: Annotated[Path, BeforeValidator(_plain), PlainSerializer(lambda path: path.name)] = Field(alias="file")
+    """Its name, beside the record."""
+    sha256: str
+    """Of the file, hexadecimal."""
+    target: dict[str, Any]
+    """TVM's description of the target."""
+    cpu_features: list[str]
+    """What its code needs of the CPU, in LLVM's names, such as "avx512vnni"."""
+    versions: dict[str, str]
+    """Of the packages that built it; the library runs on this version of "apache-tvm"."""
+    time: str
+    """When it was built, UTC in ISO 8601."""
+    prefill_activations: Literal["float32", "int8"] = "float32"
+    """As in the library's metadata."""
+
+    @property
+    def triple(self) -> str | None:
+        """LLVM's name of the machine that loads the library: for a GPU's its host."""
+        return self.target.get("host", self.target).get("mtriple")
+
+
+class BuildRecord(Schema):
+    """What an artifact was built from, and its libraries."""
+
+    name: str
+    """The artifact's."""
+    source: str
+    """The checkpoint as the user named it."""
+    source_sha256: str
+    """Of the checkpoint's bytes, hexadecimal; a saved state bears it too."""
+    source_format: str
+    """Of the checkpoint."""
+    generation: str
+    quantization: str
+    head_size_divisor: Extent
+    versions: dict[str, str]
+    """Of the packages that converted the parameters."""
+    time: str
+    """When they were converted, UTC in ISO 8601."""
+    rescale_every: Count = 0
+    libraries: dict[str, LibraryRecord] = {}
+    """By the targets' names."""
+
+
+# Checkpoints on Hugging Face
+
+
+class FolderConfig(Schema):
+    """What ``config.json`` of a Hugging Face folder says beyond the tensors' shapes."""
+
+    context_length: Extent | None = None
+    head_size_divisor: Extent | None = None
+    tie_word_embeddings: bool | None = None
+
+
+class WeightIndex(Schema):
+    """``model.safetensors.index.json``, or ``pytorch_model.bin.index.json``."""
+
+    weight_map: dict[str, FileName]
+    """The file of every tensor."""

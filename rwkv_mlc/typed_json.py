@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -17,16 +17,23 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True, defer_build=True)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return self.model_dump(mode="json", by_alias=True)
 
-def _file_name(text: str) -> str:
+
+def file_name(text: str) -> str:
+    """The text. Raises ValueError where it is not a plain name on every system."""
     if text in ("", "..") or any(kind(text).name != text for kind in (PurePosixPath, PureWindowsPath)):
         raise ValueError("the name of a file in the same folder")
     return text
 
 
-Count = Annotated[int, Field(ge=0)]
-Extent = Annotated[int, Field(ge=1)]
-FileName = Annotated[str, AfterValidator(_file_name)]
+LARGEST = (1 << 31) - 1
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Extent = Annotated[int, Field(ge=1, le=LARGEST)]
+Bytes = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
+FileName = Annotated[str, AfterValidator(file_name)]
 """Of a file in the same folder, without a path."""
 
 EXPECTED = {
@@ -84,12 +91,9 @@ def _found(error: ValidationError) -> str:
         expected = EXPECTED[first["type"]].format(**context)
     else:
         expected = first["msg"].removeprefix("Input should be ")
-    found = reprlib.repr(first["input"])
-    return (
-        f"gives {_place(first['loc'])} as {found}, expected {expected}"
-        if first["loc"]
-        else f"holds {found}, expected {expected}"
-    )
+    if not first["loc"]:
+        return f"holds a {type(first['input']).__name__}, expected {expected}"
+    return f"gives {_place(first['loc'])} as {reprlib.repr(first['input'])}, expected {expected}"
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -8,11 +8,12 @@ params/params_shard_*.bin
 params/rwkv_vocab.txt         and tokenizer_model, or tokenizer.json
 """
 
+from ..schema import LibraryRecord
 from .artifact import Artifact
 from .chat_config import chat_config
 from .disk import staging, write_json
 from .names import CHAT_CONFIG, PARAMS, artifact_name, library_name
-from .record import BuildRecord, LibraryRecord, add_library, package_versions
+from .record import BuildRecord, add_library, package_versions
 from .shards import ShardWriter
 
 __all__ = [

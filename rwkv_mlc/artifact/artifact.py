@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..quantization.schemes import Scheme, get_scheme
-from .disk import digest, read_json
+from ..schema import ChatConfig, LibraryRecord
+from ..typed_json import read
+from .disk import digest
 from .names import CHAT_CONFIG, PARAMS, TENSOR_INDEX
-from .record import BuildRecord, LibraryRecord
+from .record import BuildRecord
 from .shards import Shard, StoredTensor, read_index, verify
 
 if TYPE_CHECKING:
@@ -26,9 +28,8 @@ class Artifact:
     """What ``dist/<model>-<quantization>/`` holds; ``Artifact.open`` reads one."""
 
     path: Path
-    config: RWKVConfig
     scheme: Scheme
-    chat_config: dict[str, Any]
+    chat_config: ChatConfig
     tokenizer_files: list[Path]
     shards: list[Shard]
 
@@ -46,20 +47,19 @@ class Artifact:
             raise UserError(
                 f"{path} is no artifact: it has no {PARAMS}/{CHAT_CONFIG}; name a folder written by rwkv-mlc build."
             )
-        chat_config = read_json(params / CHAT_CONFIG)
-        config = _model_config(chat_config, params / CHAT_CONFIG)
-        scheme = get_scheme(_entry(chat_config, "quantization", str, params / CHAT_CONFIG))
-        names = _entry(chat_config, "tokenizer_files", list, params / CHAT_CONFIG)
-        _entry(chat_config, "conv_template", dict, params / CHAT_CONFIG)
-        if _entry(chat_config, "prefill_chunk_size", int, params / CHAT_CONFIG) < 1:
-            raise UserError(f"{params / CHAT_CONFIG} should give a prefill_chunk_size of at least 1.")
-        tokenizer_files = [params / Path(str(name)).name for name in names]
+        chat_config = read(ChatConfig, params / CHAT_CONFIG, "write it again with rwkv-mlc gen-config")
+        scheme = get_scheme(chat_config.quantization)
+        tokenizer_files = [params / name for name in chat_config.tokenizer_files]
         for file in tokenizer_files:
             if not file.is_file():
                 raise UserError(f"The artifact lacks its tokenizer {file}; write it again with rwkv-mlc gen-config.")
         shards = read_index(params)
         verify(params, shards)
-        return cls(path, config, scheme, chat_config, tokenizer_files, shards)
+        return cls(path, scheme, chat_config, tokenizer_files, shards)
+
+    @property
+    def config(self) -> RWKVConfig:
+        return self.chat_config.config
 
     @property
     def name(self) -> str:
@@ -127,21 +127,3 @@ class Artifact:
         if digest(library.path, "sha256") != library.sha256:
             raise UserError(f"The library {library.path} is damaged: its checksum differs; run {command}.")
         return library
-
-
-def _entry(data: dict[str, Any], key: str, kind: type, path: Path) -> Any:
-    if not isinstance(data.get(key), kind):
-        raise UserError(f"{path} should hold a {kind.__name__} under {key}; write it again with rwkv-mlc gen-config.")
-    return data[key]
-
-
-def _model_config(chat_config: dict[str, Any], path: Path) -> RWKVConfig:
-    config = RWKVConfig.from_dict(_entry(chat_config, "model_config", dict, path))
-    kinds = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": tuple}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not isinstance(value, kinds[field.type]) or isinstance(value, (int, float)) and value < 0:
-            raise UserError(
-                f"{path} gives {field.name} of the model as {value!r}; write it again with rwkv-mlc gen-config."
-            )
-    return config

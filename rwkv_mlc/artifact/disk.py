@@ -116,19 +116,6 @@ def write_json(path: Path, data: Any) -> None:
         partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict:
-    """Raises UserError for a file that is missing or holds no JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; build the artifact again.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); build the artifact again.") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} should hold a JSON object; build the artifact again.")
-    return data
-
-
 def digest(path: Path, algorithm: str) -> str:
     """Hexadecimal hash of a file's bytes."""
     hasher = hashlib.new(algorithm, usedforsecurity=False)

@@ -12,16 +12,17 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from .disk import digest, read_json, write_json
+from ..schema import ITEM_BYTES, ShardEntry, StoredTensorEntry, TensorIndex, TensorTotals
+from ..typed_json import read
+from .disk import digest, write_json
 from .names import SHARD, TENSOR_INDEX, TENSOR_INDEX_2023, VERIFIED
 
 SHARD_CAPACITY = 32 << 20
-DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float16", "uint32")}
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ITEM_BYTES}
 
 
 class ShardWriter:
@@ -29,46 +30,48 @@ class ShardWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[ShardEntry] = []
         self.nbytes = 0
         self._data, self._tensors = bytearray(), []
 
     def add(self, name: str, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array, DTYPES[array.dtype.name])
-        tensor = {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "format": "raw"}
-        tensor["nbytes"] = array.nbytes
         data = memoryview(array).cast("B")
         self.nbytes += array.nbytes
         if len(self._data) + array.nbytes >= SHARD_CAPACITY:
             if 2 * array.nbytes >= SHARD_CAPACITY:
-                self._write(data, [{**tensor, "byteOffset": 0}])
+                self._write(data, [_entry(name, array, 0)])
                 return
             self._flush()
-        self._tensors.append({**tensor, "byteOffset": len(self._data)})
+        self._tensors.append(_entry(name, array, len(self._data)))
         self._data += data
 
     def finish(self, parameter_count: int) -> None:
         """Write the last shard and the index under both names; ``parameter_count`` counts unquantised weights."""
         self._flush()
-        metadata = {
-            "ParamSize": sum(len(shard["records"]) for shard in self.shards),
-            "ParamBytes": self.nbytes,
-            "BitsPerParam": 8 * self.nbytes / parameter_count,
-        }
+        totals = TensorTotals(
+            tensors=sum(len(shard.records) for shard in self.shards),
+            nbytes=self.nbytes,
+            bits_per_weight=8 * self.nbytes / parameter_count,
+        )
+        index = TensorIndex(metadata=totals, records=tuple(self.shards)).to_dict()
         for name in (TENSOR_INDEX, TENSOR_INDEX_2023):
-            write_json(self.folder / name, {"metadata": metadata, "records": self.shards})
+            write_json(self.folder / name, index)
 
     def _flush(self) -> None:
         if self._data:
             self._write(self._data, self._tensors)
             self._data, self._tensors = bytearray(), []
 
-    def _write(self, data: bytearray | memoryview, tensors: list[dict[str, Any]]) -> None:
+    def _write(self, data: bytearray | memoryview, tensors: list[StoredTensorEntry]) -> None:
         path = self.folder / SHARD.format(len(self.shards))
         path.write_bytes(data)
-        shard = {"dataPath": path.name, "format": "raw-shard", "nbytes": len(data), "records": tensors}
-        shard["md5sum"] = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        self.shards.append(shard)
+        md5sum = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        self.shards.append(ShardEntry(file=path.name, nbytes=len(data), records=tuple(tensors), md5sum=md5sum))
+
+
+def _entry(name: str, array: np.ndarray, offset: int) -> StoredTensorEntry:
+    return StoredTensorEntry(name=name, shape=array.shape, dtype=array.dtype.name, nbytes=array.nbytes, offset=offset)
 
 
 @dataclass(frozen=True)
@@ -106,26 +109,13 @@ class Shard:
 
 def read_index(folder: Path) -> list[Shard]:
     """The shards that the index of ``folder`` describes. Raises UserError for an index that is damaged."""
-    path = folder / TENSOR_INDEX
-    try:
-        return [_read_shard(folder, shard) for shard in read_json(path)["records"]]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path} is no valid index of parameters; build the artifact again.") from None
+    index = read(TensorIndex, folder / TENSOR_INDEX, "build the artifact again")
+    return [_shard(folder / entry.file, entry) for entry in index.records]
 
 
-def _read_shard(folder: Path, shard: dict[str, Any]) -> Shard:
-    name = shard["dataPath"]
-    if Path(name).name != name:
-        raise ValueError(name)
-    tensors = {}
-    for record in shard["records"]:
-        tensor = StoredTensor(folder / name, tuple(record["shape"]), record["dtype"], record["byteOffset"])
-        nbytes = DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape)
-        sound = all(type(n) is int and n > 0 for n in tensor.shape) and record["format"] == "raw"
-        if not sound or not 0 <= tensor.offset <= shard["nbytes"] - nbytes:
-            raise ValueError(record["name"])
-        tensors[record["name"]] = tensor
-    return Shard(folder / name, shard["nbytes"], shard["md5sum"], tensors)
+def _shard(path: Path, entry: ShardEntry) -> Shard:
+    tensors = {t.name: StoredTensor(path, t.shape, t.dtype, t.offset) for t in entry.records}
+    return Shard(path, entry.nbytes, entry.md5sum, tensors)
 
 
 def verify(folder: Path, shards: list[Shard]) -> None:
@@ -135,7 +125,7 @@ def verify(folder: Path, shards: list[Shard]) -> None:
     stamps = {shard.path.name: _stamp(shard) for shard in shards}
     marker = folder / VERIFIED
     try:
-        verified = read_json(marker)
+        verified = read(dict[str, tuple[int, int, str]], marker, "remove it")
     except UserError:
         verified = {}
     suspects = [shard for shard in shards if verified.get(shard.path.name) != stamps[shard.path.name]]
@@ -151,7 +141,7 @@ def verify(folder: Path, shards: list[Shard]) -> None:
         pass  # a read-only folder is checked every time
 
 
-def _stamp(shard: Shard) -> list[int | str]:
+def _stamp(shard: Shard) -> tuple[int, int, str]:
     try:
         status = shard.path.stat()
     except FileNotFoundError:
@@ -160,4 +150,4 @@ def _stamp(shard: Shard) -> list[int | str]:
         raise UserError(
             f"{shard.path} is damaged: it has {status.st_size} bytes, expected {shard.nbytes}; build or copy it again."
         )
-    return [status.st_size, status.st_mtime_ns, shard.md5sum]
+    return status.st_size, status.st_mtime_ns, shard.md5sum

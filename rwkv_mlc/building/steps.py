@@ -171,8 +171,8 @@ def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Pat
     params.mkdir(parents=True, exist_ok=True)
     files = write_tokenizer_files(source.vocabulary, params, source.config.vocab_size)
     active = load_tokenizer(source.vocabulary).max_id + 1
-    config = chat_config(source.config, scheme, name, source.template.to_dict(), files, active, PREFILL_CHUNK)
-    write_json(params / CHAT_CONFIG, config)
+    config = chat_config(source.config, scheme, name, source.template, files, active, PREFILL_CHUNK)
+    write_json(params / CHAT_CONFIG, config.to_dict())
     return params / CHAT_CONFIG
 
 

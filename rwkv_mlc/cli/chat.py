@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -128,7 +127,7 @@ class Session:
         print(f'Use model library: "{engine.library.path}"')
         print("Loading finished\nRunning system prompts...", flush=True)
         if self.system is not None:
-            engine.template = dataclasses.replace(engine.template, system_message=self.system)
+            engine.template = engine.template.model_copy(update={"system_message": self.system})
         self.chat = Chat(engine, options.sampling_params(engine, self.settings, chat=True))
         self.model = path
         print("System prompts finished", flush=True)

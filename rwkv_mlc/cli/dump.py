@@ -121,7 +121,7 @@ def recipe_of(args: argparse.Namespace, model: Artifact | Checkpoint) -> Recipe:
 
     chunk = args.chunk
     if chunk is None:
-        chunk = int(model.chat_config["prefill_chunk_size"]) if isinstance(model, Artifact) else Recipe.chunk
+        chunk = model.chat_config.prefill_chunk_size if isinstance(model, Artifact) else Recipe.chunk
     tokens = args.tokens or (_encoded(args.prompt, model) if args.prompt is not None else Recipe.tokens)
     return Recipe(tuple(tokens), args.decode, chunk)
 

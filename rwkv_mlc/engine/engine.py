@@ -132,10 +132,9 @@ class Engine:
         self.config = self.artifact.config
         self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
         settings = self.artifact.chat_config
-        self.template = Template.from_dict(settings["conv_template"])
-        self.prefill_chunk = int(settings["prefill_chunk_size"])
-        names = {f.name for f in dataclasses.fields(SamplingParams)}
-        self.defaults = SamplingParams(**{name: settings[name] for name in names & settings.keys()})
+        self.template = Template.of(settings.conv_template)
+        self.prefill_chunk = settings.prefill_chunk_size
+        self.defaults = SamplingParams(**settings.sampling)
         self.stats = Stats()
 
     @property

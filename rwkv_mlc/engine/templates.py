@@ -6,57 +6,29 @@ generated, and what closes the answer.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from ..config import RWKVConfig
 from ..data_files import config_path
-from ..errors import UserError
+from ..schema import Conversation
+from ..typed_json import parse, read
 
 
-@dataclass(frozen=True)
-class Template:
-    """The fields of mlc_llm's ``Conversation`` that RWKV chats use, with its names.
-
-    ``seps`` holds one separator, or two: after the user and after the assistant.
-    """
-
-    name: str
-    roles: Mapping[str, str]
-    seps: tuple[str, ...]
-    system_template: str = "{system_message}"
-    system_message: str = ""
-    role_templates: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {"user": "{user_message}", "assistant": "{assistant_message}"}
-    )
-    messages: tuple[tuple[str, str], ...] = ()
-    role_content_sep: str = ""
-    role_empty_sep: str = ""
-    stop_str: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+class Template(Conversation):
+    """A conversation template, rendered."""
 
     @classmethod
-    def from_dict(cls, data: Mapping) -> Template:
-        """From the JSON form; keys that are not fields are ignored. Raises UserError for a field that is missing or of
-        another shape."""
-        fields = {name: data[name] for name in _SHAPES if name in data}
-        for name in ("name", "roles", "seps"):
-            if name not in fields:
-                raise UserError(f"The prompt template lacks {name!r}.")
-        for name, value in fields.items():
-            description, fits = _SHAPES[name]
-            if not fits(value):
-                raise UserError(f"{name!r} of the prompt template must be {description}, not {value!r}.")
-        messages = tuple((role, content) for role, content in fields.pop("messages", ()))
-        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return cls(messages=messages, **(fields | lists))
+    def of(cls, conversation: Conversation) -> Template:
+        return cls(**dict(conversation))
 
-    def to_dict(self) -> dict:
-        """The JSON form."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Template:
+        """From the JSON form; keys that are not fields are ignored. Raises UserError for a field that is missing or does
+        not fit."""
+        return parse(cls, json.dumps(data), "The prompt template", "correct it")
 
     def system_prompt(self) -> str:
         """What is fed before the first user turn: the system message and the opening exchange."""
@@ -96,7 +68,7 @@ class Template:
 
 def load_template(name: str) -> Template:
     """A template of ``configs/templates`` by its name. Raises UserError, with the known names, for another."""
-    return Template.from_dict(json.loads(config_path("templates", name).read_text(encoding="utf-8")))
+    return read(Template, config_path("templates", name), "correct it")
 
 
 def default_template(config: RWKVConfig, tokenizer_kind: str) -> Template:
@@ -105,37 +77,3 @@ def default_template(config: RWKVConfig, tokenizer_kind: str) -> Template:
     if tokenizer_kind == "world":
         return load_template("rwkv_world")
     return load_template("rwkv_raven" if config.generation == "4" else "plain")
-
-
-def _is_strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_roles(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(role), str) for role in ("user", "assistant"))
-
-
-def _is_messages(value: object) -> bool:
-    return isinstance(value, list) and all(
-        _is_strings(item) and len(item) == 2 and item[0] in ("user", "assistant") for item in value
-    )
-
-
-_TEXT = ("a string", lambda value: isinstance(value, str))
-_ROLES = ("an object with strings for user and assistant", _is_roles)
-_SHAPES = {
-    "name": _TEXT,
-    "roles": _ROLES,
-    "seps": ("a list of one or two strings", lambda value: _is_strings(value) and len(value) in (1, 2)),
-    "system_template": _TEXT,
-    "system_message": _TEXT,
-    "role_templates": _ROLES,
-    "messages": ('a list of ["user" or "assistant", string]', _is_messages),
-    "role_content_sep": _TEXT,
-    "role_empty_sep": _TEXT,
-    "stop_str": ("a list of strings", _is_strings),
-    "stop_token_ids": (
-        "a list of integers",
-        lambda value: isinstance(value, list) and all(type(item) is int for item in value),
-    ),
-}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..config import RWKVConfig, detect_config
+from ..config import GENERATIONS, RWKVConfig, detect_config
 from ..errors import UserError
 from .parameter import Parameter, StateTensor, check_tensors
 
@@ -19,7 +19,10 @@ __all__ = ["ModelOptions", "Parameter", "StateTensor", "check_tensors", "model_m
 
 
 def model_module(config: RWKVConfig) -> ModuleType:
-    """The generation's file: ``parameters(config)``, ``states(config)`` and ``forward(...)``."""
+    """The generation's file: ``parameters(config)``, ``states(config)`` and ``forward(...)``. Raises UserError for a
+    generation that this version does not know."""
+    if config.generation not in GENERATIONS:
+        raise UserError(f"Unknown RWKV generation {config.generation!r}; this version knows {', '.join(GENERATIONS)}.")
     return importlib.import_module(f".{config.model_type}", __package__)
 
 

@@ -28,9 +28,12 @@ from rwkv_mlc.artifact import (
 from rwkv_mlc.artifact import shards as shards_module
 from rwkv_mlc.building.convert import convert_weights
 from rwkv_mlc.config import GENERATIONS, RWKVConfig
+from rwkv_mlc.engine.templates import Template
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.schema import TensorIndex
+from rwkv_mlc.typed_json import read
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 
 TARGET = {"kind": "llvm", "mcpu": "cascadelake"}
@@ -47,6 +50,11 @@ TEMPLATE = {
 }
 
 
+def content_of(config: RWKVConfig, quantization: str, name: str, template: dict, files: list[str], *sizes: int) -> dict:
+    """The content of an artifact's chat config, as ``chat_config`` gives it."""
+    return chat_config(config, get_scheme(quantization), name, Template.from_dict(template), files, *sizes).to_dict()
+
+
 def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:
     lazy = {name: LazyTensor(a.shape, str(a.dtype), lambda a=a: a.copy()) for name, a in tensors.items()}
     return Checkpoint("tiny", "memory", "tiny.pth", lazy)
@@ -59,7 +67,7 @@ def build_params(folder: Path, generation: str = "5.2", quantization: str = "q4f
     config = convert_weights(checkpoint, scheme, folder / PARAMS).config
     files = ["tokenizer_model"]
     (folder / PARAMS / "tokenizer_model").write_bytes(b"\x80")
-    write_json(folder / PARAMS / CHAT_CONFIG, chat_config(config, scheme, name, TEMPLATE, files, 90, 64))
+    write_json(folder / PARAMS / CHAT_CONFIG, content_of(config, quantization, name, TEMPLATE, files, 90, 64))
     BuildRecord.of(name, checkpoint, checkpoint.sha256(), config, scheme).write(folder)
     return checkpoint
 
@@ -129,6 +137,37 @@ def test_parameters_come_back(generation, quantization, tmp_path):
             assert not stored[name].flags.writeable
             np.testing.assert_array_equal(stored[name], array)
         np.testing.assert_array_equal(dequantized[parameter.name], artifact.scheme.dequantize(parameter, expected))
+
+
+def test_files_are_written_as_they_were_read(folder, tmp_path):
+    artifact = Artifact.open(folder)
+    index = read(TensorIndex, folder / PARAMS / "tensor-cache.json", "")
+    parts = {f"{PARAMS}/{CHAT_CONFIG}": artifact.chat_config, f"{PARAMS}/tensor-cache.json": index}
+    for name, part in (parts | {"build-record.json": artifact.record}).items():
+        write_json(tmp_path / "again.json", part.to_dict())
+        assert (tmp_path / "again.json").read_bytes() == (folder / name).read_bytes()
+
+
+def test_end_of_text(folder):
+    assert Artifact.open(folder).chat_config.eos_token_ids == (0,)
+    edit(folder / PARAMS / CHAT_CONFIG, lambda config: config.update(eos_token_id=[0, 11]))
+    assert Artifact.open(folder).chat_config.eos_token_ids == (0, 11)
+
+
+def test_sampling_defaults_are_those_that_the_file_gives(folder):
+    def change(config):
+        config.pop("penalty_decay")
+        config.update(top_k=40, temperature=2)
+
+    edit(folder / PARAMS / CHAT_CONFIG, change)
+    assert Artifact.open(folder).chat_config.sampling == {
+        "temperature": 2.0,
+        "top_p": 0.3,
+        "top_k": 40,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.0,
+    }
 
 
 def test_params_folder_names_the_artifact_too(folder, monkeypatch):
@@ -230,13 +269,15 @@ def test_damaged_json(folder, name, content):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c["model_config"].update(generation="9"), "Unknown RWKV generation '9'"),
         (lambda c: c.update(quantization="q5f16_1"), "Unknown quantization 'q5f16_1'"),
-        (lambda c: c.update(quantization=4), "should hold a str under quantization"),
-        (lambda c: c.pop("model_config"), "should hold a dict under model_config"),
-        (lambda c: c["model_config"].pop("vocab_size"), "lacks vocab_size"),
-        (lambda c: c["model_config"].update(hidden_size="128"), "gives hidden_size of the model as '128'"),
-        (lambda c: c["model_config"].update(num_hidden_layers=-1), "gives num_hidden_layers of the model as -1"),
+        (lambda c: c.update(quantization=4), "gives quantization as 4, expected a string"),
+        (lambda c: c.pop("model_config"), "lacks model_config; write it again with rwkv-mlc gen-config"),
+        (lambda c: c["model_config"].pop("vocab_size"), "lacks model_config.vocab_size"),
+        (lambda c: c["model_config"].update(hidden_size="128"), "gives model_config.hidden_size as '128'"),
+        (lambda c: c["model_config"].update(num_hidden_layers=-1), "gives model_config.num_hidden_layers as -1"),
+        (lambda c: c["conv_template"].update(seps=[]), r"conv_template.seps as \[\], expected at least 1 entries"),
+        (lambda c: c.update(eos_token_id="<eos>"), "gives eos_token_id.* as '<eos>', expected an integer"),
+        (lambda c: c.update(tokenizer_files=["../x"]), r"gives tokenizer_files\[0\] as '../x', expected the name of a"),
         (lambda c: c.update(tokenizer_files=["tokenizer.json"]), "lacks its tokenizer .*tokenizer.json"),
     ],
 )
@@ -246,24 +287,47 @@ def test_edited_chat_config(folder, change, message):
         Artifact.open(folder)
 
 
+def test_a_generation_of_another_version(folder):
+    edit(folder / PARAMS / CHAT_CONFIG, lambda config: config["model_config"].update(generation="9"))
+    with pytest.raises(UserError, match="Unknown RWKV generation '9'"):
+        Artifact.open(folder).parameters()
+
+
 @pytest.mark.parametrize(
-    "change",
+    "change, message",
     [
-        lambda shard: shard.update(dataPath="../../secret"),
-        lambda shard: shard.pop("md5sum"),
-        lambda shard: shard["records"][3].update(byteOffset=1 << 40),
-        lambda shard: shard["records"][3].update(byteOffset=-4),
-        lambda shard: shard["records"][3].update(dtype="object"),
-        lambda shard: shard["records"][3].update(shape=[-1, 128]),
-        lambda shard: shard["records"][3].update(shape=[1.5]),
-        lambda shard: shard["records"][3].update(format="f32-to-bf16"),
-        lambda shard: shard.update(nbytes="many"),
+        (
+            lambda shard: shard.update(dataPath="../../secret"),
+            "dataPath as '../../secret', expected the name of a file",
+        ),
+        (lambda shard: shard.pop("md5sum"), r"lacks records\[0\].md5sum"),
+        (lambda shard: shard["records"][3].update(byteOffset=1 << 40), "inside its [0-9]+ bytes"),
+        (
+            lambda shard: shard["records"][3].update(byteOffset=-4),
+            r"records\[3\].byteOffset as -4, expected at least 0",
+        ),
+        (
+            lambda shard: shard["records"][3].update(dtype="object"),
+            r"records\[3\].dtype as 'object', expected 'float32', ",
+        ),
+        (
+            lambda shard: shard["records"][3].update(shape=[-1, 128]),
+            r"records\[3\].shape\[0\] as -1, expected at least 1",
+        ),
+        (lambda shard: shard["records"][3].update(shape=[1.5]), r"records\[3\].shape\[0\] as 1.5, expected an integer"),
+        (
+            lambda shard: shard["records"][3].update(shape=[9, 9]),
+            "expected the bytes of .* as its shape and dtype give",
+        ),
+        (lambda shard: shard["records"][3].update(format="f32-to-bf16"), "as 'f32-to-bf16', expected 'raw'"),
+        (lambda shard: shard.update(nbytes="many"), r"records\[0\].nbytes as 'many', expected an integer"),
     ],
 )
-def test_edited_index(folder, change):
+def test_edited_index(folder, change, message):
     edit(folder / PARAMS / "tensor-cache.json", lambda index: change(index["records"][0]))
-    with pytest.raises(UserError, match="tensor-cache.json is no valid index"):
+    with pytest.raises(UserError, match=f"tensor-cache.json .*{message}.*; build the artifact again") as error:
         Artifact.open(folder)
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
 
 
 def test_parameters_that_do_not_fit_are_listed_at_once(folder):
@@ -485,7 +549,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_config_round_trips_through_the_chat_config(generation):
     config, _, _ = resolve(in_memory(synthetic_checkpoint(generation)), ModelOptions(head_size_divisor=4))
-    content = chat_config(config, get_scheme("q4f16_1"), "tiny-q4f16_1", TEMPLATE, ["tokenizer_model"], 90, 64)
+    content = content_of(config, "q4f16_1", "tiny-q4f16_1", TEMPLATE, ["tokenizer_model"], 90, 64)
     model = json.loads(json.dumps(content))["model_config"]
     assert RWKVConfig.from_dict(model) == config
     assert content["model_type"] == f"rwkv{generation[0]}"
@@ -495,7 +559,7 @@ def test_config_round_trips_through_the_chat_config(generation):
 def test_chat_config_for_mlc_llm():
     config = RWKVConfig("5.2", 65536, 2048, 24, 7168, head_size=64)
     name, files = "RWKV-5-World-1B5-q4f16_1", ["tokenizer_model"]
-    content = chat_config(config, get_scheme("q4f16_1"), name, TEMPLATE, files, 65530, 4096)
+    content = content_of(config, "q4f16_1", name, TEMPLATE, files, 65530, 4096)
     expected = {
         "version": "0.1.0",
         "model_type": "rwkv5",
@@ -512,7 +576,7 @@ def test_chat_config_for_mlc_llm():
         "eos_token_id": 0,
         "repetition_penalty": 1.0,
         "tokenizer_files": ["tokenizer_model"],
-        "conv_template": TEMPLATE,
+        "conv_template": content["conv_template"] | TEMPLATE,
     }
     assert {key: content[key] for key in expected} == expected
     model = {"vocab_size": 65536, "hidden_size": 2048, "num_hidden_layers": 24, "head_size": 64, "num_heads": 32}
@@ -525,7 +589,7 @@ def test_chat_config_for_mlc_llm():
 def test_chat_config_for_mlc_chat():
     """The keys that ``llm_chat.cc`` and ``conversation.cc`` of 2023 require, with the types that they insist on."""
     config = RWKVConfig("4", 50277, 768, 12, 3072, context_length=1024)
-    content = chat_config(config, get_scheme("q4f16_1"), "Raven-q4f16_1", TEMPLATE, ["tokenizer.json"], 50277, 64)
+    content = content_of(config, "q4f16_1", "Raven-q4f16_1", TEMPLATE, ["tokenizer.json"], 50277, 64)
     written = json.loads(json.dumps(content))
     for key in ("temperature", "repetition_penalty", "top_p", "shift_fill_factor"):
         assert type(written[key]) is float
@@ -557,13 +621,13 @@ def test_chat_config_for_mlc_chat():
 def test_template_without_roles_is_a_plain_completion():
     template = {"name": "plain", "roles": {"user": "", "assistant": ""}, "seps": [""]}
     config = RWKVConfig("4", 50277, 768, 12, 3072)
-    conversation = chat_config(config, get_scheme("q0f32"), "x-q0f32", template, [], 50277, 64)["conv_config"]
+    conversation = content_of(config, "q0f32", "x-q0f32", template, [], 50277, 64)["conv_config"]
     assert (conversation["separator_style"], conversation["stop_str"], conversation["system"]) == (2, "", "")
 
 
 def test_messages_of_a_template_carry_the_names_of_the_roles():
     template = {**TEMPLATE, "messages": [["user", "Who?"], ["assistant", "Me."]]}
     config = RWKVConfig("4", 50277, 768, 12, 3072)
-    conversation = chat_config(config, get_scheme("q0f32"), "x-q0f32", template, [], 50277, 64)["conv_config"]
+    conversation = content_of(config, "q0f32", "x-q0f32", template, [], 50277, 64)["conv_config"]
     assert conversation["messages"] == [["User", "Who?"], ["Assistant", "Me."]]
     assert conversation["offset"] == 2

@@ -104,7 +104,7 @@ def test_shards_of_32_megabytes(tmp_path):
     for name, megabytes in [("a", 20), ("b", 15), ("c", 20), ("d", 40), ("e", 1)]:
         writer.add(name, np.zeros(megabytes << 18, np.float32))
     writer.finish(1)
-    contents = [[record["name"] for record in shard["records"]] for shard in writer.shards]
+    contents = [[record.name for record in shard.records] for shard in writer.shards]
     assert contents == [["a"], ["c"], ["d"], ["b", "e"]]
 
 

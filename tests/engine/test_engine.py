@@ -272,8 +272,14 @@ DAMAGES = {
     ),
     "no tokenizer": (lambda folder: (folder / "params" / "rwkv_vocab.txt").unlink(), "lacks its tokenizer"),
     "no template": (chat_config(lambda data: data.pop("conv_template")), "conv_template"),
-    "no chunk size": (chat_config(lambda data: data.update(prefill_chunk_size=0)), "prefill_chunk_size"),
-    "wrong default": (chat_config(lambda data: data.update(temperature="warm")), "temperature must be a number"),
+    "no chunk size": (
+        chat_config(lambda data: data.update(prefill_chunk_size=0)),
+        "gives prefill_chunk_size as 0, expected at least 1",
+    ),
+    "wrong default": (
+        chat_config(lambda data: data.update(temperature="warm")),
+        "gives temperature as 'warm', expected a number",
+    ),
 }
 
 

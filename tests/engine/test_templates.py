@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -136,7 +135,7 @@ def test_two_separators_follow_user_and_assistant():
 
 
 def test_system_message_can_be_replaced():
-    world = dataclasses.replace(load_template("rwkv_world"), system_message="Hello.")
+    world = load_template("rwkv_world").model_copy(update={"system_message": "Hello."})
     assert world.system_prompt() == "User: hi\n\nAssistant: Hello.\n\n"
 
 
@@ -150,7 +149,8 @@ def test_unknown_template_lists_the_known():
     [
         ({"seps": []}, "seps"),
         ({"seps": "\n"}, "seps"),
-        ({"roles": {"user": "U"}}, "roles"),
+        ({"seps": ["a", "b", "c"]}, r"seps as \['a', 'b', 'c'\], expected at most 2 entries"),
+        ({"roles": {"user": "U"}}, "lacks roles.assistant"),
         ({"stop_token_ids": [True]}, "stop_token_ids"),
         ({"messages": [["tool", "x"]]}, "messages"),
         ({"system_message": None}, "system_message"),
@@ -160,7 +160,7 @@ def test_unknown_template_lists_the_known():
 def test_malformed_templates_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         Template.from_dict(load_template("plain").to_dict() | change)
-    with pytest.raises(UserError, match="lacks 'roles'"):
+    with pytest.raises(UserError, match="The prompt template lacks roles"):
         Template.from_dict({"name": "x", "seps": [""]})
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -230,4 +231,38 @@ def test_json_defaults_and_errors():
     with pytest.raises(UserError, match="lacks vocab_size, hidden_size;"):
         RWKVConfig.from_dict({key: value for key, value in data.items() if key not in ("vocab_size", "hidden_size")})
     with pytest.raises(UserError, match="Unknown RWKV generation '6'; this version knows 4, 5.0, 5.1, 5.2"):
-        RWKVConfig.from_dict(data | {"generation": "6"})
+        model_module(RWKVConfig.from_dict(data | {"generation": "6"}))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_size": "128"}, "gives hidden_size as '128', expected an integer"),
+        ({"num_hidden_layers": -1}, "gives num_hidden_layers as -1, expected at least 1"),
+        ({"num_hidden_layers": 10**9}, "gives num_hidden_layers as 1000000000, expected at most 65536"),
+        ({"vocab_size": 10**30}, "gives vocab_size as 10+, expected"),
+        ({"head_size_divisor": 0}, "gives head_size_divisor as 0, expected at least 1"),
+        ({"layer_norm_epsilon": float("nan")}, "gives layer_norm_epsilon as nan, expected a finite number"),
+        ({"layer_norm_epsilon": True}, "gives layer_norm_epsilon as True, expected a number"),
+        ({"float32": "blocks.*"}, r"gives float32 as 'blocks.\*', expected a list"),
+        ({"float32": [1]}, r"gives float32\[0\] as 1, expected a string"),
+        ({"own": ["rank"]}, "gives own.rank as None, expected an integer"),
+        ({"own": ["rank"], "rank": -4}, "gives own.rank as -4, expected at least 0"),
+        ({"own": 3}, "gives own as 3, expected an object"),
+    ],
+)
+def test_values_of_another_type_or_range(change, message):
+    with pytest.raises(UserError, match=f"The model configuration {message}"):
+        RWKVConfig.from_dict(detect_config(shapes_of("4")).to_dict() | change)
+
+
+def test_fields_of_a_generations_own():
+    """They lie beside the others in JSON; a generation that has none leaves no trace of them."""
+    config = detect_config(shapes_of("5.2"))
+    assert "own" not in config.to_dict()
+    ranked = dataclasses.replace(config, own={"decay_rank": 64, "gate_rank": 128})
+    data = ranked.to_dict()
+    assert data == config.to_dict() | {"own": ["decay_rank", "gate_rank"], "decay_rank": 64, "gate_rank": 128}
+    assert RWKVConfig.from_dict(json.loads(json.dumps(data))) == ranked != config
+    assert RWKVConfig.from_dict(config.to_dict() | {"decay_rank": 64}) == config
+    assert len({config, ranked, RWKVConfig.from_dict(data)}) == 2
