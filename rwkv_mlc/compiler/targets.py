@@ -86,6 +86,22 @@ class CompileTarget:
         return "sdot_of_bytes" if self.integer_dot == "sdot" and bits == 8 else self.integer_dot
 
 
+class NotAccepted(Exception):
+    """Why TVM does not accept a target, in its words."""
+
+
+def _accepted(attributes: dict, host: object = None) -> Target:
+    """TVM's target, for a host that it is given as well. Raises NotAccepted, and UserError for a host that is no CPU."""
+    try:
+        target = Target(attributes, host=None if host is None else Target(host))
+        described = json.loads(str(target))
+    except ValueError as error:
+        raise NotAccepted(str(error).partition(". ")[0]) from None
+    if "mtriple" not in (given := described.get("host", described)):
+        raise UserError(f"The target's host should be a CPU with an mtriple, through llvm, not {given['kind']!r}.")
+    return target
+
+
 def _llvm(options: dict) -> CompileTarget:
     """CPUs through LLVM: this machine's, unless ``mcpu`` or ``mtriple`` says otherwise."""
     for key, kind in (("mcpu", str), ("mtriple", str), ("mattr", list)):
@@ -100,7 +116,7 @@ def _llvm(options: dict) -> CompileTarget:
     else:
         attributes["mcpu"] = codegen.llvm_get_system_cpu()
         attributes["mattr"] = [*_host_differences(attributes), *mattr]
-    target = Target(attributes)
+    target = _accepted(attributes)
     available = _cpu_features(target)
     for name in mattr:
         if not name.startswith("-") and name[1:] not in available:
@@ -125,7 +141,11 @@ def _check_name(what: str, name: str, known: Iterable[str]) -> None:
 
 
 def _cpu_features(target: Target) -> set[str]:
-    return {str(name) for name in codegen.llvm_get_cpu_features(target)}
+    """Raises NotAccepted for options whose values LLVM does not know."""
+    try:
+        return {str(name) for name in codegen.llvm_get_cpu_features(target)}
+    except tvm.error.InternalError as error:
+        raise NotAccepted(str(error).strip().rstrip(".")) from None
 
 
 def _host_differences(attributes: dict) -> list[str]:
@@ -153,7 +173,7 @@ def _gpu(options: dict, *, name: str, kind: str, limits: dict, triple: str | Non
     if "mcpu" in options:
         raise UserError(f"The target {name} is no CPU; leave --mcpu out.")
     host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
-    target = Target({"kind": kind, **limits, **options}, host=Target(host))
+    target = _accepted({"kind": kind, **limits, **options}, host)
     suffix = _suffix(json.loads(str(target))["host"]["mtriple"])
     return CompileTarget(name, target, "gpu", suffix, vector_halves=4 if kind in ("metal", "vulkan") else 8)
 
@@ -211,8 +231,7 @@ def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
         options["mcpu"] = mcpu
     try:
         return TARGETS[kind](options)
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().partition(". ")[0] or type(error).__name__
+    except NotAccepted as reason:
         raise UserError(f"TVM does not accept the target {text!r} ({reason}).") from None
 
 

@@ -12,7 +12,7 @@ from tvm.target import codegen
 from rwkv_mlc.compiler import targets
 from rwkv_mlc.compiler.cuda import ARCHITECTURES
 from rwkv_mlc.compiler.link import find_linker
-from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
+from rwkv_mlc.compiler.targets import TARGETS, CompileTarget, resolve_target
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.machine import cpu_features
 from rwkv_mlc.machine.cpu_features import REQUIRED_FEATURES, host_architecture, host_features
@@ -183,6 +183,10 @@ def test_mattr():
         ("metal", "apple-m1", "The target metal is no CPU; leave --mcpu out."),
         ("vulkan -colour=red", None, "(Unknown config option 'colour')."),
         ('{"kind": "opencl", "host": 3}', None, "TVM does not accept the target"),
+        ('{"kind": "opencl", "host": {"kind": "c"}}', None, "The target's host should be a CPU with an mtriple"),
+        ('{"kind": "llvm", "host": {"kind": "c"}}', None, "The target's host should be a CPU with an mtriple"),
+        ("llvm -jit=none", None, "TVM does not accept the target 'llvm -jit=none' (invalid jit option none"),
+        ('{"kind": "llvm", "mattr": [3]}', None, "expected type 'Array<str>'"),
     ],
 )
 @on_x86
@@ -190,6 +194,16 @@ def test_bad_targets(text, mcpu, message):
     with pytest.raises(UserError) as error:
         resolve_target(text, mcpu)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bug", [ValueError, TypeError, AttributeError, KeyError, RuntimeError])
+def test_a_bug_of_ours_is_no_wrong_target(bug, monkeypatch):
+    def mistaken(options: dict):
+        raise bug("ours")
+
+    monkeypatch.setitem(TARGETS, "metal", mistaken)
+    with pytest.raises(bug, match="ours"):
+        resolve_target("metal")
 
 
 def test_another_architecture_needs_a_linker_of_its_own(monkeypatch):
