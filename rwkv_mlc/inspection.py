@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from .artifact import Artifact, LibraryRecord
-from .building.convert import read_parameter
 from .config import RWKVConfig
 from .engine.compatibility import check_library
 from .errors import UserError
@@ -22,6 +21,7 @@ from .quantization.schemes import FloatForm, Scheme
 from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
+from .weights.parameters import read_parameter
 
 THREADS = 4  # each holds one tensor in float32
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from ..artifact.shards import ShardWriter
 from ..config import RWKVConfig
-from ..errors import UserError
 from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
-from ..weights.checkpoint import Checkpoint, LazyTensor
+from ..weights.checkpoint import Checkpoint
+from ..weights.parameters import read_parameter
 
 MEMORY_BUDGET = 1 << 30
 
@@ -72,11 +72,6 @@ def convert_weights(
     return Conversion(config, total, len(writer.shards), writer.nbytes, weights)
 
 
-def read_parameter(parameter: Parameter, tensor: LazyTensor) -> np.ndarray:
-    """The float32 parameter of a checkpoint's tensor. Raises UserError for a NaN or infinite weight."""
-    return _finite(parameter.convert(_finite(tensor.read(), parameter)), parameter)
-
-
 def _in_order(pool: Executor, job: Callable[[Parameter], Stored], parameters: list[Parameter]) -> Iterator[Stored]:
     """The results of ``job`` in the order of ``parameters``, computed ahead as far as ``MEMORY_BUDGET`` holds the
     float32 tensors whose results have not been taken; one larger than that is computed alone."""
@@ -90,11 +85,3 @@ def _in_order(pool: Executor, job: Callable[[Parameter], Stored], parameters: li
         held += nbytes
     while pending:
         yield pending.popleft()[1].result()
-
-
-def _finite(array: np.ndarray, parameter: Parameter) -> np.ndarray:
-    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        raise UserError(
-            f"The tensor {parameter.source} holds NaN or infinite values; the checkpoint is damaged, get it again."
-        )
-    return array

@@ -12,7 +12,7 @@ from ..config import RWKVConfig
 from ..errors import UserError
 from ..models.values import block_roles
 
-LARGEST_FLOAT16 = 65504.0
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 MARGIN = 4.0  # how much further another text may reach
 
 

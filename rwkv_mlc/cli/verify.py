@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .tables import console, pairs, table
 
 EXIT_FAILED = 1
@@ -21,7 +22,12 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verification import verify
+    try:
+        from ..verification import verify
+    except ModuleNotFoundError as error:
+        if error.name != "lief":
+            raise
+        raise UserError("verify reads libraries with lief, which is not installed: pip install lief") from None
 
     reports = verify(args.path)
     if args.json:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..building.convert import read_parameter
 from ..errors import UserError
 from ..models import ModelOptions, Parameter, model_module, resolve
 from ..models.values import LAST_ROW
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint, LazyTensor
+from ..weights.parameters import read_parameter
 from .dump import Dump, Recipe, record
 from .reference import header
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..building.precision import LARGEST_FLOAT16
 from ..models.values import RESIDUAL, Value, nearest, place, values
 from .dump import Dump
+
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 def first_nonfinite(dump: Dump, other: Dump | None = None) -> str | None:

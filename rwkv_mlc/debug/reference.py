@@ -13,11 +13,11 @@ import numpy as np
 
 from .. import reference
 from ..artifact import Artifact
-from ..building.convert import read_parameter
 from ..config import RWKVConfig
 from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint
+from ..weights.parameters import read_parameter
 from .dump import Dump, Header, Recipe, Step, record
 
 THREADS = 4  # each holds a matrix in float32 beside its stored form

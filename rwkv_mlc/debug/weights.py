@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..artifact import Artifact
-from ..building.convert import read_parameter
 from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint
+from ..weights.parameters import read_parameter
 from .measure import relative
 
 THREADS = 4  # each holds a matrix in float32 beside its stored form

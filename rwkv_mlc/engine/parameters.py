@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..machine.cores import physical_cores
 from ..quantization.layouts import LAYOUTS
-from .threads import physical_cores
 from .tvm_runtime import CPU, Device, Tensor, tensor, tvm_ffi
 
 ALIGNMENT = 64

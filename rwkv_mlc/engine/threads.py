@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from ..machine.cores import physical_cores
 from .tvm_runtime import tvm_ffi
 
 VARIABLE = "TVM_NUM_THREADS"
-
-
-def physical_cores() -> int:
-    """Cores this process may run on; two hardware threads of one core count once, as they share its vector units."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text(encoding="ascii").strip() if siblings.exists() else str(cpu))
-    return len(cores)
 
 
 def start_threads(count: int | None = None) -> int:

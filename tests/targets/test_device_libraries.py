@@ -376,6 +376,16 @@ def test_verify_refuses_what_is_no_library(tmp_path, capsys, name, content, mess
     assert message in capsys.readouterr().err
 
 
+def test_verify_without_lief(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lief", None)
+    for name in [name for name in sys.modules if name.startswith("rwkv_mlc.verification")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["verify", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "error: verify reads libraries with lief, which is not installed: pip install lief\n"
+    )
+
+
 def test_verify_refuses_another_shared_library(capsys):
     other = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_extra.so"
     if not other.exists():

@@ -34,7 +34,7 @@ from rwkv_mlc.building.steps import open_source
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.data_files import config_names
 from rwkv_mlc.engine.devices import target_of
-from rwkv_mlc.engine.threads import physical_cores
+from rwkv_mlc.machine.cores import physical_cores
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import model_module, resolve
 from rwkv_mlc.weights import LazyTensor
