@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ from support import kernel_build
 from support.aarch64 import Machine
 from support.compiled import Model, in_memory
 from support.cuda_device import VISIBLE, CpuCompiler, CudaOnCpu, load
+from support.paths import DEMO
 from support.reciter import write_reciter
+from support.vulkan_kernels import vulkan_device
 
 from rwkv_mlc import Engine
+from rwkv_mlc.bench import limits, timing
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler import cuda
-
-DEMO = Path(__file__).parents[1] / "configs" / "demo" / "rwkv-5-village"
+from rwkv_mlc.engine.devices import open_device
+from rwkv_mlc.engine.runner import Runner
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +74,20 @@ def compiled(libraries) -> Callable[..., Model]:
 
 
 @pytest.fixture
+def on_gpu(request, compiled) -> Callable[..., Model]:
+    """Compile tensors or a checkpoint for the GPU that the test names, Vulkan or CUDA: (checkpoint, scheme, options) -> Model."""
+    match request.param:
+        case "vulkan":
+            target, device = "vulkan", vulkan_device()
+        case "cuda":
+            request.getfixturevalue("cuda_device")
+            target, device = "cuda -arch=sm_80", open_device("cuda")
+    return lambda checkpoint, scheme, *options: compiled(
+        checkpoint, scheme, target, partial(Runner, device=device), *options
+    )
+
+
+@pytest.fixture
 def within(request, record_property) -> Callable[[str, float, float], None]:
     """Print a measured error beside its bound and hold it to that."""
 
@@ -79,6 +97,15 @@ def within(request, record_property) -> Callable[[str, float, float], None]:
         assert found < bound, what
 
     return check
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Benchmarks measure little and few times: what they say of the machine does not matter."""
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "MIN_RUNS", 2)
+    monkeypatch.setattr(limits, "STREAM_BYTES", 1 << 22)
+    monkeypatch.setattr(limits, "GEMM_SIZE", 64)
 
 
 @pytest.fixture(scope="session")

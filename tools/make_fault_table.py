@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "debug")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.faults import FAULTS, Fault  # noqa: E402
-from test_faults import compared  # noqa: E402
+from support.faulty_builds import compared  # noqa: E402
 
 from rwkv_mlc.weights.checkpoint import Checkpoint  # noqa: E402
 

@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import DEMO
+from support.breakdown import check_parts
+from support.paths import DEMO
 from support.vulkan_kernels import vulkan_device
 
 from rwkv_mlc import Engine
@@ -21,16 +22,6 @@ from rwkv_mlc.engine.tvm_runtime import to_numpy
 from rwkv_mlc.graph.ops import gpu
 
 BUILD = ["build", "--model", str(DEMO)]
-HALVES = ("time_mixing", "channel_mixing")
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Few and small measurements: what they say of the machine does not matter here."""
-    monkeypatch.setattr(timing, "MIN_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "MIN_RUNS", 2)
-    monkeypatch.setattr(limits, "STREAM_BYTES", 1 << 22)
-    monkeypatch.setattr(limits, "GEMM_SIZE", 64)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -102,20 +93,6 @@ def test_bench_on_a_gpu(quick, monkeypatch, tmp_path, capsys):
     data = limits.stream_data(engine, 1 << 28)  # halved where kernels reach no such tensor, as on lavapipe
     assert data.shape[0] * limits.STREAM_ROW * 4 in (1 << 27, 1 << 28)
     assert np.all(to_numpy(engine.runner.vm["stream"](data)) == limits.STREAM_ROW)
-
-
-def check_parts(parts: dict) -> None:
-    for rows in (parts["groups"], parts["kernels"]):
-        assert sum(row["seconds"] for row in rows) == pytest.approx(parts["kernel_seconds"])
-    assert sum(row["calls"] for row in parts["groups"]) == sum(row["calls"] for row in parts["kernels"])
-    assert not any(row["kernel"].startswith("vm.builtin") for row in parts["kernels"])
-    assert parts["outside_seconds"] == pytest.approx(parts["seconds"] - parts["kernel_seconds"])
-    layers = parts["layers"]
-    assert len(layers) == 6 and all(set(layer) == set(HALVES) and min(layer.values()) > 0 for layer in layers)
-    groups = {row["group"]: row["seconds"] for row in parts["groups"]}
-    around = sum(groups.get(name, 0) for name in ("embedding", "head", "last_rows", "border_slots", "shape_func"))
-    first_and_last_norm = parts["kernel_seconds"] - around - sum(sum(layer.values()) for layer in layers)
-    assert 0 < first_and_last_norm + 1e-9 <= groups[NORMS] + 2e-9
 
 
 def test_breakdown_of_a_prompt_read_in_chunks(demo, quick):

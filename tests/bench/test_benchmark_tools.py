@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEMO
 from safetensors.numpy import save_file
+from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import reference

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from safetensors.numpy import save, save_file
+from support.build_inputs import build_command, write_vocabulary
 from support.hub_server import serve_hub
 from support.synthetic import synthetic_checkpoint
 
@@ -37,11 +38,6 @@ TOKENS = [1, 5, 9, 2, 40, 77]
 SHAPE = {"vocab_size": 97, "hidden_size": 64, "layers": 1}
 
 
-def write_vocabulary(path: Path, tokens: int = 96) -> None:
-    lines = [f"{i} {bytes([i + 30])!r} 1\n" for i in range(1, tokens + 1)]
-    path.write_text("".join(lines), encoding="utf-8")
-
-
 def write_checkpoint(path: Path, tensors: dict[str, np.ndarray] | None = None, **shape) -> Path:
     """A ``.safetensors`` file with its vocabulary beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +49,6 @@ def write_checkpoint(path: Path, tensors: dict[str, np.ndarray] | None = None, *
 def write_pth(path: Path, pickled: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
-
-
-def build_command(checkpoint: Path, folder: Path, *more: str) -> list[str]:
-    return ["build", "--model", str(checkpoint), "--artifact-path", str(folder), *more]
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.build_inputs import build_command, write_vocabulary
 from support.compiled import Model, in_memory
 from support.kernel_build import error
 from support.synthetic import synthetic_checkpoint
-from test_build import build_command, write_vocabulary
 
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import Artifact

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEMO
 from safetensors.numpy import save_file
+from support.paths import DEMO
 from support.reciter import LONG_TOKEN
 from support.synthetic import synthetic_checkpoint
 

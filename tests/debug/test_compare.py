@@ -8,8 +8,8 @@ import re
 
 import numpy as np
 import pytest
-from conftest import DEMO
 from support.compiled import in_memory
+from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import reference

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DEMO
 from safetensors.numpy import save_file
 from support.compiled import in_memory
+from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import Engine, reference

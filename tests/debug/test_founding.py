@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.build_inputs import build_command
 from support.compiled import Model, in_memory
+from support.faulty_builds import functions_of
 from support.kernel_build import error
 from support.synthetic import synthetic_checkpoint
 from support.vulkan_kernels import vulkan_device
-from test_build import build_command
-from test_faults import functions_of
 
 from rwkv_mlc.building.precision import float32_patterns, wide_values
 from rwkv_mlc.cli.main import main

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEMO
+from support.paths import DEMO
 from support.reciter import LONG_TOKEN
 
 from rwkv_mlc import Engine, SamplingParams, UserError

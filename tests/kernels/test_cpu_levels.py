@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from support.accuracy import BOUND, TOKENS, trained_like_weights
 from support.kernel_build import call, error
-from test_accuracy import BOUND, TOKENS, trained_like_weights
 from tvm.script.ir_builder import tirx as T
 
 from rwkv_mlc.compiler.passes.float16 import widen_by_integers

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEMO
 from filelock import FileLock
 from support import kernel_twins as twins
+from support.accuracy import BOUND, TOKENS, trained_like_weights
 from support.compiled import in_memory
+from support.cpu_products import CALLS, FORMS, GROUP_FORMS, activations, has, weights
 from support.kernel_build import build, call, error
-from test_accuracy import BOUND, TOKENS, trained_like_weights
-from test_kernels_matrix import CALLS, FORMS, GROUP_FORMS, activations, has, weights
+from support.paths import DEMO
 
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import BuildRecord

@@ -2,77 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support import kernel_twins as twins
-from support.kernel_build import HOST_TARGET, build, call, error
+from support.cpu_products import CALLS, CPU_FLAGS, FORMS, GROUP_FORMS, activations, check, has, quantized
+from support.kernel_build import HOST_TARGET, build
 
 from tir_kernels.gemm import gemm
-from tir_kernels.gemv import Matrix, gemv
-from tir_kernels.integer_dot import INTEGER_DOTS
-from tir_kernels.packed import Packed, PackedFloat, PackedGroup
-from tir_kernels.quantize_activation import PLANES, quantize_activation
+from tir_kernels.gemv import gemv
+from tir_kernels.quantize_activation import quantize_activation
 
-FORMS = {
-    "float32": PackedFloat("float32"),
-    "float16": PackedFloat("float16"),
-    "q4": PackedGroup(4, 32, "float16"),
-    "q4_float32": PackedGroup(4, 32, "float32"),
-    "q8": PackedGroup(8, 32, "float16"),
-    "q3": PackedGroup(3, 40, "float16"),
-}
-GROUP_FORMS = [name for name, form in FORMS.items() if isinstance(form, PackedGroup)]
-CPU_FLAGS = {  # any of which means that this machine has the instructions
-    "vnni": ["avx512_vnni"],
-    "avx512": ["avx512bw"],
-    "avxvnni": ["avx_vnni", "avx512_vnni"],
-    "avx2": ["avx2"],
-    "ssse3": ["ssse3"],
-}
 ROWS = [1, 5, 7, 13]
-
-
-@dataclass(frozen=True)
-class Call:
-    """Matrices that share one kernel, K inputs each."""
-
-    matrices: tuple[Matrix, ...]
-    columns: int
-    gated: bool = False
-    residual: bool = False
-
-
-CALLS = {
-    # Rows that leave a partial block, and inputs that end within a group, a word and a panel of gemm.
-    "several": Call((Matrix(70, "squared_relu"), Matrix(64), Matrix(25, "silu")), 205),
-    # Whole groups of 32 and of 40; what follows a product inside a block.
-    "single": Call((Matrix(88, "sigmoid"),), 160, gated=True, residual=True),
-}
-
-
-@lru_cache(None)
-def weights(form: Packed, rows: int, columns: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """The arguments of a random matrix, and its values [N, K] in float64. Padded fields hold noise."""
-    rng = np.random.default_rng(rows)
-    if isinstance(form, PackedFloat):
-        stored = rng.normal(0.1, 1, (rows, columns)).astype(form.dtype)
-        return (twins.pack(stored),), stored.astype(np.float64)
-    fields = rng.integers(0, 2**form.bits, (rows, form.padded(columns)))
-    scale = (rng.uniform(0.3, 3, (rows, form.groups(columns))) / form.max_int).astype(form.scale_dtype)
-    values = twins.dequantize(fields, scale.astype(np.float64), form.bits, form.group)
-    return (twins.pack(twins.join_fields(fields, form.bits)), twins.pack(scale)), values[:, :columns]
-
-
-def activations(inputs: int, rows: int, columns: int) -> np.ndarray:
-    """x [n, T, K] whose scale drifts along K, with a group of zeros."""
-    rng = np.random.default_rng(columns)
-    x = rng.normal(0.2, 1, (inputs, rows, columns)) * np.exp(np.sin(np.arange(columns) / 40)) / np.sqrt(columns)
-    x[:, :, 32:80] = 0
-    return x.astype(np.float32)
 
 
 @lru_cache(None)
@@ -89,38 +31,6 @@ def compiled(form_name: str, target: tuple = tuple(HOST_TARGET.items()), tile: t
                 for dot in filter(has, CPU_FLAGS):
                     functions[f"{dot}_{name}"] = gemv(c.matrices, c.columns, form, dot, **shared)
     return build(functions, dict(target))
-
-
-def has(dot: str) -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and not {*CPU_FLAGS[dot]}.isdisjoint(cpuinfo.read_text(encoding="utf-8").split())
-
-
-def quantized(kernels, form: PackedGroup, c: str, x: np.ndarray) -> list[np.ndarray]:
-    """digits, scales, offsets."""
-    shape, groups = x.shape[:2], form.groups(x.shape[2])
-    outputs = [
-        np.full((*shape, PLANES, groups * form.words * len(form.quads)), -1, np.int32),
-        np.full((*shape, groups), np.nan, np.float32),
-        np.full((*shape, PLANES, groups), -1, np.int32),
-    ]
-    return call(kernels[f"quantize_{c}"], x, *outputs, written=[-3, -2, -1])
-
-
-def check(kernels, form: Packed, kernel: str, name: str, rows: int, tolerance: float) -> None:
-    c = CALLS[name]
-    x, rng = activations(len(c.matrices), rows, c.columns), np.random.default_rng(rows)
-    packed, dense = zip(*(weights(form, matrix.rows, c.columns) for matrix in c.matrices))
-    gate, residual = rng.normal(0.3, 1, (2, 1, rows, c.matrices[0].rows)).astype(np.float32)
-    extra = [gate] * c.gated + [residual] * c.residual
-    inputs = quantized(kernels, form, name, x) if kernel in INTEGER_DOTS else [x]
-    outs = [np.full((1, rows, matrix.rows), np.nan, np.float32) for matrix in c.matrices]
-    stored = [array for matrix in packed for array in matrix]
-    outs = call(kernels[f"{kernel}_{name}"], *inputs, *stored, *extra, *outs, written=range(-len(outs), 0))
-    for i, (matrix, out) in enumerate(zip(c.matrices, outs)):
-        after = (gate[0] if c.gated else 1, residual[0] if c.residual else 0)
-        expected = twins.product(x[i].astype(np.float64), dense[i], matrix.activation, *after)
-        assert error(out[0], expected) < tolerance * (2 if matrix.activation == "squared_relu" else 1)
 
 
 every_call = pytest.mark.parametrize("name", CALLS)

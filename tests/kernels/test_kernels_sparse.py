@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from support import kernel_twins as twins
+from support.cpu_products import has
 from support.kernel_build import HOST_TARGET, build, call, error
-from test_kernels_matrix import has
 
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from tir_kernels.gemm import gemm

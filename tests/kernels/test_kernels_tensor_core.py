@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from support import kernel_twins as twins
+from support.accuracy import trained_like_weights
 from support.cuda_device import CudaOnCpu
+from support.gpu_kernels import EXACT, FORMS, HALF, normal, stuck, weights
 from support.kernel_build import call, error
 from support.opencl_device import source_of
-from test_accuracy import trained_like_weights
-from test_kernels_gpu import EXACT, FORMS, HALF, normal, weights
-from test_kernels_gpu import stuck as stuck_at_first
 
 from rwkv_mlc.compiler import cuda
 from rwkv_mlc.compiler.cuda import compile_fatbin, find_compiler
@@ -150,8 +149,8 @@ MUTATIONS = {  # and how many tokens it takes to see them; the source has what s
         replaced(r"(\*\(uint4\*\)\(_ptr_\w+ \+ .*?)& 7\) >> 1", r"\1& 3) >> 1", -1),
         100,
     ),
-    "one scale": ("deep_q4", stuck_at_first("w0_q_scale"), 33),
-    "one gate": ("deep_float16", stuck_at_first("gate"), 33),
+    "one scale": ("deep_q4", stuck("w0_q_scale"), 33),
+    "one gate": ("deep_float16", stuck("gate"), 33),
 }
 
 

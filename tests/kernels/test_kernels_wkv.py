@@ -2,132 +2,29 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from support import kernel_twins as twins
-from support.kernel_build import HOST_TARGET, build, call, error
+from support.kernel_build import HOST_TARGET, build, error
+from support.opencl_device import launch
+from support.wkv_scans import FORMS, SCANS, Scan, check_ragged, name
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.script import tirx as T
 
 from rwkv_mlc.compiler.kernel_source import kernels_as_source
-from tir_kernels.wkv4 import wkv4
-from tir_kernels.wkv5 import wkv5
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A generation at one size; ``heads`` x ``size`` channels, and heads mean nothing to generation 4."""
-
-    generation: int
-    heads: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"wkv{self.generation}_{self.heads}x{self.size}"
-
-    @property
-    def channels(self) -> int:
-        return self.heads * self.size
-
-    def kernel(self, phase="prefill", device="cpu", in_place=False) -> tirx.PrimFunc:
-        if self.generation == 4:
-            return wkv4(self.channels, phase, device, in_place)
-        return wkv5(self.heads, self.size, phase, device, in_place)
-
-    def tokens(self, rng, rows: int) -> list[np.ndarray]:
-        """r, k, v [T, C]."""
-        r, k, v = rng.normal([[[0.2]], [[-0.3]], [[0.4]]], 1.0, (3, rows, self.channels)).astype(np.float32)
-        return [twins.sigmoid(r) if self.generation == 4 else r, k, v]
-
-    def constants(self, rng) -> list[np.ndarray]:
-        """w, u."""
-        if self.generation == 4:
-            w, u = -np.exp(rng.uniform(-5, 1, self.channels)), rng.normal(0.5, 1, self.channels)
-        else:
-            w, u = rng.uniform(0.3, 0.999, (self.heads, self.size)), rng.normal(0.5, 1, (self.heads, self.size))
-        return [w.astype(np.float32), u.astype(np.float32)]
-
-    def states(self, rng, count: int) -> list[np.ndarray]:
-        if self.generation == 4:
-            b, p = rng.uniform(0.5, 3, (count, self.channels)), rng.normal(0, 2, (count, self.channels))
-            states = [b * rng.normal(0.3, 1, b.shape), b, p]
-        else:
-            states = [rng.normal(0.3, 1, (count, self.heads, self.size, self.size))]
-        return [state.astype(np.float32) for state in states]
-
-    def fresh_states(self, count: int) -> list[np.ndarray]:
-        if self.generation == 4:
-            return [np.full((count, self.channels), start, np.float32) for start in (0, 0, -1e30)]
-        return [np.zeros((count, self.heads, self.size, self.size), np.float32)]
-
-    def expected(self, tokens, constants, states, lengths) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The twin in float64, sequence by sequence: out [T, C] and each state [B, ...]."""
-        tokens, constants, states = ([x.astype(np.float64) for x in group] for group in (tokens, constants, states))
-        twin = twins.wkv4 if self.generation == 4 else twins.wkv5
-        ends = np.cumsum(lengths)
-        results = [
-            twin(*(x[end - length : end] for x in tokens), *constants, *(state[b] for state in states))
-            for b, (length, end) in enumerate(zip(lengths, ends))
-        ]
-        outs, after = zip(*results)
-        return np.concatenate(outs), [np.stack(state) for state in zip(*after)]
-
-    def run(self, function, tokens, constants, states, ends=None, slots=None) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Call a kernel, in place if there are slots: out [T, C] and the states."""
-        inputs = [x[None] for x in tokens] + constants
-        integers = [np.array(x, np.int32) for x in (ends, slots) if x is not None]
-        out, outputs = np.full_like(inputs[0], np.nan), [np.full_like(state, np.nan) for state in states]
-        if slots is not None:
-            outputs = []
-            written = [-1, *range(len(inputs), len(inputs) + len(states))]
-        else:
-            written = range(-1 - len(states), 0)
-        out, *after = call(function, *inputs, *states, *integers, out, *outputs, written=written)
-        return out[0], after
-
-
-SCANS = [Scan(4, 6, 16), Scan(4, 1, 24), Scan(4, 1, 50), Scan(5, 2, 64), Scan(5, 3, 8), Scan(5, 3, 12), Scan(5, 2, 5)]
-FORMS = [(phase, in_place) for phase in ("prefill", "decode") for in_place in (False, True)]
-LENGTHS = [5, 1, 17, 2]
-SLOTS, POOL = [4, 0, 6, 2], 7
 
 every_scan = pytest.mark.parametrize("scan", SCANS, ids=str)
 both_generations = pytest.mark.parametrize("scan", [Scan(4, 3, 8), Scan(5, 3, 8)], ids=str)
 every_form = pytest.mark.parametrize("phase, in_place", FORMS)
 
 
-def name(scan: Scan, phase: str, in_place: bool) -> str:
-    return f"{scan}_{phase}{'_in_place' if in_place else ''}"
-
-
 @pytest.fixture(scope="module")
 def cpu(build_kernels):
     kernels = {name(scan, *form): scan.kernel(form[0], "cpu", form[1]) for scan in SCANS for form in FORMS}
     return build_kernels(kernels)
-
-
-def check_ragged(function, scan: Scan, phase: str, in_place: bool) -> None:
-    """Several sequences in one call; in place, their slots are permuted in a larger pool."""
-    rng = np.random.default_rng(scan.channels)
-    lengths = LENGTHS if phase == "prefill" else [1] * len(LENGTHS)
-    tokens, constants = scan.tokens(rng, sum(lengths)), scan.constants(rng)
-    pool = scan.states(rng, POOL if in_place else len(lengths))
-    slots = SLOTS if in_place else range(len(lengths))
-    ends = np.cumsum(lengths) if phase == "prefill" else None
-    out, states = scan.run(function, tokens, constants, pool, ends, slots if in_place else None)
-    expected_out, expected_states = scan.expected(tokens, constants, [x[slots] for x in pool], lengths)
-    assert error(out, expected_out) < 2e-6
-    untouched = np.delete(np.arange(len(pool[0])), slots)
-    for before, state, expected in zip(pool, states, expected_states):
-        assert error(state[slots], expected) < 2e-6
-        assert before[untouched].tobytes() == state[untouched].tobytes()
 
 
 @every_scan
@@ -310,12 +207,31 @@ def test_spatial_time_is_silently_wrong():
         schedule_time(declare(spatial_time(), "SRSSS"), "vectorize")
 
 
-GPU_SCANS = [Scan(4, 1, 50), Scan(5, 3, 8), Scan(5, 1, 64), Scan(5, 2, 5)]
-every_gpu_scan = pytest.mark.parametrize("scan", GPU_SCANS, ids=str)
-
-
 def gpu_kernels() -> dict[str, tirx.PrimFunc]:
-    return {name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in GPU_SCANS for form in FORMS}
+    return {name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in SCANS for form in FORMS}
+
+
+@pytest.fixture(scope="module")
+def on_gpu(gpu):
+    return gpu.build(gpu_kernels())
+
+
+@every_scan
+@every_form
+def test_ragged_batch_on_a_gpu(on_gpu, scan, phase, in_place):
+    check_ragged(on_gpu[name(scan, phase, in_place)], scan, phase, in_place)
+
+
+@every_scan
+@every_form
+def test_no_thread_of_a_gpu_runs_along_the_tokens(scan, phase, in_place):
+    """One thread for each channel of each sequence, or several that share its keys."""
+    kernel = scan.kernel(phase, "gpu", in_place)
+    (batch,) = next(p for p in kernel.params if p.name == "slots").shape if in_place else kernel.params[5].shape[:1]
+    sizes = {size: 17 for parameter in kernel.params for size in parameter.shape if isinstance(size, tirx.Var)}
+    blocks, threads = launch(kernel, sizes | {batch: 5})
+    sharing = threads // scan.size if scan.generation == 5 else 1
+    assert int(np.prod(blocks)) * threads == 5 * scan.channels * sharing
 
 
 @pytest.fixture(scope="module")
@@ -336,68 +252,25 @@ def threads_as_loops():
 
 @every_form
 def test_gpu_form_on_a_cpu(threads_as_loops, phase, in_place):
-    scan = GPU_SCANS[0]
+    scan = Scan(4, 1, 50)
     check_ragged(threads_as_loops[name(scan, phase, in_place)], scan, phase, in_place)
 
 
-GPU_TARGETS = {
-    "cuda": {"kind": "cuda", "arch": "sm_80"},
-    "opencl": {"kind": "opencl", "max_num_threads": 256},
-    "metal": {"kind": "metal", "max_num_threads": 256},
-    "webgpu": {"kind": "webgpu", "max_num_threads": 256},
-}
-
-
-def device_source(target: str) -> str:
-    with kernels_as_source():
-        built = build(gpu_kernels(), tvm.target.Target(GPU_TARGETS[target], host=HOST_TARGET))
-    (device,) = built.mod.imports
-    assert device.kind == target
-    return device.inspect_source()
-
-
-@pytest.mark.parametrize("target", GPU_TARGETS)
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"kind": "cuda", "arch": "sm_80"},
+        {"kind": "opencl", "max_num_threads": 256},
+        {"kind": "metal", "max_num_threads": 256},
+        {"kind": "webgpu", "max_num_threads": 256},
+    ],
+    ids=lambda target: target["kind"],
+)
 def test_gpu_code_is_generated(target):
-    source = device_source(target)
+    with kernels_as_source():
+        built = build(gpu_kernels(), tvm.target.Target(target, host=HOST_TARGET))
+    (device,) = built.mod.imports
+    assert device.kind == target["kind"]
+    source = device.inspect_source()
     for label in gpu_kernels():
         assert f"{label}_kernel" in source
-
-
-@pytest.fixture(scope="module")
-def opencl():
-    """(pyopencl, a queue of its first device, the GPU forms as OpenCL C)."""
-    cl = pytest.importorskip("pyopencl", reason="OpenCL C runs where pyopencl and an OpenCL platform are installed")
-    try:
-        context = cl.Context(cl.get_platforms()[0].get_devices()[:1])
-    except (cl.Error, IndexError):
-        pytest.skip("no OpenCL platform")
-    return cl, cl.CommandQueue(context), device_source("opencl")
-
-
-@every_gpu_scan
-def test_opencl_code_on_this_machine(opencl, scan):
-    """One work item for each channel of each sequence, or several that share its keys: none runs along the tokens."""
-    cl, queue, source = opencl
-    program = cl.Program(queue.context, source).build()
-    for phase, in_place in FORMS:
-        kernel = scan.kernel(phase, "gpu", in_place)
-        entry = f"{name(scan, phase, in_place)}_kernel"
-        order = re.findall(r"(\w+)_ptr[,)]", re.search(rf"{entry}(\(.*?\));", source)[1])
-        names = [parameter.name for parameter in kernel.params]
-        bound = [loop for loop in wkv_blocks(kernel)[1] if loop.thread_binding is not None]
-        (threads,) = [int(loop.extent) for loop in bound if loop.thread_binding.thread_tag == "threadIdx.x"]
-
-        def run(*tensors: tvm.runtime.Tensor) -> None:
-            arrays = dict(zip(names, [tensor.numpy() for tensor in tensors]))
-            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
-            buffers = {key: cl.Buffer(queue.context, flags, hostbuf=array) for key, array in arrays.items()}
-            batch = len(arrays["slots"] if in_place else arrays[names[5]])
-            work, sharing = getattr(program, entry), threads // scan.size if scan.generation == 5 else 1
-            work(
-                queue, (batch * scan.channels * sharing,), (threads,), *(buffers[key] for key in order), np.int64(batch)
-            )
-            for key, tensor in zip(names, tensors):
-                cl.enqueue_copy(queue, arrays[key], buffers[key])
-                tensor.copyfrom(arrays[key])
-
-        check_ragged(run, scan, phase, in_place)

@@ -1,4 +1,4 @@
-"""The hand-written kernels as shaders, the module that holds them, and what the Vulkan code generator refuses."""
+"""Mistakes in shaders that the checks find, the module that holds shaders, and what the Vulkan code generator refuses."""
 
 from __future__ import annotations
 
@@ -9,36 +9,30 @@ from functools import partial
 
 import numpy as np
 import pytest
-import test_kernels_gpu as gpu
-import test_kernels_wkv as wkv
 import tvm
 import tvm_ffi
+from support.gpu_devices import OnVulkan, compile_ours
+from support.gpu_kernels import all_kernels, check_product
 from support.kernel_build import build
 from support.shaders import (
     OnDevice,
-    capabilities,
     compile_kernels,
     each_element,
     in_one_block,
     reversal,
     run_kernel,
     samples,
-    shaders_of,
 )
 from support.vulkan_kernels import vulkan_device
-from test_kernels_gpu import test_embedding, test_group_norm, test_last_rows, test_layer_norm  # noqa: F401
+from support.wkv_scans import Scan, check_ragged
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from rwkv_mlc.compiler.spirv import module
 from rwkv_mlc.compiler.spirv.emitter import Emitter
-from rwkv_mlc.compiler.spirv.words import Capability
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.library_format import ImportedModule, KernelModule, read_modules, rewrite_modules
 from tir_kernels.builder import arg, prim_func
-
-ASKED = {Capability.Shader, Capability.StorageBuffer16BitAccess}
-"""Of a device, by our own kernels: arithmetic neither of float16 nor of int64."""
 
 
 @pytest.fixture(scope="module")
@@ -52,62 +46,6 @@ def run(device) -> Callable:
 
 
 # The hand-written kernels
-
-
-def compile_ours(**kernels: tirx.PrimFunc) -> tvm.runtime.Executable:
-    built = compile_kernels(**kernels)
-    for name, shader in shaders_of(built).items():
-        assert capabilities(shader) <= ASKED, name
-    return built
-
-
-@pytest.fixture(scope="module")
-def scans(device) -> Callable:
-    kernels = {wkv.name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in wkv.SCANS for form in wkv.FORMS}
-    built = compile_ours(**kernels)
-    return lambda name: OnDevice(built[name], device)
-
-
-@wkv.every_scan
-@wkv.every_form
-def test_wkv(scans, scan, phase, in_place):
-    wkv.check_ragged(scans(wkv.name(scan, phase, in_place)), scan, phase, in_place)
-
-
-class OnDemand(dict):
-    """The kernels of ``test_kernels_gpu``, each compiled for Vulkan when it is first needed."""
-
-    def __init__(self, device: tvm_ffi.Device):
-        self.device, self.factories = device, gpu.all_kernels()
-
-    def __missing__(self, name: str) -> OnDevice:
-        built = compile_ours(kernel=self.factories[name])
-        return self.setdefault(name, OnDevice(built["kernel"], self.device))
-
-
-@pytest.fixture(scope="module")
-def kernels(device) -> OnDemand:
-    """What the tests that come from ``test_kernels_gpu`` run here."""
-    return OnDemand(device)
-
-
-@pytest.mark.parametrize("kind", gpu.KERNELS)
-@pytest.mark.parametrize("form", gpu.FORMS)
-def test_several_products(kernels, kind, form):
-    for rows in (1, 65) if kind == "gemm" else (1, 3):
-        gpu.check_product(kernels[gpu.identifier(kind, "several", form)], "several", form, rows)
-
-
-def test_probes(kernels):
-    """What ``bench`` measures the memory with."""
-    gpu.test_stream_reads_everything(kernels)
-    gpu.test_fill_writes_everything(kernels)
-
-
-@pytest.mark.parametrize("channels, count", [(50, 1), (1600, 4)])
-def test_token_shift(kernels, channels, count):
-    for lengths, slots in [(gpu.LENGTHS, gpu.SLOTS), ([1, 1, 1], [2, 6, 1])]:
-        gpu.check_shift(kernels, channels, count, lengths, slots)
 
 
 def mutate(kernel: tirx.PrimFunc, buffer: str, change: Callable[[list], list]) -> tirx.PrimFunc:
@@ -137,10 +75,10 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_wrong_scans_fail(device, mutation):
-    scan = wkv.Scan(5, 3, 8)
+    scan = Scan(5, 3, 8)
     kernel = mutate(scan.kernel("prefill", "gpu"), *MUTATIONS[mutation])
     with pytest.raises(AssertionError):
-        wkv.check_ragged(OnDevice(compile_kernels(kernel=kernel)["kernel"], device), scan, "prefill", False)
+        check_ragged(OnDevice(compile_kernels(kernel=kernel)["kernel"], device), scan, "prefill", False)
 
 
 def last_thread_first(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -158,7 +96,7 @@ def last_thread_first(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
     return changed(kernel, (tirx.For, reverse))
 
 
-WITH_BARRIERS = [wkv.Scan(5, 3, 8), wkv.Scan(5, 1, 64), wkv.Scan(5, 3, 6)]  # four threads a column, and two
+WITH_BARRIERS = [Scan(5, 3, 8), Scan(5, 1, 64), Scan(5, 3, 6)]  # four threads a column, and two
 
 
 @pytest.mark.parametrize("scan", WITH_BARRIERS, ids=str)
@@ -168,7 +106,7 @@ WITH_BARRIERS = [wkv.Scan(5, 3, 8), wkv.Scan(5, 1, 64), wkv.Scan(5, 3, 6)]  # fo
 def test_wkv5_without_one_of_its_barriers_fails(device, monkeypatch, scan, missing, order):
     """In the order of threads that shows it; with both, it is right in that order too."""
     kernel = order(scan.kernel("prefill", "gpu", True))
-    wkv.check_ragged(OnDevice(compile_ours(kernel=kernel)["kernel"], device), scan, "prefill", True)
+    check_ragged(OnDevice(compile_ours(kernel=kernel)["kernel"], device), scan, "prefill", True)
     emit, seen = Emitter._barrier, []
 
     def all_but_one(self, scope: str) -> None:
@@ -180,7 +118,7 @@ def test_wkv5_without_one_of_its_barriers_fails(device, monkeypatch, scan, missi
     wrong = OnDevice(compile_kernels(kernel=kernel)["kernel"], device)
     assert seen == ["shared", "shared"]
     with pytest.raises(AssertionError):
-        wkv.check_ragged(wrong, scan, "prefill", True)
+        check_ragged(wrong, scan, "prefill", True)
 
 
 def test_a_missing_barrier_fails(run, monkeypatch):
@@ -194,7 +132,7 @@ def test_a_missing_barrier_fails(run, monkeypatch):
 def test_products_without_barriers_fail(device, monkeypatch, kind):
     monkeypatch.setattr(Emitter, "_barrier", lambda self, scope: None)
     with pytest.raises(AssertionError):
-        gpu.check_product(OnDemand(device)[f"{kind}_several_q4"], "several", "q4", 3)
+        check_product(OnVulkan(all_kernels(), device)[f"{kind}_several_q4"], "several", "q4", 3)
 
 
 # The module

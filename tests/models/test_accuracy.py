@@ -1,7 +1,6 @@
 """Compiled libraries against the float64 reference: the figures that the project promises.
 
-Run with ``-s`` to see what was measured. ``python tests/models/test_accuracy.py`` writes the pinned answers of the demo models
-again, from the reference.
+Run with ``-s`` to see what was measured. ``tools/pin_demo_answers.py`` writes the pinned answers of the demo models again.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.accuracy import BOUND, DEMO_MODELS, PROMPTS, TOKENS, greedy, held_out, trained_like_weights
 from support.compiled import conditioning
 from support.kernel_build import error
+from support.paths import DEMOS, GOLDEN
 from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import reference
@@ -22,35 +23,13 @@ from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "rwkv.cpp"
-DEMO = Path(__file__).parents[2] / "configs" / "demo"
-DEMO_MODELS = sorted(path.parent.name for path in DEMO.glob("*/config.json"))
 PINNED = Path(__file__).with_name("demo_greedy.json")
-PROMPTS = ("Once upon a time", "User: Hello.\n\nAssistant:")
 
-TOKENS = np.random.default_rng(0).integers(0, 97, 200).tolist()
-BOUND = 2e-5  # of the largest logit
 FLOAT_ROUNDING = 3e-7  # what float32 arithmetic amounts to, as a change of the weights at random
 INTEGER_ROUNDING = 7e-7  # the same for decoding with activations of 21 bits
 FLOAT_SCHEMES = ("q0f32", "q0f16")
 FEWER_SCHEMES = ("q0f32", "q0f16", "q4f16_1")
 MATRIX = [(g, s) for g in GENERATIONS for s in (SCHEMES if g in ("4", "5.2") else FEWER_SCHEMES)]
-
-
-def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
-    """Decays from exp(-exp(-6)) to exp(-exp(-1)) per token, where training starts, and blocks that add a fifth as much
-    to the residual stream as random ones.
-
-    Random weights of generation 5 make some head's output at some token all but zero, and the group norm then enlarges
-    whatever rounding there is (``test_logits_of_random_weights``). Trained models are as tame as these: conditioning
-    below 2 for the demo models, 1.4 to 4 here, 3 to 120 for random weights."""
-    tensors = synthetic_checkpoint(generation, **shape)
-    for name, array in tensors.items():
-        if name.endswith(("att.output.weight", "ffn.value.weight")):
-            array *= 0.2
-        elif name.endswith("time_decay"):
-            array[...] = np.linspace(-6, -1, array.size).reshape(array.shape)
-    return tensors
 
 
 @pytest.mark.parametrize("generation, scheme", MATRIX)
@@ -208,11 +187,6 @@ def test_odd_widths(generation, vocab_size, hidden_size, head_size, intermediate
     assert error(batched[0], model.decode(TOKENS[:1])[0]) < 1e-6
 
 
-def held_out(name: str, size: int) -> list[int]:
-    """The first ``size`` bytes of the held-out text as one document, which id 0 begins."""
-    return [0, *load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt").encode((DEMO / "heldout.txt").read_bytes()[:size])]
-
-
 def perplexity(logits: np.ndarray, tokens: list[int]) -> float:
     """Of ``tokens`` [T + 1] by the logits [T, V] before each but the first."""
     x = logits.astype(np.float64)
@@ -224,7 +198,7 @@ def perplexity(logits: np.ndarray, tokens: list[int]) -> float:
 @pytest.mark.parametrize("scheme, bound", [("q0f16", 0.001), ("q8f16_1", 0.005), ("q4f16_1", 0.08)])
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_demo_perplexity(name, scheme, bound, compiled, within):
-    checkpoint = open_checkpoint(str(DEMO / name))
+    checkpoint = open_checkpoint(str(DEMOS / name))
     model, exact = compiled(checkpoint, scheme), reference.load(checkpoint)
 
     def against_float64(what: str, run, tokens: list[int]) -> None:
@@ -239,26 +213,18 @@ def test_demo_perplexity(name, scheme, bound, compiled, within):
 @pytest.mark.parametrize("scheme", ["q8f16_1", "q4f16_1"])
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_demo_logits(name, scheme, compiled, within):
-    model, tokens = compiled(open_checkpoint(str(DEMO / name)), scheme), held_out(name, 2048)
+    model, tokens = compiled(open_checkpoint(str(DEMOS / name)), scheme), held_out(name, 2048)
     expected = model.reference(tokens)
     within("score", error(model.score(tokens), expected), BOUND)
     enlarged = conditioning(model, tokens)
     within(f"decode, x{enlarged:.1f}", error(model.decode(tokens), expected), BOUND)
 
 
-def greedy(step, prompt: list[int], count: int) -> list[int]:
-    """``step(tokens)`` reads tokens and returns the logits after the last."""
-    tokens = [int(step(prompt).argmax())]
-    while len(tokens) < count:
-        tokens.append(int(step(tokens[-1:]).argmax()))
-    return tokens
-
-
 @pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_greedy_text_does_not_depend_on_the_path(name, scheme, compiled):
     """Prefilled at once, in chunks or decoded from the first token on, the demo model goes on alike."""
-    model, prompt = compiled(open_checkpoint(str(DEMO / name)), scheme), held_out(name, 900)
+    model, prompt = compiled(open_checkpoint(str(DEMOS / name)), scheme), held_out(name, 900)
 
     def answer(chunk: int, function: str = "prefill") -> list[int]:
         state = model.runner.new_state()
@@ -276,8 +242,8 @@ def test_greedy_text_does_not_depend_on_the_path(name, scheme, compiled):
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_demo_answers_are_pinned(name, compiled):
     pinned = json.loads(PINNED.read_text(encoding="utf-8"))[name]
-    tokenizer = load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt")
-    model = compiled(open_checkpoint(str(DEMO / name)), "q0f32")
+    tokenizer = load_tokenizer(DEMOS / name / "rwkv_vocab_demo.txt")
+    model = compiled(open_checkpoint(str(DEMOS / name)), "q0f32")
     assert list(pinned) == list(PROMPTS)
     for prompt, text in pinned.items():
         state = model.runner.new_state()
@@ -286,25 +252,3 @@ def test_demo_answers_are_pinned(name, compiled):
             return model.runner.run("decode" if len(tokens) == 1 else "prefill", [tokens], state)[0]
 
         assert tokenizer.decode(greedy(step, [0, *tokenizer.encode(prompt)], 64)) == text
-
-
-def pin_demo_answers() -> None:
-    answers = {}
-    for name in DEMO_MODELS:
-        config, parameters = reference.load(open_checkpoint(str(DEMO / name)))
-        tokenizer = load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt")
-        answers[name] = {}
-        for prompt in PROMPTS:
-            state = None
-
-            def step(tokens: list[int]) -> np.ndarray:
-                nonlocal state
-                logits, state = reference.forward(config, parameters, tokens, state)
-                return logits[-1]
-
-            answers[name][prompt] = tokenizer.decode(greedy(step, [0, *tokenizer.encode(prompt)], 64))
-    PINNED.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    pin_demo_answers()

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import GOLDEN
 from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc.config import GENERATIONS
@@ -14,7 +14,6 @@ from rwkv_mlc.reference import forward, initial_state, load, rwkv4, rwkv5
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "rwkv.cpp"
 TOKENS = np.random.default_rng(0).integers(0, 97, 48)
 
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data in {GOLDEN}")

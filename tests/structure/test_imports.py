@@ -11,8 +11,8 @@ from importlib import metadata, util
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TARGET_NAMES = ("llvm", "cuda", "vulkan", "metal", "opencl", "webgpu", "rocm")
 
 
@@ -84,6 +84,12 @@ def test_nothing_but_a_measure_imports_torch():
     rooms = [path for path in sources("rwkv_mlc", "tir_kernels", "build.py") if path not in measures]
     assert importers(rooms, "torch", "transformers", "rwkv", "pickletools") == set()
     assert importers(rooms, "pickle") == {"rwkv_mlc/weights/pth.py"}
+
+
+def test_tests_share_through_the_package_of_helpers():
+    tests = sources("tests", "tools")
+    names = {path.stem for path in tests if path.stem.startswith(("test_", "conftest"))}
+    assert len(names) > 40 and importers(tests, *names) == set()
 
 
 def loaded_by(code: str, *arguments: str, path: Path | None = None) -> set[str]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
-from conftest import DEMO
 from support.aarch64 import TARGET, Machine, RemoteRunner
+from support.accuracy import BOUND, TOKENS, held_out, trained_like_weights
 from support.compiled import Model
+from support.cpu_products import CALLS, FORMS, GROUP_FORMS, check
 from support.kernel_build import error
-from test_accuracy import BOUND, TOKENS, held_out, trained_like_weights
-from test_kernels_matrix import CALLS, FORMS, GROUP_FORMS, check
+from support.paths import DEMO
 
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.weights import open_checkpoint

@@ -1,4 +1,4 @@
-"""Models on CUDA as a whole, on ``cuda_device``: logits and states against the float64 reference, and the commands."""
+"""Models on CUDA as a whole, on ``cuda_device``: graphs of launches, and the commands. Their logits are in ``test_gpu_graph``."""
 
 from __future__ import annotations
 
@@ -10,61 +10,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_gpu_graph as gpu
-from support.compiled import Model
-from support.cuda_device import CpuCompiler, CudaOnCpu
-from test_accuracy import DEMO, DEMO_MODELS, PROMPTS, trained_like_weights
-from test_bench import check_parts, quick  # noqa: F401  a fixture
+from support.accuracy import DEMO_MODELS, PROMPTS, trained_like_weights
+from support.breakdown import check_parts
+from support.cuda_device import CpuCompiler
+from support.paths import DEMOS, ROOT
 
 from rwkv_mlc.bench import limits
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler import cuda
 from rwkv_mlc.compiler.cuda import find_compiler
-from rwkv_mlc.engine.devices import open_device
-from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.graph.ops import gpu as ops
 
-ROOT = Path(__file__).parents[2]
 TARGET = "cuda -arch=sm_80"
-MATRIX = [("4", "q0f32"), ("5.0", "q3f16_1"), ("5.1", "q4f16_1"), ("5.2", "q8f16_1")]  # and q0f16 in the demo models
+TOKENS = np.random.default_rng(0).integers(0, 97, 12).tolist()
 
 
-@pytest.fixture
-def on_gpu(cuda_device: CudaOnCpu, compiled):
-    """Compile tensors or a checkpoint for CUDA: (checkpoint, scheme) -> Model."""
-    device = open_device("cuda")
-
-    def build(checkpoint, scheme: str) -> Model:
-        return compiled(checkpoint, scheme, TARGET, lambda library, stored: Runner(library, stored, device))
-
-    return build
-
-
-@pytest.mark.parametrize("generation, scheme", MATRIX)
-def test_logits(generation, scheme, on_gpu, within):
-    gpu.test_logits(generation, scheme, on_gpu, within)
-
-
-def test_demo_text_is_that_of_the_cpu(on_gpu, compiled):
-    gpu.test_demo_text_is_that_of_the_cpu(DEMO_MODELS[0], on_gpu, compiled)
-
-
+@pytest.mark.parametrize("on_gpu", ["cuda"], indirect=True)
 def test_graphs_change_no_value(on_gpu, cuda_device):
     """A graph belongs to its state, and copies of one do not share it."""
     model, counters = on_gpu(trained_like_weights("5.2"), "q8f16_1"), cuda_device.counters
     states = [model.runner.new_state() for _ in range(2)]
     graphs, launches = counters.live_graphs, counters.graph_launches
-    with_graphs = model.decode(gpu.TOKENS[:9], states[0])
+    with_graphs = model.decode(TOKENS[:9], states[0])
     assert counters.live_graphs == graphs + 1 and counters.graph_launches == launches + 8
     model.runner.uses_graphs = False
-    without = model.decode(gpu.TOKENS[:9], states[1])
+    without = model.decode(TOKENS[:9], states[1])
     assert counters.graph_launches == launches + 8
     assert np.array_equal(with_graphs, without)
     assert all(np.array_equal(*arrays) for arrays in zip(*(state.arrays() for state in states)))
     model.runner.uses_graphs = True
     copy = states[0].copy()
-    further = [model.decode(gpu.TOKENS[9:12], state) for state in (states[0], copy)]
+    further = [model.decode(TOKENS[9:12], state) for state in (states[0], copy)]
     assert np.array_equal(*further)
     del states, copy
     assert counters.live_graphs == graphs
@@ -84,7 +61,7 @@ def artifact(cuda_device, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "find_compiler", lambda _: CpuCompiler(cuda_device, real))
         patch.setattr(ops, "PEAK_SIZE", 256)
-        command = ["build", "--model", str(DEMO / DEMO_MODELS[-1]), "--quantization", "q0f16", "--target", TARGET]
+        command = ["build", "--model", str(DEMOS / DEMO_MODELS[-1]), "--quantization", "q0f16", "--target", TARGET]
         assert main([*command, "--artifact-path", str(folder)]) == 0
     (built,) = folder.iterdir()
     return built
@@ -117,7 +94,7 @@ def test_generate(artifact, demo, run, device):
 
 def test_debug(artifact, run):
     """The kernels of ``decode`` one by one, and the graph of them beside."""
-    report = run("debug", str(artifact), "--against", str(DEMO / DEMO_MODELS[-1]), "--device", "cuda")
+    report = run("debug", str(artifact), "--against", str(DEMOS / DEMO_MODELS[-1]), "--device", "cuda")
     assert "A and B agree" in report and "gives other logits" not in report
 
 

@@ -1,5 +1,5 @@
 """The GPU graph as a whole: every generation compiles with symbolic lengths where there is no GPU, and computes what the
-float64 reference does. It runs through Vulkan, on a CPU where that has no GPU (lavapipe)."""
+float64 reference does. It runs through Vulkan, on a CPU where that has no GPU (lavapipe), and on the CUDA device on the CPU."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import json
 import numpy as np
 import pytest
 import tvm_ffi
+from support.accuracy import DEMO_MODELS, PROMPTS, greedy, trained_like_weights
 from support.compiled import Model, in_memory
 from support.kernel_build import error
+from support.paths import DEMOS
 from support.synthetic import synthetic_checkpoint
-from support.vulkan_kernels import vulkan_device
-from test_accuracy import DEMO, DEMO_MODELS, PROMPTS, greedy, trained_like_weights
 from tvm import relax, tirx
 
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.config import GENERATIONS
-from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.graph.module import build_module
 from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
@@ -29,26 +28,29 @@ TOKENS = np.random.default_rng(0).integers(0, 97, 70).tolist()
 FULL, HALF = 2e-5, 2e-3  # of the largest logit, with activations of float32 and of float16
 BOUNDS = {"q0f32": FULL, "q4f32_1": FULL}
 SCHEMES = {  # every scheme, and what is most used for every generation
-    "4": ("q0f32", "q4f16_1", "q3f16_1"),
-    "5.0": ("q4f16_1", "q4f16_0"),
-    "5.1": ("q4f16_1", "q4f16_2"),
-    "5.2": ("q0f32", "q0f16", "q4f16_1", "q4f32_1", "q8f16_1"),
+    "vulkan": {
+        "4": ("q0f32", "q4f16_1", "q3f16_1"),
+        "5.0": ("q4f16_1", "q4f16_0"),
+        "5.1": ("q4f16_1", "q4f16_2"),
+        "5.2": ("q0f32", "q0f16", "q4f16_1", "q4f32_1", "q8f16_1"),
+    },
+    "cuda": {
+        "4": ("q0f32",),
+        "5.0": ("q3f16_1",),
+        "5.1": ("q4f16_1",),
+        "5.2": ("q8f16_1",),
+    },  # and q0f16 in demo models
 }
-MATRIX = [(generation, scheme) for generation, schemes in SCHEMES.items() for scheme in schemes]
+MATRIX = [
+    (gpu, generation, scheme)
+    for gpu, generations in SCHEMES.items()
+    for generation, schemes in generations.items()
+    for scheme in schemes
+]
+on_vulkan = pytest.mark.parametrize("on_gpu", ["vulkan"], indirect=True)
 
 
-@pytest.fixture
-def on_gpu(compiled):
-    """Compile tensors or a checkpoint for Vulkan: (checkpoint, scheme, options) -> Model."""
-    device = vulkan_device()
-
-    def build(checkpoint, scheme: str, options: ModelOptions = ModelOptions()) -> Model:
-        return compiled(checkpoint, scheme, "vulkan", lambda library, stored: Runner(library, stored, device), options)
-
-    return build
-
-
-@pytest.mark.parametrize("generation, scheme", MATRIX)
+@pytest.mark.parametrize("on_gpu, generation, scheme", MATRIX, indirect=["on_gpu"])
 def test_logits(generation, scheme, on_gpu, within):
     """Prefilled at once, token by token, and in a batch whose sequences have slots of their own."""
     model, bound = on_gpu(trained_like_weights(generation), scheme), BOUNDS.get(scheme, HALF)
@@ -70,6 +72,7 @@ def test_logits(generation, scheme, on_gpu, within):
         assert np.array_equal(array[[1, 2]], then[[1, 2]])
 
 
+@on_vulkan
 @pytest.mark.parametrize(
     "generation, vocab_size, hidden_size, head_size, intermediate_size, scheme",
     [
@@ -93,6 +96,7 @@ def overflowing_weights() -> dict[str, np.ndarray]:
     return tensors
 
 
+@on_vulkan
 @pytest.mark.parametrize("patterns", [("blocks.0.ffn.key",), ("blocks.0.*",)])
 def test_values_that_float16_cannot_hold(patterns, on_gpu, within):
     checkpoint = in_memory(overflowing_weights())
@@ -105,10 +109,12 @@ def test_values_that_float16_cannot_hold(patterns, on_gpu, within):
     within("decode", error(model.decode(TOKENS), expected), HALF)
 
 
-@pytest.mark.parametrize("name", DEMO_MODELS)
+@pytest.mark.parametrize(
+    "on_gpu, name", [*(("vulkan", name) for name in DEMO_MODELS), ("cuda", DEMO_MODELS[0])], indirect=["on_gpu"]
+)
 def test_demo_text_is_that_of_the_cpu(name, on_gpu, compiled):
-    checkpoint = open_checkpoint(str(DEMO / name))
-    tokenizer = load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt")
+    checkpoint = open_checkpoint(str(DEMOS / name))
+    tokenizer = load_tokenizer(DEMOS / name / "rwkv_vocab_demo.txt")
 
     def answer(model: Model) -> list[int]:
         state = model.runner.new_state()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 from support.hub_server import serve_hub
+from support.paths import GOLDEN
 from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc.config import RWKVConfig
@@ -25,7 +26,6 @@ from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 
 GENERATIONS = ["4", "5.0", "5.1", "5.2"]
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "rwkv.cpp"
 
 
 def assert_equal(checkpoint, weights, **tolerance):

@@ -1,0 +1,46 @@
+"""What models are given and how near the reference they have to come."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rwkv_mlc.tokenizer import load_tokenizer
+from support.paths import DEMOS
+from support.synthetic import synthetic_checkpoint
+
+DEMO_MODELS = sorted(path.parent.name for path in DEMOS.glob("*/config.json"))
+PROMPTS = ("Once upon a time", "User: Hello.\n\nAssistant:")
+TOKENS = np.random.default_rng(0).integers(0, 97, 200).tolist()
+BOUND = 2e-5  # of the largest logit
+
+
+def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
+    """Decays from exp(-exp(-6)) to exp(-exp(-1)) per token, where training starts, and blocks that add a fifth as much
+    to the residual stream as random ones.
+
+    Random weights of generation 5 make some head's output at some token all but zero, and the group norm then enlarges
+    whatever rounding there is (``test_logits_of_random_weights``). Trained models are as tame as these: conditioning
+    below 2 for the demo models, 1.4 to 4 here, 3 to 120 for random weights."""
+    tensors = synthetic_checkpoint(generation, **shape)
+    for name, array in tensors.items():
+        if name.endswith(("att.output.weight", "ffn.value.weight")):
+            array *= 0.2
+        elif name.endswith("time_decay"):
+            array[...] = np.linspace(-6, -1, array.size).reshape(array.shape)
+    return tensors
+
+
+def held_out(name: str, size: int) -> list[int]:
+    """The first ``size`` bytes of the held-out text as one document, which id 0 begins."""
+    return [
+        0,
+        *load_tokenizer(DEMOS / name / "rwkv_vocab_demo.txt").encode((DEMOS / "heldout.txt").read_bytes()[:size]),
+    ]
+
+
+def greedy(step, prompt: list[int], count: int) -> list[int]:
+    """``step(tokens)`` reads tokens and returns the logits after the last."""
+    tokens = [int(step(prompt).argmax())]
+    while len(tokens) < count:
+        tokens.append(int(step(tokens[-1:]).argmax()))
+    return tokens

@@ -1,0 +1,112 @@
+"""wkv of both generations at several sizes, and how a kernel is held to its twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from support import kernel_twins as twins
+from support.kernel_build import call, error
+from tir_kernels.wkv4 import wkv4
+from tir_kernels.wkv5 import wkv5
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A generation at one size; ``heads`` x ``size`` channels, and heads mean nothing to generation 4."""
+
+    generation: int
+    heads: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"wkv{self.generation}_{self.heads}x{self.size}"
+
+    @property
+    def channels(self) -> int:
+        return self.heads * self.size
+
+    def kernel(self, phase="prefill", device="cpu", in_place=False) -> tirx.PrimFunc:
+        if self.generation == 4:
+            return wkv4(self.channels, phase, device, in_place)
+        return wkv5(self.heads, self.size, phase, device, in_place)
+
+    def tokens(self, rng, rows: int) -> list[np.ndarray]:
+        """r, k, v [T, C]."""
+        r, k, v = rng.normal([[[0.2]], [[-0.3]], [[0.4]]], 1.0, (3, rows, self.channels)).astype(np.float32)
+        return [twins.sigmoid(r) if self.generation == 4 else r, k, v]
+
+    def constants(self, rng) -> list[np.ndarray]:
+        """w, u."""
+        if self.generation == 4:
+            w, u = -np.exp(rng.uniform(-5, 1, self.channels)), rng.normal(0.5, 1, self.channels)
+        else:
+            w, u = rng.uniform(0.3, 0.999, (self.heads, self.size)), rng.normal(0.5, 1, (self.heads, self.size))
+        return [w.astype(np.float32), u.astype(np.float32)]
+
+    def states(self, rng, count: int) -> list[np.ndarray]:
+        if self.generation == 4:
+            b, p = rng.uniform(0.5, 3, (count, self.channels)), rng.normal(0, 2, (count, self.channels))
+            states = [b * rng.normal(0.3, 1, b.shape), b, p]
+        else:
+            states = [rng.normal(0.3, 1, (count, self.heads, self.size, self.size))]
+        return [state.astype(np.float32) for state in states]
+
+    def fresh_states(self, count: int) -> list[np.ndarray]:
+        if self.generation == 4:
+            return [np.full((count, self.channels), start, np.float32) for start in (0, 0, -1e30)]
+        return [np.zeros((count, self.heads, self.size, self.size), np.float32)]
+
+    def expected(self, tokens, constants, states, lengths) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The twin in float64, sequence by sequence: out [T, C] and each state [B, ...]."""
+        tokens, constants, states = ([x.astype(np.float64) for x in group] for group in (tokens, constants, states))
+        twin = twins.wkv4 if self.generation == 4 else twins.wkv5
+        ends = np.cumsum(lengths)
+        results = [
+            twin(*(x[end - length : end] for x in tokens), *constants, *(state[b] for state in states))
+            for b, (length, end) in enumerate(zip(lengths, ends))
+        ]
+        outs, after = zip(*results)
+        return np.concatenate(outs), [np.stack(state) for state in zip(*after)]
+
+    def run(self, function, tokens, constants, states, ends=None, slots=None) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Call a kernel, in place if there are slots: out [T, C] and the states."""
+        inputs = [x[None] for x in tokens] + constants
+        integers = [np.array(x, np.int32) for x in (ends, slots) if x is not None]
+        out, outputs = np.full_like(inputs[0], np.nan), [np.full_like(state, np.nan) for state in states]
+        if slots is not None:
+            outputs = []
+            written = [-1, *range(len(inputs), len(inputs) + len(states))]
+        else:
+            written = range(-1 - len(states), 0)
+        out, *after = call(function, *inputs, *states, *integers, out, *outputs, written=written)
+        return out[0], after
+
+
+SCANS = [Scan(4, 6, 16), Scan(4, 1, 24), Scan(4, 1, 50), Scan(5, 2, 64), Scan(5, 3, 8), Scan(5, 3, 12), Scan(5, 2, 5)]
+FORMS = [(phase, in_place) for phase in ("prefill", "decode") for in_place in (False, True)]
+LENGTHS = [5, 1, 17, 2]
+SLOTS, POOL = [4, 0, 6, 2], 7
+
+
+def name(scan: Scan, phase: str, in_place: bool) -> str:
+    return f"{scan}_{phase}{'_in_place' if in_place else ''}"
+
+
+def check_ragged(function, scan: Scan, phase: str, in_place: bool) -> None:
+    """Several sequences in one call; in place, their slots are permuted in a larger pool."""
+    rng = np.random.default_rng(scan.channels)
+    lengths = LENGTHS if phase == "prefill" else [1] * len(LENGTHS)
+    tokens, constants = scan.tokens(rng, sum(lengths)), scan.constants(rng)
+    pool = scan.states(rng, POOL if in_place else len(lengths))
+    slots = SLOTS if in_place else range(len(lengths))
+    ends = np.cumsum(lengths) if phase == "prefill" else None
+    out, states = scan.run(function, tokens, constants, pool, ends, slots if in_place else None)
+    expected_out, expected_states = scan.expected(tokens, constants, [x[slots] for x in pool], lengths)
+    assert error(out, expected_out) < 2e-6
+    untouched = np.delete(np.arange(len(pool[0])), slots)
+    for before, state, expected in zip(pool, states, expected_states):
+        assert error(state[slots], expected) < 2e-6
+        assert before[untouched].tobytes() == state[untouched].tobytes()
