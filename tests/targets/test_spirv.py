@@ -619,10 +619,63 @@ def test_no_value_leaves_its_interval(name, dtype):
         if rng.random() < 0.5:
             spans[1] = sorted(int(v) for v in rng.integers(0, 9, 2))
         a, b = ((first, min(last, first + 12)) for first, last in spans)
-        found = narrowing.result(BINARY[name][dtype.kind], a, b, dtype)
+        found = narrowing.interval_of(BINARY[name][dtype.kind], a, b, dtype)
         for x, y in itertools.product(range(a[0], a[1] + 1), range(b[0], b[1] + 1)):
             value = evaluate(name, x, y, dtype)
             assert value is None or found[0] <= value <= found[1], (name, a, b, x, y)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+@pytest.mark.parametrize("name", [name for name in BINARY if name not in ("And", "Or")])
+def test_no_value_of_64_bits_leaves_its_interval(name, dtype):
+    """At the ends of int64, where TVM's own bounds mean infinity."""
+    dtype, rng = np.dtype(dtype), np.random.default_rng(0)
+    low, high = narrowing.dtype_range(dtype)
+    ends = {0, 1, 5, 63, 64, 2**31, 2**32, 2**62, 2**63, 2**64 - 1} | {-1, -64, -(2**31), -(2**63)}
+    values = sorted(value + i for value in ends for i in (-1, 0, 1) if low <= value + i <= high)
+    for _ in range(500):
+        a, b = (tuple(sorted(rng.choice(len(values), 2))) for _ in range(2))
+        if rng.random() < 0.5:
+            b = tuple(sorted(values.index(int(v)) for v in rng.choice([0, 1, 2, 5, 62, 63], 2)))
+        found = narrowing.interval_of(
+            BINARY[name][dtype.kind], (values[a[0]], values[a[1]]), (values[b[0]], values[b[1]]), dtype
+        )
+        for x, y in itertools.product(values[a[0] : a[1] + 1], values[b[0] : b[1] + 1]):
+            value = evaluate(name, x, y, dtype)
+            assert value is None or found[0] <= value <= found[1], (name, a, b, x, y)
+
+
+def test_intervals_are_narrow_enough():
+    """One for every operator: what indices are made of fits in 32 bits."""
+    int64 = np.dtype("int64")
+
+    def interval(name: str, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+        return narrowing.interval_of(BINARY[name]["i"], a, b, int64)
+
+    assert interval("Add", (0, 2**30), (-5, 7)) == (-5, 2**30 + 7)
+    assert interval("Sub", (0, 9), (0, 127)) == (-127, 9)
+    assert interval("Mul", (-3, 2**20), (128, 128)) == (-384, 2**27)
+    assert interval("Div", (-9, 2**40), (2**10, 2**11)) == (0, 2**30)
+    assert interval("Mod", narrowing.dtype_range(int64), (64, 64)) == (-63, 63)
+    assert interval("LShift", (-7, 5), (1, 3)) == (-56, 40)
+    assert interval("RShift", (-1, 2**40), (10, 40)) == (-1, 2**30)
+    assert interval("BitwiseAnd", narrowing.dtype_range(int64), (0, 255)) == (0, 255)
+    assert interval("BitwiseOr", (0, 100), (0, 5)) == (0, 127)
+    assert interval("BitwiseXor", (-3, 100), (0, 5)) == (-128, 127)
+
+
+def test_extents_are_solved_for_their_argument():
+    n, m, k = tirx.Var("n", "int64"), tirx.Var("m", "int64"), tirx.Var("k", "int32")
+    for extent, element_bytes, largest in [
+        (n, 1, 2**32 - 1),
+        (n, 4, 2**30 - 1),
+        (n * 128, 2, 2**24 - 1),
+        (n * 3 * 5 + 7, 4, (2**30 - 1 - 7) // 15),
+        ((n + 1) * 64, 4, 2**24 - 2),
+    ]:
+        assert narrowing.largest_argument(extent, element_bytes) == (n, largest)
+    for extent in (n * m, n * n, k, k * 4, 8 - n):
+        assert narrowing.largest_argument(extent, 4) is None
 
 
 def test_static_and_bounded_shapes_need_no_int64():

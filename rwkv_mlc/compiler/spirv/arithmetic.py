@@ -147,7 +147,7 @@ class Arithmetic:
         op = _of_kind(BINARY, name, a.dtype)
         if a.dtype.kind in "fb":
             return self.value(a.dtype, self._each(op, a.dtype, a.ids, b.ids), (0, 1))
-        interval = narrowing.result(op, a.interval, b.interval, a.dtype)
+        interval = narrowing.interval_of(op, a.interval, b.interval, a.dtype)
         if interval[0] == interval[1]:
             return self.join([self.constant(a.dtype, interval[0])] * len(a.ids))
         if a.dtype != INT64:
@@ -166,7 +166,8 @@ class Arithmetic:
     def extremum(self, name: str, a: Value, b: Value) -> Value:
         """An entry of ``EXTREMA``."""
         instruction = _of_kind(EXTREMA, name, a.dtype)
-        interval = narrowing.corners(min if name == "Min" else max, a.interval, b.interval)
+        choose = min if name == "Min" else max
+        interval = choose(a.interval[0], b.interval[0]), choose(a.interval[1], b.interval[1])
         if a.dtype.itemsize == 8 and a.dtype.kind != "f" and not (a.narrow and b.narrow):
             chosen = self.select(self.compare("LT" if name == "Min" else "GT", a, b), a, b)
             return dataclasses.replace(chosen, interval=interval)

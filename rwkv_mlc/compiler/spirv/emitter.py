@@ -13,7 +13,7 @@ from tvm import ir, tirx
 from tvm.target import Target
 
 from . import narrowing
-from .arithmetic import BINARY, EXTREMA, INT32, INT64, Arithmetic, Value
+from .arithmetic import BINARY, EXTREMA, INT32, Arithmetic, Value
 from .memory import Memory, MemoryAccess
 from .vectors import MAX_VECTOR, pointer_of, vector_widths
 from .words import Assembler, Decoration, Glsl, Literal, Op, Storage, Unsupported
@@ -168,11 +168,11 @@ class Emitter:
             if size > narrowing.MAX_BUFFER_BYTES:
                 raise Unsupported(f"the buffer {buffer.name} of {size} bytes (at most 2^32 - 1)")
             memory.small |= int(extent) <= narrowing.INT32[1]
-        elif (found := narrowing.largest_extent(extent, element_bytes)) and found[0] in self.values:
+        elif (found := narrowing.largest_argument(extent, element_bytes)) and found[0] in self.values:
             variable, limit = found
             value = self.values[variable]
             interval = (max(0, value.interval[0]), min(limit, value.interval[1]))
-            if value.dtype == INT64 and narrowing.fits(interval):
+            if narrowing.fits(interval):
                 self.values[variable] = self.arithmetic.narrow_value(value.low, interval)
 
     def _emit_AllocBuffer(self, statement: tirx.AllocBuffer) -> None:

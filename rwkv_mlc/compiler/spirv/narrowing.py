@@ -6,22 +6,31 @@ from what is certain:
 
 - constants, the static extents of threads and loops, the ranges of dtypes;
 - a grid has less than 2^31 blocks in a dimension (the runtime refuses more);
-- Vulkan addresses at most 2^32 - 1 bytes of a buffer (``maxStorageBufferRange`` is a uint32). A kernel's argument that
-  is, but for a factor, the extent of one of its buffers is bounded by that.
+- Vulkan addresses at most 2^32 - 1 bytes of a buffer (``maxStorageBufferRange`` is a uint32). A kernel's argument on which
+  the extent of one of its buffers depends is bounded by that.
 
 A value whose interval fits is computed in 32 bits. Sums, differences and products are moreover exact modulo 2^32 whatever
 their operands are, and an index into elements of two bytes or more is less than 2^31 by the limit above: such indices need
-no interval. An interval that may leave the range of its dtype is that whole range: the value may have wrapped.
+no interval.
+
+``tvm.sym`` does the proofs: its analyzer bounds what an operator gives, ``deduce_bound`` solves an extent for its argument.
+Three things it does not know, and they are done by hand:
+
+- Values wrap. The analyzer takes integers for unbounded, so it is asked about one operator at a time and never about a
+  whole expression, and an interval that may leave the range of its dtype becomes that whole range.
+- It has no bounds for "or" and "xor", and none for the left shift of a negative number, which it gets as a product.
+- It counts in int64, the ends of which mean infinity, and fails where a divisor may be zero or a shift too long. Of uint64
+  beyond int64 and of such operands nothing is claimed.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from tvm import tirx
+from tvm.sym import Analyzer, ConstIntBound, deduce_bound
+from tvm.tirx.analysis import undefined_vars
 
 from .words import Op
 
@@ -30,6 +39,23 @@ Interval = tuple[int, int]
 INT32 = (-(2**31), 2**31 - 1)
 MAX_BLOCKS = 2**31 - 1
 MAX_BUFFER_BYTES = 2**32 - 1
+
+X, Y = tirx.Var("x", "int64"), tirx.Var("y", "int64")
+EXPRESSIONS = {
+    Op.IAdd: X + Y,
+    Op.ISub: X - Y,
+    Op.IMul: X * Y,
+    Op.SDiv: tirx.truncdiv(X, Y),
+    Op.UDiv: tirx.truncdiv(X, Y),
+    Op.SRem: tirx.truncmod(X, Y),
+    Op.UMod: tirx.truncmod(X, Y),
+    Op.ShiftLeftLogical: X * Y,  # with a power of two
+    Op.ShiftRightArithmetic: X >> Y,
+    Op.ShiftRightLogical: X >> Y,
+    Op.BitwiseAnd: X & Y,
+}
+DIVISIONS = {Op.SDiv, Op.UDiv, Op.SRem, Op.UMod}
+SHIFTS = {Op.ShiftLeftLogical, Op.ShiftRightArithmetic, Op.ShiftRightLogical}
 
 
 def fits(interval: Interval) -> bool:
@@ -46,6 +72,7 @@ def dtype_range(dtype: np.dtype) -> Interval:
 
 
 def within(dtype: np.dtype, interval: Interval) -> Interval:
+    """The interval, or the whole range of the dtype where a value may have wrapped."""
     low, high = dtype_range(dtype)
     return interval if low <= interval[0] and interval[1] <= high else (low, high)
 
@@ -54,64 +81,37 @@ def union(a: Interval, b: Interval) -> Interval:
     return min(a[0], b[0]), max(a[1], b[1])
 
 
-def corners(function: Callable[[int, int], int], a: Interval, b: Interval) -> Interval:
-    """Of a function that is monotonic in each operand."""
-    values = [function(x, y) for x in a for y in b]
-    return min(values), max(values)
-
-
-def result(op: Op, a: Interval, b: Interval, dtype: np.dtype) -> Interval:
-    """The interval of ``a op b`` in a dtype of integers."""
-    known = _INTERVALS[op](a, b) if op in _INTERVALS else None
-    return dtype_range(dtype) if known is None else within(dtype, known)
-
-
-def _quotient(a: Interval, b: Interval) -> Interval | None:
-    return corners(lambda x, y: abs(x) // y * (1 if x >= 0 else -1), a, b) if b[0] > 0 else None
-
-
-def _remainder(a: Interval, b: Interval) -> Interval | None:
-    """With the sign of the dividend."""
-    return (max(min(a[0], 0), 1 - b[1]), min(max(a[1], 0), b[1] - 1)) if b[0] > 0 else None
-
-
-def _shifted(shift: Callable[[int, int], int]) -> Callable[[Interval, Interval], Interval | None]:
-    return lambda a, b: corners(shift, a, b) if 0 <= b[0] and b[1] < 64 else None
-
-
-def _masked(a: Interval, b: Interval) -> Interval | None:
-    highest = [x[1] for x in (a, b) if x[0] >= 0]
-    return (0, min(highest)) if highest else None
+@lru_cache(None)
+def interval_of(op: Op, a: Interval, b: Interval, dtype: np.dtype) -> Interval:
+    """The interval of ``x op y`` in a dtype of integers, for x in ``a`` and y in ``b``."""
+    if op in (Op.BitwiseOr, Op.BitwiseXor):
+        return within(dtype, _combined(a, b))
+    unprovable = op in DIVISIONS and b[0] <= 0 or op in SHIFTS and not 0 <= b[0] <= b[1] < 63
+    if unprovable or max(a[1], b[1]) > ConstIntBound.POS_INF:
+        return dtype_range(dtype)
+    if op == Op.ShiftLeftLogical:
+        b = 1 << b[0], 1 << b[1]
+    analyzer = Analyzer()
+    for variable, (low, high) in ((X, a), (Y, b)):
+        analyzer.update(variable, ConstIntBound(max(low, ConstIntBound.NEG_INF), high))
+    found = analyzer.const_int_bound(EXPRESSIONS[op])
+    if found.min_value == ConstIntBound.NEG_INF or found.max_value == ConstIntBound.POS_INF:
+        return dtype_range(dtype)
+    return within(dtype, (found.min_value, found.max_value))
 
 
 def _combined(a: Interval, b: Interval) -> Interval:
-    """Of bitwise operations: no more bits than the operands have."""
+    """ "Or" and "xor" give no more bits than their operands have."""
     bits = max((x if x >= 0 else ~x).bit_length() for x in (*a, *b))
     return 0 if a[0] >= 0 and b[0] >= 0 else -(1 << bits), (1 << bits) - 1
 
 
-_INTERVALS: dict[Op, Callable[[Interval, Interval], Interval | None]] = {
-    Op.IAdd: lambda a, b: corners(operator.add, a, b),
-    Op.ISub: lambda a, b: corners(operator.sub, a, b),
-    Op.IMul: lambda a, b: corners(operator.mul, a, b),
-    Op.SDiv: _quotient,
-    Op.UDiv: _quotient,
-    Op.SRem: _remainder,
-    Op.UMod: _remainder,
-    Op.ShiftLeftLogical: _shifted(operator.lshift),
-    Op.ShiftRightArithmetic: _shifted(operator.rshift),
-    Op.ShiftRightLogical: lambda a, b: _shifted(operator.rshift)(a, b) if a[0] >= 0 else None,
-    Op.BitwiseAnd: _masked,
-    Op.BitwiseOr: _combined,
-    Op.BitwiseXor: _combined,
-}
-
-
-def largest_extent(shape: tirx.Expr, element_bytes: int) -> tuple[tirx.Var, int] | None:
-    """The variable in the extent of a buffer and the largest value it can have; None for what is not a variable times
-    constants."""
-    limit = MAX_BUFFER_BYTES // element_bytes
-    while isinstance(shape, tirx.Mul) and isinstance(shape.b, tirx.IntImm) and int(shape.b) > 0:
-        limit //= int(shape.b)
-        shape = shape.a
-    return (shape, limit) if isinstance(shape, tirx.Var) else None
+def largest_argument(extent: tirx.Expr, element_bytes: int) -> tuple[tirx.Var, int] | None:
+    """The variable that the extent of a buffer depends on, and the largest value that it can have. None where there are
+    several, and where TVM does not solve the extent for it."""
+    variables = undefined_vars(extent)
+    if len(variables) != 1 or extent.ty.dtype != "int64":
+        return None
+    largest_extent = tirx.IntImm("int64", MAX_BUFFER_BYTES // element_bytes)
+    largest = deduce_bound(variables[0], extent <= largest_extent, {}, {}).max_value
+    return (variables[0], int(largest)) if isinstance(largest, tirx.IntImm) else None
