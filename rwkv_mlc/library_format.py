@@ -1,4 +1,4 @@
-"""The modules inside a library, as TVM writes them behind the symbol ``__tvm_ffi__library_bin``.
+"""The format of the modules inside a library, which TVM writes as the data of the symbol ``__tvm_ffi__library_bin``.
 
     blob       u64 size | u64 n + 1, n + 1 x u64 row | u64 m, m x u64 child | n modules
     module     "_lib", which stands for the library's own code, or kind | bytes
@@ -6,15 +6,15 @@
     functions  u64 n x (name | name | u64 n x argument type | u64 n x launch parameter | u64 n x i32 tag)
     code       one string, or for the formats in ``BY_KERNEL`` u64 n x (name | string)
 
-Numbers are little endian; a string is its u64 length and its bytes; an argument type is u8 code, u8 bits, u16 lanes. The
-children of module i are children[rows[i]] to children[rows[i + 1]].
+Numbers are little endian; a string is its u64 length and its bytes; an argument type is u8 code, u8 bits, u16 lanes.
+The children of module i are children[rows[i]] to children[rows[i + 1]].
 """
 
 from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 LIBRARY = "_lib"
@@ -33,8 +33,8 @@ class ImportedModule:
 
 @dataclass(frozen=True)
 class KernelModule:
-    """The bytes of a module of kernels. ``format`` is that of the code, ``names`` are the kernels', ``functions`` describes
-    them, ``code`` goes by the kernels' names or lies under ``ALL``."""
+    """A module of kernels, taken apart. ``format`` is that of the code, ``names`` are those of the kernels,
+    ``functions`` describes them as bytes, ``code`` goes by the kernels' names or lies under ``ALL``."""
 
     format: str
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class KernelModule:
 
     @classmethod
     def parse(cls, data: bytes) -> KernelModule:
-        """Raises ValueError for anything else."""
+        """Take the bytes of a module apart. Raises ValueError where they are none, or damaged."""
         reader = Reader(data)
         form = reader.text()
         start, names = reader.offset, []
@@ -63,24 +63,25 @@ class KernelModule:
         return cls(form, tuple(names), functions, code)
 
     def serialize(self) -> bytes:
+        """Write the bytes that ``parse`` reads."""
         if self.format in BY_KERNEL:
-            parts = [string(name.encode()) + string(code) for name, code in self.code.items()]
-            code = struct.pack("<Q", len(parts)) + b"".join(parts)
+            code = counted([string(name.encode()) + string(code) for name, code in self.code.items()])
         else:
             code = string(self.code[ALL])
         return string(self.format.encode()) + self.functions + code
 
     def with_code(self, form: str, code: bytes) -> KernelModule:
+        """Replace all code by that of a format that holds the kernels together."""
         return dataclasses.replace(self, format=form, code={ALL: code})
 
 
 def read_modules(blob: bytes) -> list[ImportedModule]:
-    """Every module of a blob, in its order. Raises ValueError where it is damaged."""
+    """Read every module of a blob, in its order. Raises ValueError where the blob is damaged."""
     return _parse(blob)[1]
 
 
 def rewrite_modules(blob: bytes, rewrite: Callable[[ImportedModule], ImportedModule]) -> bytes:
-    """The blob with every module but ``LIBRARY`` passed through ``rewrite``."""
+    """Pass every module of a blob but ``LIBRARY`` through ``rewrite``. Raises ValueError where the blob is damaged."""
     tree, modules = _parse(blob)
     written = [tree]
     for module in modules:
@@ -93,7 +94,7 @@ def rewrite_modules(blob: bytes, rewrite: Callable[[ImportedModule], ImportedMod
 
 
 def _parse(blob: bytes) -> tuple[bytes, list[ImportedModule]]:
-    """The tree's bytes, and the modules."""
+    """Split a blob into the bytes of the tree and the modules."""
     reader = Reader(Reader(blob).string())
     rows = reader.number()
     reader.take(8 * rows)
@@ -107,7 +108,7 @@ def _parse(blob: bytes) -> tuple[bytes, list[ImportedModule]]:
 
 
 class Reader:
-    """Numbers and strings one after the other; every method raises ValueError where the data are not like that."""
+    """Reads numbers and strings one after the other. Every method raises ValueError where the data are others."""
 
     def __init__(self, data: bytes):
         self.data, self.offset = data, 0
@@ -134,3 +135,8 @@ class Reader:
 
 def string(data: bytes) -> bytes:
     return struct.pack("<Q", len(data)) + data
+
+
+def counted(parts: Sequence[bytes]) -> bytes:
+    """Write how many parts there are, then the parts."""
+    return struct.pack("<Q", len(parts)) + b"".join(parts)

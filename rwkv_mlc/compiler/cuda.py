@@ -1,4 +1,4 @@
-"""CUDA source to a fatbin: machine code for several architectures, and PTX for those to come. Needs no GPU."""
+"""Compiles CUDA source to a fatbin: machine code for several architectures, and PTX for later ones. It needs no GPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from typing import Protocol
 from ..errors import UserError
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-PTX = "compute_90"  # what no machine code above fits is newer than this
+PTX = "compute_90"  # GPUs that no machine code above fits are newer than this
 TENSOR_CORE, USES_IT = Path(__file__).with_name("tensor_core.cuh"), b" multiply_matrices("
 
 INSTALL = "pip install 'rwkv_mlc[cuda]'"
 
 
 class Compiler(Protocol):
-    """Code for one architecture, as machine code for ``sm_*`` and as PTX for ``compute_*``, and many put together."""
+    """A compiler makes code for one architecture at a time, machine code for ``sm_*`` and PTX for ``compute_*``, and
+    packs many into a fatbin."""
 
     def compile(self, source: bytes, architecture: str) -> bytes: ...
 
@@ -30,13 +31,13 @@ class Compiler(Protocol):
 
 
 def images(architectures: Sequence[str]) -> list[str]:
-    """What goes into a fatbin: machine code for every architecture, and PTX."""
+    """List what goes into a fatbin: machine code for every architecture, and PTX."""
     ptx = PTX if len(architectures) > 1 else architectures[0].replace("sm_", "compute_")
     return [*architectures, ptx]
 
 
 def find_compiler(architectures: Sequence[str]) -> Compiler:
-    """nvcc where there is one that knows all the architectures, NVRTC otherwise. Raises UserError where neither does."""
+    """Find nvcc where it knows all the architectures, else NVRTC. Raises UserError where neither knows them all."""
     found = []
     for make in (_nvcc, _nvrtc):
         compiler, known = make()
@@ -55,9 +56,10 @@ def find_compiler(architectures: Sequence[str]) -> Compiler:
 def compile_fatbin(
     source: bytes, architectures: Sequence[str], progress: Callable[[int, int, str], None] | None = None
 ) -> bytes:
-    """Compile CUDA C++ for all architectures at once; ``progress`` is called with (done, of how many, the last one).
+    """Compile CUDA C++ for all architectures at once; ``progress`` is called with (how many are done, of how many, the
+    last one). Returns the fatbin.
 
-    Raises UserError where there is no compiler, and RuntimeError with its message where it fails."""
+    Raises UserError where there is no compiler, and RuntimeError with the compiler's message where it fails."""
     compiler, wanted, codes = find_compiler(architectures), images(architectures), {}
     source = (TENSOR_CORE.read_bytes() if USES_IT in source else b"") + source
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -142,7 +144,7 @@ def _nvcc() -> tuple[Nvcc | None, set[str]]:
 
 @functools.cache
 def _nvrtc() -> tuple[Nvrtc | None, set[str]]:
-    """Also None where a part of the extra is missing."""
+    """Find NVRTC and the architectures that it knows; None where any part of the extra is missing."""
     try:
         from cuda.bindings import nvfatbin, nvrtc
 
@@ -154,7 +156,7 @@ def _nvrtc() -> tuple[Nvrtc | None, set[str]]:
 
 
 def _headers() -> list[str]:
-    """The folders that TVM's source includes from; empty where one is missing."""
+    """Find the folders that TVM's source includes from; the list is empty where one is missing."""
     from cuda.pathfinder import find_nvidia_header_directory
 
     folders = [find_nvidia_header_directory(name) for name in ("cudart", "cccl")]
@@ -166,7 +168,7 @@ def _number(image: str) -> str:
 
 
 def _checked(result: tuple):
-    """What a call of cuda-bindings returns behind its status."""
+    """Return what a call of cuda-bindings gives after its status. Raises RuntimeError where that is an error."""
     status, *values = result
     if status:
         raise RuntimeError(f"NVRTC: {status.name}")

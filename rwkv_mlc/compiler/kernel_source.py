@@ -11,7 +11,7 @@ AS_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"
 
 @contextlib.contextmanager
 def kernels_as_source() -> Iterator[None]:
-    """Have TVM's code generators give source. On a machine with the device they would otherwise compile for it alone."""
+    """Have TVM's code generators give source. On a machine with the device they would compile for it alone."""
     before = os.environ.get(AS_SOURCE)
     os.environ[AS_SOURCE] = "1"
     try:

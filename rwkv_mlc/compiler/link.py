@@ -1,4 +1,4 @@
-"""From generated code to a library file."""
+"""Links generated code to a library file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .targets import CompileTarget
 
 # A library and its object files take a few MB, whatever the model. LLVM ends the process when it cannot write them.
 ROOM = 32 << 20
-ANDROID_API = 26  # of the first Android that it runs on: 8.0
+ANDROID_API = 26  # Android 8.0, the first that a library runs on
 DECLARATION = re.compile(rb"^__kernel void \w+\([^)]*\);\n", re.MULTILINE)
 
 Linker = Callable[[str, list[str]], None]
@@ -40,8 +40,8 @@ def check_tools(target: CompileTarget, suffix: str) -> None:
 
 
 def find_linker(target: CompileTarget, suffix: str) -> Linker:
-    """What makes a library out of object files: this machine's C++ compiler for its own system, the NDK's for Android, zig
-    (PyPI's ``ziglang``) for others; ``.tar`` packs the object files, to be linked into a program later.
+    """Find what makes a library out of object files: this machine's C++ compiler for its own system, the NDK's for
+    Android, zig (PyPI's ``ziglang``) for others. A ``.tar`` packs the object files, to be linked into a program later.
 
     Raises UserError where there is none."""
     if suffix == ".tar":
@@ -61,8 +61,8 @@ def find_linker(target: CompileTarget, suffix: str) -> Linker:
 
 
 def export_library(executable: Executable, target: CompileTarget, path: Path, progress: Progress | None = None) -> None:
-    """Write a library; its object files lie in a folder beside it for the time being. ``progress`` is called with (done, of
-    how many, the last one) while code is compiled for many architectures.
+    """Write a library; its object files lie in a folder beside it for the time being. ``progress`` is called with (how
+    many are done, of how many, the last one) while code is compiled for many architectures.
 
     Raises UserError where there is no linker or it fails, and OSError when the disk is full."""
     linker = find_linker(target, path.suffix)
@@ -70,7 +70,7 @@ def export_library(executable: Executable, target: CompileTarget, path: Path, pr
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def pack_imports(module: Module, is_system_lib: bool, prefix: str, folder: str) -> str:
-        """TVM's own step of this name, with the GPU's modules as its runtime is to find them."""
+        """Do what TVM's own step of this name does, but with the GPU's modules in the form that the runtime reads."""
         blob = tvm.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
         blob = rewrite_modules(blob, lambda module: _final_form(module, target, progress))
         pack, host = tvm.get_global_func("codegen.codegen_blob"), str(target.tvm.host or target.tvm)
@@ -91,8 +91,9 @@ def export_library(executable: Executable, target: CompileTarget, path: Path, pr
 
 
 def _final_form(module: ImportedModule, target: CompileTarget, progress: Progress | None) -> ImportedModule:
-    """A module of the code generator as the library holds it: machine code instead of CUDA's source, OpenCL's without the
-    declarations of all kernels before each, and Vulkan's shaders out of the placeholder that carries them."""
+    """Turn a module of the code generator into what the library holds: machine code instead of CUDA's source, OpenCL's
+    source without the declarations of all kernels before each, and Vulkan's shaders out of the placeholder that carries
+    them."""
     if module.kind not in ("cuda", "opencl"):
         return payload(module)
     kernels = KernelModule.parse(module.data)
@@ -105,14 +106,14 @@ def _final_form(module: ImportedModule, target: CompileTarget, progress: Progres
 
 
 def _machine(triple: str) -> tuple[str, str]:
-    """Architecture and system, ("aarch64", "macos") for ``arm64-apple-macos11.0``."""
+    """Read architecture and system off a triple: ("aarch64", "macos") for ``arm64-apple-macos11.0``."""
     architecture = triple.partition("-")[0].replace("arm64", "aarch64")
     systems = {"android": "android", "apple": "macos"}
     return architecture, next((system for mark, system in systems.items() if mark in triple), "linux")
 
 
 def _macos_version(triple: str) -> str:
-    """The oldest macOS that a library is for."""
+    """Read the oldest macOS that a library is for off a triple."""
     version = re.search(r"macosx?([\d.]+)", triple)
     return version[1] if version else "11.0"
 

@@ -1,4 +1,4 @@
-"""Computing with values of TIR's types, lane by lane."""
+"""Arithmetic with values of TIR's types, lane by lane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .words import Assembler, Glsl, Literal, Op, Unsupported
 BOOL, INT32, UINT32, INT64 = (np.dtype(name) for name in ("bool", "int32", "uint32", "int64"))
 FLOAT16, FLOAT32 = np.dtype("float16"), np.dtype("float32")
 
-# By the kind of the operands' dtype
+# An operator has an instruction for each kind of dtype that its operands may be of.
 BINARY: dict[str, dict[str, Op]] = {
     "Add": {"i": Op.IAdd, "u": Op.IAdd, "f": Op.FAdd},
     "Sub": {"i": Op.ISub, "u": Op.ISub, "f": Op.FSub},
@@ -55,8 +55,8 @@ def _of_kind(table: dict[str, dict[str, IntEnum]], name: str, dtype: np.dtype) -
 
 @dataclass(frozen=True)
 class Value:
-    """One id a lane. Integers are within ``interval``; ``low`` are the low 32 bits of int64 lanes, as int32, and ``wide``
-    are float16 lanes as float32."""
+    """What an expression computes: ``ids`` has one id a lane. Integers are within ``interval``; ``low`` are the low 32
+    bits of int64 lanes, as int32, and ``wide`` are float16 lanes as float32."""
 
     dtype: np.dtype
     ids: tuple[int, ...]
@@ -66,19 +66,20 @@ class Value:
 
     @property
     def narrow(self) -> bool:
-        """Whether ``low`` says it all."""
+        """Whether ``low`` holds all that the int64 lanes do."""
         return self.dtype == INT64 and narrowing.fits(self.interval)
 
     def lanes(self, chosen: Sequence[int]) -> Value:
+        """Take the lanes at these positions."""
         ids, low, wide = (tuple(x[i] for i in chosen) if x else () for x in (self.ids, self.low, self.wide))
         return Value(self.dtype, ids, self.interval, low, wide)
 
 
 class Arithmetic:
-    """Writes instructions that compute values. Of an int64 value both the full and the low form are written, of a float16
-    one both forms of either width; whichever nobody uses, the assembler leaves out. A device may have memory of float16
-    and yet no arithmetic: float16 is selected and kept as float32, and as itself only loaded, stored and converted unless
-    a kernel computes in it."""
+    """Writes instructions that compute values. Of an int64 value both the full and the low form are written, of a
+    float16 one both forms of either width; whichever nobody uses, the assembler leaves out. A device may have memory of
+    float16 and yet no arithmetic: float16 is selected and kept as float32, and as itself only loaded, stored and
+    converted unless a kernel computes in it."""
 
     def __init__(self, assembler: Assembler):
         self.assembler = assembler
@@ -86,7 +87,7 @@ class Arithmetic:
     # Making values
 
     def value(self, dtype: np.dtype, ids: Sequence[int], interval: Interval | None = None) -> Value:
-        """Of ids in their full width."""
+        """Make a value of ids in the full width of their dtype."""
         if dtype == FLOAT16:
             return Value(dtype, tuple(ids), wide=self._each(Op.FConvert, FLOAT32, ids))
         if dtype.kind == "f":
@@ -95,17 +96,17 @@ class Arithmetic:
         return Value(dtype, tuple(ids), interval or narrowing.dtype_range(dtype), low)
 
     def narrow_value(self, low: Sequence[int], interval: Interval) -> Value:
-        """An int64 value of int32 ids."""
+        """Make an int64 value of int32 ids."""
         return Value(INT64, self._each(Op.SConvert, INT64, low), interval, tuple(low))
 
-    def joined(self, halves: int) -> Value:
-        """An int64 value of a vector of its low and its high half."""
-        full = self.assembler.pure(Op.Bitcast, self.assembler.type(INT64), halves)
-        (low, _) = self.components(halves, UINT32, 2)
+    def int64_value(self, words: int) -> Value:
+        """Make an int64 value of a vector of its low and its high 32 bits."""
+        full = self.assembler.pure(Op.Bitcast, self.assembler.type(INT64), words)
+        low, _ = self.components(words, UINT32, 2)
         return Value(INT64, (full,), narrowing.dtype_range(INT64), self._each(Op.Bitcast, INT32, [low]))
 
     def vectors(self, dtype: np.dtype, vectors: Sequence[int], width: int) -> Value:
-        """The lanes of vectors, or of scalars where ``width`` is 1."""
+        """Make a value of the lanes of vectors, or of scalars where ``width`` is 1."""
         if width == 1:
             return self.value(dtype, vectors)
         ids = [x for vector in vectors for x in self.components(vector, dtype, width)]
@@ -114,8 +115,8 @@ class Arithmetic:
         widened = [self.assembler.pure(Op.FConvert, self.assembler.type(FLOAT32, width), x) for x in vectors]
         return Value(dtype, tuple(ids), wide=self.vectors(FLOAT32, widened, width).ids)
 
-    def half_value(self, wide: Sequence[int]) -> Value:
-        """A float16 value of float32 ids that it holds exactly."""
+    def float16_value(self, wide: Sequence[int]) -> Value:
+        """Make a float16 value of float32 ids that float16 holds exactly."""
         return Value(FLOAT16, self._each(Op.FConvert, FLOAT16, wide), wide=tuple(wide))
 
     def constant(self, dtype: np.dtype, value: float) -> Value:
@@ -128,7 +129,7 @@ class Arithmetic:
         return Value(dtype, ids, (int(value), int(value)), low)
 
     def join(self, parts: Sequence[Value]) -> Value:
-        """All lanes, one part after the other."""
+        """Make a value of the lanes of all parts, one part after the other."""
         interval = parts[0].interval
         for part in parts[1:]:
             interval = narrowing.union(interval, part.interval)
@@ -136,14 +137,15 @@ class Arithmetic:
         return Value(parts[0].dtype, ids, interval, low, wide)
 
     def _each(self, op: Op, dtype: np.dtype, *operands: Sequence[int]) -> tuple[int, ...]:
-        """One instruction a lane."""
+        """Write one instruction a lane."""
         result = self.assembler.type(dtype)
         return tuple(self.assembler.pure(op, result, *lane) for lane in zip(*operands, strict=True))
 
     # Operators
 
     def binary(self, name: str, a: Value, b: Value) -> Value:
-        """An entry of ``BINARY``."""
+        """Compute an operator of ``BINARY``. What TIR leaves open may be anything: division by zero, shifts by more
+        than the operand has bits."""
         op = _of_kind(BINARY, name, a.dtype)
         if a.dtype.kind in "fb":
             return self.value(a.dtype, self._each(op, a.dtype, a.ids, b.ids), (0, 1))
@@ -164,7 +166,7 @@ class Arithmetic:
         return self.value(INT64, self._each(op, INT64, a.ids, b.ids), interval)
 
     def extremum(self, name: str, a: Value, b: Value) -> Value:
-        """An entry of ``EXTREMA``."""
+        """Compute Min or Max."""
         instruction = _of_kind(EXTREMA, name, a.dtype)
         choose = min if name == "Min" else max
         interval = choose(a.interval[0], b.interval[0]), choose(a.interval[1], b.interval[1])
@@ -176,7 +178,8 @@ class Arithmetic:
         return self.value(a.dtype, self.glsl_lanes(instruction, a.dtype, a.ids, b.ids), interval)
 
     def compare(self, name: str, a: Value, b: Value) -> Value:
-        """LT, LE, GT, GE, EQ or NE. 64-bit integers that need not fit in 32 bits are compared by halves."""
+        """Compute LT, LE, GT, GE, EQ or NE. 64-bit integers that need not fit in 32 bits are compared in two steps, by
+        their high and by their low 32 bits."""
         if name in REVERSED:
             return self.compare(REVERSED[name], b, a)
         dtype, x, y = a.dtype, a.ids, b.ids
@@ -186,11 +189,11 @@ class Arithmetic:
             dtype, x, y = INT32, a.low, b.low
         elif dtype.itemsize == 8 and dtype.kind in "iu":
             return Value(
-                BOOL, tuple(self._compare_halves(name, dtype, *pair) for pair in zip(x, y, strict=True)), (0, 1)
+                BOOL, tuple(self._compare_by_words(name, dtype, *pair) for pair in zip(x, y, strict=True)), (0, 1)
             )
         return Value(BOOL, self._each(_of_kind(COMPARE, name, dtype), BOOL, x, y), (0, 1))
 
-    def _compare_halves(self, name: str, dtype: np.dtype, x: int, y: int) -> int:
+    def _compare_by_words(self, name: str, dtype: np.dtype, x: int, y: int) -> int:
         pure, boolean = self.assembler.pure, self.assembler.type(BOOL)
         (low_x, high_x), (low_y, high_y) = self._split(x), self._split(y)
         same = pure(Op.IEqual, boolean, high_x, high_y)
@@ -202,29 +205,28 @@ class Arithmetic:
         return pure(Op.LogicalOr, boolean, high, pure(Op.LogicalAnd, boolean, same, low))
 
     def _split(self, x: int) -> list[int]:
-        """The low and the high half of a 64-bit integer."""
-        halves = self.assembler.pure(Op.Bitcast, self.assembler.type(UINT32, 2), x)
-        return [
-            self.assembler.pure(Op.CompositeExtract, self.assembler.type(UINT32), halves, Literal(i)) for i in range(2)
-        ]
+        """Take the low and the high 32 bits of a 64-bit integer."""
+        return self.components(self.assembler.pure(Op.Bitcast, self.assembler.type(UINT32, 2), x), UINT32, 2)
 
     def invert(self, a: Value) -> Value:
-        """All bits of an integer, or a truth value."""
+        """Invert all bits of an integer, or a truth value."""
         if a.dtype.kind == "b":
             return Value(BOOL, self._each(Op.LogicalNot, BOOL, a.ids), (0, 1))
         return self.value(a.dtype, self._each(Op.Not, a.dtype, a.ids))
 
     def select(self, condition: Value, a: Value, b: Value) -> Value:
+        """Choose between ``a`` and ``b`` lane by lane; a single condition holds for all lanes."""
         chosen = condition.ids * (len(a.ids) // len(condition.ids))
         interval = narrowing.union(a.interval, b.interval)
         if a.narrow and b.narrow:
             return self.narrow_value(self._each(Op.Select, INT32, chosen, a.low, b.low), interval)
         if a.dtype == FLOAT16:
-            return self.half_value(self._each(Op.Select, FLOAT32, chosen, a.wide, b.wide))
+            return self.float16_value(self._each(Op.Select, FLOAT32, chosen, a.wide, b.wide))
         return self.value(a.dtype, self._each(Op.Select, a.dtype, chosen, a.ids, b.ids), interval)
 
     def merge(self, a: Value, from_a: int, b: Value, from_b: int) -> Value:
-        """At the start of a block, what the block that was left holds."""
+        """At the start of a block, take the value of the block that led to it: ``a`` after ``from_a``, ``b`` after
+        ``from_b``."""
 
         def phis(dtype: np.dtype, x: Sequence[int], y: Sequence[int]) -> list[int]:
             result = self.assembler.type(dtype)
@@ -234,11 +236,11 @@ class Arithmetic:
         if a.narrow and b.narrow:
             return self.narrow_value(phis(INT32, a.low, b.low), interval)
         if a.dtype == FLOAT16:
-            return self.half_value(phis(FLOAT32, a.wide, b.wide))
+            return self.float16_value(phis(FLOAT32, a.wide, b.wide))
         return self.value(a.dtype, phis(a.dtype, a.ids, b.ids), interval)
 
     def glsl(self, instruction: Glsl, *operands: Value) -> Value:
-        """Of floats."""
+        """Compute a function of GLSL.std.450 of floats."""
         dtype = operands[0].dtype
         return self.value(dtype, self.glsl_lanes(instruction, dtype, *(operand.ids for operand in operands)))
 
@@ -282,7 +284,7 @@ class Arithmetic:
         return self.value(dtype, self._resize(a.dtype, dtype, a.ids), interval)
 
     def _resize(self, source: np.dtype, dtype: np.dtype, ids: Sequence[int]) -> tuple[int, ...]:
-        """Integers, cut or extended by the sign of their own dtype."""
+        """Cut integers to another dtype, or extend them by the sign of their own."""
         if source.itemsize != dtype.itemsize:
             resized = np.dtype(f"{source.kind}{dtype.itemsize}")
             ids = self._each(Op.SConvert if source.kind == "i" else Op.UConvert, resized, ids)
@@ -290,7 +292,7 @@ class Arithmetic:
         return tuple(ids) if source == dtype else self._each(Op.Bitcast, dtype, ids)
 
     def reinterpret(self, a: Value, dtype: np.dtype) -> Value:
-        """The same bits, lowest first, in as many lanes as they make."""
+        """Take the same bits, lowest first, for as many lanes of another dtype as they make."""
         if a.dtype.itemsize == dtype.itemsize:
             return a if a.dtype == dtype else self.value(dtype, self._each(Op.Bitcast, dtype, a.ids))
         if a.dtype.itemsize > 4 * dtype.itemsize or dtype.itemsize > 4 * a.dtype.itemsize:
@@ -311,7 +313,7 @@ class Arithmetic:
         return self.assembler.pure(Op.CompositeConstruct, self.assembler.type(dtype, len(ids)), *ids)
 
     def vector(self, a: Value) -> int:
-        """All lanes as one vector, or the scalar where there is one."""
+        """Make one vector of all lanes; a single lane stays a scalar."""
         if len(a.ids) == 1:
             return a.ids[0]
         if a.dtype == FLOAT16:

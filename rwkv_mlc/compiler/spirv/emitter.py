@@ -1,4 +1,4 @@
-"""From a device function of TIR, as TVM's pipeline leaves it, to a shader."""
+"""Emits a device function of TIR, as TVM's pipeline leaves it, as a shader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvm import ir, tirx
 from tvm.target import Target
 
 from . import narrowing
-from .arithmetic import BINARY, EXTREMA, INT32, Arithmetic, Value
+from .arithmetic import BINARY, COMPARE, EXTREMA, INT32, REVERSED, Arithmetic, Value
 from .memory import Memory, MemoryAccess
 from .vectors import MAX_VECTOR, pointer_of, vector_widths
 from .words import Assembler, Decoration, Glsl, Literal, Op, Storage, Unsupported
@@ -22,7 +22,7 @@ WORKGROUP_ID, LOCAL_INVOCATION_ID = 26, 27  # built-ins
 WORKGROUP_SCOPE, ACQUIRE_RELEASE, WORKGROUP_MEMORY = 2, 0x8, 0x100
 UNROLL, DONT_CARE = Literal(1), Literal(0)  # loop and selection control
 SCOPES = {"local": Storage.Function, "shared": Storage.Workgroup}
-COMPARISONS = {"LT", "LE", "GT", "GE", "EQ", "NE"}
+COMPARISONS = {*COMPARE, *REVERSED}
 OPERATOR_CALLS = {
     "bitwise_and": "BitwiseAnd",
     "bitwise_or": "BitwiseOr",
@@ -34,9 +34,9 @@ OPERATOR_CALLS = {
 
 @dataclass(frozen=True)
 class Shader:
-    """``words`` are the SPIR-V, ``name`` is its entry point's. ``arguments`` are the dtypes of the function's arguments
-    ("handle" for a buffer), ``launch`` the tags of the grid's extents that follow them in a call. The scalars are in a
-    uniform buffer if ``uniform``, else push constants."""
+    """``words`` are the SPIR-V, little endian; ``name`` is that of its entry point. ``arguments`` are the dtypes of the
+    function's arguments ("handle" for a buffer), ``launch`` the tags of the grid's extents that follow them in a call.
+    The scalars are in a uniform buffer if ``uniform``, else they are push constants."""
 
     name: str
     words: bytes
@@ -46,8 +46,8 @@ class Shader:
 
 
 def emit(function: tirx.PrimFunc, target: Target) -> Shader:
-    """Raises ValueError, naming the kernel and the construct, for what cannot be emitted, and for more threads or shared
-    memory than the target has for a block."""
+    """Emit a function. Raises ValueError, naming the kernel and the construct, for what cannot be emitted, and for more
+    threads or shared memory than the target has for a block."""
     name = str(function.attrs["global_symbol"])
     try:
         return Emitter(name, function, target).shader()
@@ -56,12 +56,12 @@ def emit(function: tirx.PrimFunc, target: Target) -> Shader:
 
 
 def dtype_of(expr: tirx.Expr) -> np.dtype:
-    """Of every lane."""
+    """The dtype of every lane of an expression."""
     return scalar_dtype(expr.ty.dtype)
 
 
 def element_dtype(dtype: tvm_ffi.dtype) -> np.dtype:
-    """Of the elements of a buffer."""
+    """The dtype of the elements of a buffer."""
     if dtype.lanes != 1:
         raise Unsupported(f"a buffer of {dtype}")
     return scalar_dtype(dtype)
@@ -76,7 +76,7 @@ def scalar_dtype(dtype: tvm_ffi.dtype) -> np.dtype:
 
 
 class Emitter:
-    """One function. A statement of class X is written by ``_emit_X``, an expression by ``_value_X``."""
+    """Emits one function: ``_emit_X`` a statement of class X, ``_value_X`` an expression, ``_call_x`` a call of x."""
 
     def __init__(self, name: str, function: tirx.PrimFunc, target: Target):
         self.name = name
@@ -149,7 +149,7 @@ class Emitter:
         self.assembler.effect(Op.ControlBarrier, *(self.assembler.unsigned(x) for x in operands))
 
     def _emit_AssertStmt(self, statement: tirx.AssertStmt) -> None:
-        """A shader has no way to report one."""
+        """Nothing is written: a shader has no way to report a failure."""
 
     def _emit_DeclBuffer(self, statement: tirx.DeclBuffer) -> None:
         buffer, memory = statement.buffer, self.memories[pointer_of(statement)]
@@ -160,8 +160,8 @@ class Emitter:
             self._learn_from_extent(buffer, memory)
 
     def _learn_from_extent(self, buffer: tirx.Buffer, memory: Memory) -> None:
-        """How many elements a buffer has bounds them or, where it is dynamic, the argument that says it. (An int32 extent
-        that TVM could not hold has wrapped to a negative one.)"""
+        """A static extent tells whether indices are small, a dynamic one bounds the argument that it depends on. (A
+        static int32 extent that int32 cannot hold has wrapped to a negative one.)"""
         extent, element_bytes = buffer.shape[0], memory.stored.itemsize
         if isinstance(extent, tirx.IntImm):
             size = int(extent) % 2**32 * element_bytes if int(extent) < 0 else int(extent) * element_bytes
@@ -221,7 +221,7 @@ class Emitter:
         self._branch(statement.condition, [lambda case=case: self._statement(case) for case in cases])
 
     def _branch(self, condition: tirx.Expr, cases: list[Callable]) -> list[tuple]:
-        """Run the one or two cases under a condition; the result and the last block of each."""
+        """Write one or two cases under a condition; return the result and the last block of each."""
         assembler = self.assembler
         chosen = self._value(condition)
         if len(chosen.ids) > 1:
@@ -239,7 +239,7 @@ class Emitter:
         return results
 
     def _emit_For(self, statement: tirx.For) -> None:
-        """In 32 bits where the loop's variable is proven to stay within, the step past its end included."""
+        """The loop counts in 32 bits where its variable is proven to fit, the step past its end included."""
         assembler, arithmetic = self.assembler, self.arithmetic
         first, extent = self._value(statement.min), self._value(statement.extent)
         end = extent if first.interval == (0, 0) else arithmetic.binary("Add", first, extent)
@@ -330,7 +330,7 @@ class Emitter:
         return self.arithmetic.invert(self._value(expr.a))
 
     def _value_Select(self, expr: tirx.Select) -> Value:
-        """Both sides are computed."""
+        """Both sides are computed, then one of them is chosen."""
         return self.arithmetic.select(*(self._value(x) for x in (expr.condition, expr.true_value, expr.false_value)))
 
     def _value_Let(self, expr: tirx.Let) -> Value:
@@ -368,7 +368,7 @@ class Emitter:
     # Calls
 
     def _call_if_then_else(self, _: ir.Call, condition, a, b) -> Value:
-        """A branch: the side that is not taken may lie outside of a buffer."""
+        """Only one side is computed: the other may lie outside of a buffer."""
         (x, from_x), (y, from_y) = self._branch(condition, [lambda: self._value(a), lambda: self._value(b)])
         return self.arithmetic.merge(x, from_x, y, from_y)
 

@@ -1,6 +1,6 @@
-"""How the functions of TIR are computed on Vulkan, where TVM has no rules of its own.
+"""Rules for mathematical functions on Vulkan, for which TVM has none of its own.
 
-Rules rewrite a call into instructions of GLSL.std.450 and arithmetic. They are exact where GLSL is, except that
+They rewrite a call into instructions of GLSL.std.450 and arithmetic. They are exact where GLSL is, except that
 
 - ``tanh`` clamps its argument to +-10, where it is 1 in float32: drivers divide sinh by cosh, which overflow;
 - ``pow`` with a small integer as exponent multiplies, because GLSL wants a positive base;
@@ -39,7 +39,7 @@ MAX_POWER = 8
 
 @lru_cache(None)
 def register_intrinsics() -> None:
-    """Tell TVM about the rules."""
+    """Tell TVM about the rules. Repeated calls do nothing."""
     for name, instruction in DIRECT.items():
         register_intrin_lowering(name, target="vulkan", f=lambda call, i=instruction: glsl(i, *call.args))
     rules = {"tanh": tanh, "sigmoid": sigmoid, "pow": power, "round": round_half_away, "erf": erf}
@@ -82,12 +82,12 @@ def round_half_away(x: tirx.Expr) -> tirx.Expr:
 
 
 def erf(x: tirx.Expr) -> tirx.Expr:
-    narrow = x.ty.dtype
-    wide = x.astype("float32" if narrow.lanes == 1 else f"float32x{narrow.lanes}")
+    dtype = x.ty.dtype
+    wide = x.astype("float32" if dtype.lanes == 1 else f"float32x{dtype.lanes}")
     size = glsl(Glsl.FAbs, wide)
     t = _constant(1.0, wide) / (_constant(1.0, wide) + _constant(0.3275911, wide) * size)
     series = _constant(1.061405429, wide)
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = series * t + _constant(coefficient, wide)
     result = _constant(1.0, wide) - series * t * glsl(Glsl.Exp, _constant(0.0, wide) - size * size)
-    return (result * glsl(Glsl.FSign, wide)).astype(narrow)
+    return (result * glsl(Glsl.FSign, wide)).astype(dtype)

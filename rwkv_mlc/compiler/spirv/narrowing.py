@@ -6,21 +6,21 @@ from what is certain:
 
 - constants, the static extents of threads and loops, the ranges of dtypes;
 - a grid has less than 2^31 blocks in a dimension (the runtime refuses more);
-- Vulkan addresses at most 2^32 - 1 bytes of a buffer (``maxStorageBufferRange`` is a uint32). A kernel's argument on which
-  the extent of one of its buffers depends is bounded by that.
+- Vulkan addresses at most 2^32 - 1 bytes of a buffer (``maxStorageBufferRange`` is a uint32). A kernel's argument on
+  which the extent of one of its buffers depends is bounded by that.
 
-A value whose interval fits is computed in 32 bits. Sums, differences and products are moreover exact modulo 2^32 whatever
-their operands are, and an index into elements of two bytes or more is less than 2^31 by the limit above: such indices need
-no interval.
+A value whose interval fits is computed in 32 bits. Sums, differences and products are moreover exact modulo 2^32
+whatever their operands are, and an index into elements of two bytes or more is less than 2^31 by the limit above: such
+indices need no interval.
 
-``tvm.sym`` does the proofs: its analyzer bounds what an operator gives, ``deduce_bound`` solves an extent for its argument.
-Three things it does not know, and they are done by hand:
+``tvm.sym`` does the proofs: its analyzer bounds what an operator gives, ``deduce_bound`` solves an extent for its
+argument. What it does not know is done by hand:
 
 - Values wrap. The analyzer takes integers for unbounded, so it is asked about one operator at a time and never about a
   whole expression, and an interval that may leave the range of its dtype becomes that whole range.
 - It has no bounds for "or" and "xor", and none for the left shift of a negative number, which it gets as a product.
-- It counts in int64, the ends of which mean infinity, and fails where a divisor may be zero or a shift too long. Of uint64
-  beyond int64 and of such operands nothing is claimed.
+- It counts in int64, whose ends mean infinity to it, and it may crash where a divisor may be zero and be wrong where a
+  shift may be too long. Nothing is claimed of uint64 beyond int64, nor of such divisors and shifts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which memory is accessed in aligned vectors only, and can be loaded and stored vector by vector."""
+"""Finds the memory that is accessed in aligned vectors only, and can be loaded and stored vector by vector."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MAX_VECTOR = 4
 
 
 def vector_widths(body: tirx.Stmt) -> dict[tirx.Var, int]:
-    """For every buffer in a function's body, the widest vector of up to ``MAX_VECTOR`` lanes that all its accesses consist
-    of: they are ramps of consecutive elements, and begin at multiples of it. Buffers that share memory have one width."""
+    """For every buffer in a function's body, find the widest vector of up to ``MAX_VECTOR`` lanes that all its accesses
+    consist of: ramps of consecutive elements that begin at its multiples. Buffers that share memory have one width."""
     analyzer = Analyzer()
     source: dict[tirx.Var, tirx.Var] = {}
     widths: dict[tirx.Var, int] = {}
@@ -43,7 +43,7 @@ def vector_widths(body: tirx.Stmt) -> dict[tirx.Var, int]:
 
 
 def pointer_of(statement: tirx.DeclBuffer) -> tirx.Var:
-    """What a declared buffer is a view of."""
+    """The variable that a declared buffer is a view of."""
     pointer = statement.data
     while isinstance(pointer, ir.Call):
         pointer = pointer.args[0]
@@ -54,5 +54,5 @@ def aligned_lanes(index: tirx.Expr, analyzer: Analyzer) -> int:
     """The widest aligned vector, up to ``MAX_VECTOR``, that an access at this index consists of."""
     if not isinstance(index, tirx.Ramp) or not isinstance(index.stride, tirx.IntImm) or int(index.stride) != 1:
         return 1
-    begins = analyzer.modular_set(index.base)
-    return math.gcd(int(index.lanes), begins.coeff, begins.base, MAX_VECTOR)
+    beginnings = analyzer.modular_set(index.base)
+    return math.gcd(int(index.lanes), beginnings.coeff, beginnings.base, MAX_VECTOR)

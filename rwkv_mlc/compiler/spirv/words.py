@@ -1,4 +1,4 @@
-"""One compute shader as words, put together section by section (SPIR-V specification 1.3, sections 2.3 and 2.4)."""
+"""A compute shader as words, put together section by section (SPIR-V specification 1.3, sections 2.3 and 2.4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Unsupported(ValueError):
 
 
 class Op(IntEnum):
-    """Instructions, section 3.32."""
+    """Instructions of SPIR-V (section 3.32)."""
 
     Name = 5
     Extension = 10
@@ -137,7 +137,7 @@ class Glsl(IntEnum):
 
 
 class Storage(IntEnum):
-    """Storage classes, section 3.7."""
+    """Storage classes (section 3.7)."""
 
     Input = 1
     Uniform = 2
@@ -148,6 +148,8 @@ class Storage(IntEnum):
 
 
 class Decoration(IntEnum):
+    """Decorations (section 3.20)."""
+
     Block = 2
     ArrayStride = 6
     BuiltIn = 11
@@ -159,6 +161,8 @@ class Decoration(IntEnum):
 
 
 class Capability(IntEnum):
+    """Capabilities (section 3.31)."""
+
     Shader = 1
     Float16 = 9
     Float64 = 10
@@ -176,16 +180,17 @@ TYPE_CAPABILITIES = {
     (Op.TypeFloat, 64): (Capability.Float64,),
 }
 
-# What may touch float16 on a device without its arithmetic (section 3.31, StorageBuffer16BitAccess)
-STORES_HALVES = {Op.TypeVector, Op.TypeRuntimeArray, Op.TypePointer, Op.Load, Op.Store, Op.FConvert}
+# These may touch float16 on a device that has no arithmetic of it (section 3.31, StorageBuffer16BitAccess).
+MOVES_FLOAT16 = {Op.TypeVector, Op.TypeRuntimeArray, Op.TypePointer, Op.Load, Op.Store, Op.FConvert}
 
 
 class Literal(int):
-    """An operand that is a number and no id, as every ``IntEnum`` is."""
+    """An operand that is a number and no id. Members of an ``IntEnum`` are numbers, too."""
 
 
 class Instruction(NamedTuple):
-    """``type`` and ``result`` are 0 where there is none. What is not ``kept`` is left out if nothing uses its result."""
+    """``type`` and ``result`` are 0 where an instruction has none. One that is not ``kept`` is left out if nothing uses
+    its result."""
 
     op: Op
     type: int
@@ -194,7 +199,7 @@ class Instruction(NamedTuple):
     kept: bool = False
 
     def uses(self) -> list[int]:
-        """The ids that it refers to."""
+        """List the ids that it refers to."""
         return [self.type, *(x for x in self.operands if not isinstance(x, (Literal, IntEnum)))]
 
     def words(self) -> list[int]:
@@ -202,9 +207,9 @@ class Instruction(NamedTuple):
 
 
 class Assembler:
-    """The words of one shader. Types and constants are made on first use; ``pure`` instructions are numbered by value, so
-    that the same computation is written once where the first one dominates the second. Nothing that is not used ends up
-    in the shader, nor does it ask for the capabilities of types that are not."""
+    """The words of one shader. Types and constants are made on first use; ``pure`` instructions are numbered by value,
+    so that the same computation is written once where the first one dominates the second. Nothing that is not used ends
+    up in the shader, nor does it ask for the capabilities of types that are not."""
 
     def __init__(self, name: str):
         self.name = name
@@ -212,7 +217,7 @@ class Assembler:
         self._last_id = 0
         self._interface: list[int] = []
         self._storage_capabilities: set[tuple[Capability, str]] = set()
-        self._annotations: dict[int, tuple[list[int], list[int]]] = {}  # by id: words of its name, of its decorations
+        self._annotations: dict[int, tuple[list[int], list[int]]] = {}  # id: the words of its name and its decorations
         self._globals: list[Instruction] = []
         self._body: list[Instruction] = []
         self._made: dict[Hashable, int] = {}
@@ -258,7 +263,7 @@ class Assembler:
         return made
 
     def block_of(self, members: tuple[int, ...], stride: int) -> int:
-        """A struct whose members lie ``stride`` bytes apart."""
+        """Make a struct whose members lie ``stride`` bytes apart."""
         made = self._once(Op.TypeStruct, *members)
         if made not in self._annotations:
             self.decorate(made, Decoration.Block)
@@ -288,7 +293,7 @@ class Assembler:
         return made
 
     def built_in(self, number: int, pointee: int) -> int:
-        """The input variable of a built-in."""
+        """Declare the input variable of a built-in."""
         key = (Decoration.BuiltIn, number)
         if key not in self._made:
             self._made[key] = self.variable(Storage.Input, pointee, f"built_in_{number}")
@@ -307,13 +312,13 @@ class Assembler:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """What is computed inside dominates nothing outside."""
+        """Forget at its end what was computed inside: that dominates nothing outside."""
         self._numbered.append({})
         yield
         self._numbered.pop()
 
     def pure(self, op: Op, dtype: int, *operands: int) -> int:
-        """The result of an instruction that depends on its operands alone."""
+        """Write an instruction that depends on its operands alone, unless its result is there already."""
         key = (op, dtype, operands)
         for numbered in reversed(self._numbered):
             if key in numbered:
@@ -325,7 +330,7 @@ class Assembler:
         return self.pure(Op.ExtInst, dtype, self._glsl, instruction, *operands)
 
     def result(self, op: Op, dtype: int, *operands: int, result: int = 0, kept: bool = False) -> int:
-        """An instruction of its own at this place, such as a load."""
+        """Write an instruction whose result depends on its place, such as a load."""
         result = result or self.new_id()
         self._body.append(Instruction(op, dtype, result, operands, kept))
         return result
@@ -338,7 +343,7 @@ class Assembler:
         self._body.append(Instruction(Op.Label, 0, label, (), True))
 
     def words(self) -> bytes:
-        """The finished module, little endian."""
+        """Put the finished module together, little endian."""
         void = self._once(Op.TypeVoid)
         function_type, function = self._once(Op.TypeFunction, void), self.new_id()
         used = {function_type}
@@ -370,25 +375,26 @@ class Assembler:
         for instruction in globals_:
             if instruction.op in (Op.TypeInt, Op.TypeFloat):
                 yield from TYPE_CAPABILITIES.get((instruction.op, instruction.operands[0]), ())
-        if _computes_in_halves([*globals_, *body]):
+        if _computes_in_float16([*globals_, *body]):
             yield Capability.Float16
 
 
-def _computes_in_halves(instructions: list[Instruction]) -> bool:
-    """Whether float16 is in anything but ``STORES_HALVES``."""
-    halves: set[int] = set()  # types and values
+def _computes_in_float16(instructions: list[Instruction]) -> bool:
+    """Whether anything but ``MOVES_FLOAT16`` touches float16."""
+    ids: set[int] = set()  # of types and values of float16
     for instruction in instructions:
-        touched = not halves.isdisjoint(instruction.uses())
-        if touched and instruction.op not in STORES_HALVES:
+        touched = not ids.isdisjoint(instruction.uses())
+        if touched and instruction.op not in MOVES_FLOAT16:
             return True
         vector = touched and instruction.op == Op.TypeVector
-        if (instruction.op, *instruction.operands) == (Op.TypeFloat, 16) or vector or instruction.type in halves:
-            halves.add(instruction.result)
+        if (instruction.op, *instruction.operands) == (Op.TypeFloat, 16) or vector or instruction.type in ids:
+            ids.add(instruction.result)
     return False
 
 
 def _only_used(instructions: list[Instruction], used: set[int]) -> list[Instruction]:
-    """Those that something uses; ``used`` holds what comes later uses, and will hold what they use too."""
+    """Select the instructions that something uses. ``used`` holds the ids that later ones use; the ids that these use
+    are added."""
     found = []
     for instruction in reversed(instructions):
         if instruction.kept or instruction.result in used:
@@ -406,7 +412,7 @@ def encode(op: Op, *operands: int) -> list[int]:
 
 
 def text(value: str) -> tuple[int, ...]:
-    """A string as an operand: UTF-8, ended by a zero byte, in whole words."""
+    """Encode a string as an operand: UTF-8, ended by a zero byte, in whole words."""
     data = value.encode("utf-8") + b"\0"
     data += b"\0" * (-len(data) % 4)
     return struct.unpack(f"<{len(data) // 4}I", data)
