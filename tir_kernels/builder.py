@@ -41,9 +41,21 @@ def size(name: str) -> tirx.Var:
     return tirx.Var(name, "int64")
 
 
-def registers(shape: tuple[int, ...], dtype: str = "float32", device: str = "cpu"):
-    """A small array that lives in registers where every index is constant.
+def span(base, width: int):
+    """Index of ``width`` consecutive elements."""
+    return base if width == 1 else T.ramp(base, 1, width)
 
-    On a CPU, TVM puts "global" arrays of less than 1024 bytes on the stack, from where LLVM promotes them; larger ones and
-    those of any other scope come from a heap workspace, and every update goes to memory."""
-    return T.alloc_buffer(shape, dtype, scope="global" if device == "cpu" else "local")
+
+def splat(value, width: int):
+    """One value in every lane."""
+    return value if width == 1 else T.broadcast(value, width)
+
+
+def constant(value: float, width: int):
+    """A float32 number in every lane."""
+    return splat(T.float32(value), width)
+
+
+def vector_type(dtype: str, width: int) -> str:
+    """The type of ``width`` lanes of ``dtype``."""
+    return dtype if width == 1 else f"{dtype}x{width}"

@@ -1,62 +1,53 @@
-"""Weights as the GPU's matrix kernels read them: as they are stored, row by row.
+"""Weights as they are stored, row by row: what embeddings read on every device, and matrix products on GPUs.
 
 - float: ``weight`` [N, K].
-- group: ``q_weight`` uint32 [N, words] and ``q_scale`` [N, groups], with the fields of ``packed`` in the words of each row.
+- group: ``q_weight`` uint32 [N, words] and ``q_scale`` [N, groups], with the fields of ``grouped`` in the words of each row.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.script.ir_builder import tirx as T
 
 from .builder import arg
-from .gemv import Matrix
-from .packed import Packed, PackedFloat, PackedGroup
-from .threads import vector_of
-
-CHUNK_WORDS = 4  # 16 bytes, what a thread loads at once
-MANTISSA = 23
+from .grouped import Grouped
 
 
-def row_args(form: Packed, name: str, rows: int, columns: int) -> list:
-    """Declare the arguments of a matrix [rows, columns]."""
-    if isinstance(form, PackedFloat):
-        return [arg(f"{name}_weight", (rows, columns), form.dtype)]
-    groups = form.groups(columns)
-    return [
-        arg(f"{name}_q_weight", (rows, groups * form.words), "uint32"),
-        arg(f"{name}_q_scale", (rows, groups), form.scale_dtype),
-    ]
+@dataclass(frozen=True)
+class RowFloat:
+    """A matrix in ``dtype``, float16 or float32."""
+
+    dtype: str
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        """Declare the arguments of a matrix [rows, columns]."""
+        return [arg(f"{name}_weight", (rows, columns), self.dtype)]
+
+    def element(self, tensors: list, row, column):
+        """One weight, float32."""
+        return T.cast(tensors[0][row, column], "float32")
 
 
-def product_args(
-    matrices: tuple[Matrix, ...], rows, columns: int, form: Packed, x_dtype: str, gated: bool, residual: bool
-) -> tuple:
-    """Declare the arguments of a fused product: (x, weights of each matrix, gate, residual, outs)."""
-    x = arg("x", (len(matrices), rows, columns), x_dtype)
-    weights = [row_args(form, f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
-    gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
-    skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
-    outs = [arg(f"out{i}", (1, rows, matrix.rows), matrix.dtype) for i, matrix in enumerate(matrices)]
-    return x, weights, gate, skip, outs
+@dataclass(frozen=True)
+class RowGroup(Grouped):
+    """A matrix of ``bits``-wide fields with one scale for every ``group`` of inputs."""
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        """Declare the arguments of a matrix [rows, columns]."""
+        groups = self.groups(columns)
+        return [
+            arg(f"{name}_q_weight", (rows, groups * self.words), "uint32"),
+            arg(f"{name}_q_scale", (rows, groups), self.scale_dtype),
+        ]
+
+    def element(self, tensors: list, row, column):
+        """One weight, float32."""
+        q_weight, q_scale = tensors
+        shift = T.cast(column % self.fields * self.bits, "uint32")
+        field = T.bitwise_and(T.shift_right(q_weight[row, column // self.fields], shift), T.uint32(2**self.bits - 1))
+        scale = T.cast(q_scale[row, column // self.group], "float32")
+        return (T.cast(T.cast(field, "int32"), "float32") - T.float32(self.max_int)) * scale
 
 
-def chunk_of(form: Packed, columns: int, halves: int) -> int:
-    """Elements of a row that a thread loads at once."""
-    if isinstance(form, PackedFloat):
-        return vector_of(form.dtype, columns, halves)
-    return CHUNK_WORDS * form.fields
-
-
-def field(form: PackedGroup, word, index: int):
-    """Field ``index`` of a word as float32, offset removed.
-
-    Without a conversion, which GPUs are slow at: a float of exponent 23 - p has a unit of 2 ** -p, so that a field at bit p
-    of its mantissa counts as it is. Fields too high for that are shifted down first."""
-    bit = index * form.bits
-    if bit + form.bits > MANTISSA:
-        per_window = MANTISSA // form.bits
-        start = index // per_window * per_window * form.bits
-        word, bit = T.shift_right(word, T.uint32(start)), bit - start
-    mask, exponent = T.uint32((2**form.bits - 1) << bit), T.uint32((127 + MANTISSA - bit) << MANTISSA)
-    value = T.reinterpret(T.bitwise_or(T.bitwise_and(word, mask), exponent), dtype="float32")
-    return value - T.float32(2.0 ** (MANTISSA - bit) + form.max_int)
+Rows = RowFloat | RowGroup

@@ -25,7 +25,7 @@ class HiddenUnits:
 def hidden_units(engine: Engine, tokens: Sequence[int]) -> list[HiddenUnits]:
     """For every layer, over ``tokens`` read one by one from the beginning of a document on; empty where the kernels of the
     scheme leave nothing out. Raises UserError for an id outside the vocabulary."""
-    from tir_kernels.list_inputs import MOST  # here, as it loads the compiler
+    from tir_kernels.cpu.lists import MOST  # here, as it loads the compiler
 
     zeros: list[float] = []
 

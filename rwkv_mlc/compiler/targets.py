@@ -20,8 +20,8 @@ from ..machine.cpu_features import REQUIRED_FEATURES, host_features
 from ..machine.drivers import best_device
 from .cuda import ARCHITECTURES
 
-# Kernels by CPU features (LLVM's names), best first: ``integer_dot`` of ``tir_kernels.gemv`` and ``tile`` of
-# ``tir_kernels.gemm``. Chosen by measurement on x86, by counting instructions on Arm.
+# Kernels by CPU features (LLVM's names), best first: ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``tile`` of
+# ``tir_kernels.cpu.gemm``. Chosen by measurement on x86, by counting instructions on Arm.
 CPU_KERNELS: list[tuple[set[str], str | None, tuple[int, int]]] = [
     ({"avx512vnni", "avx512bw", "avx512vl"}, "vnni", (6, 4)),
     ({"avx512bw", "avx512vl"}, "avx512", (6, 4)),
@@ -52,7 +52,7 @@ class CompileTarget:
     ``suffix`` the library's file type. For CPUs, ``features`` are those that the code may use (LLVM's names), and
     ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``). For GPUs, ``vector_halves`` is how many float16
     a vector may hold; ``architectures`` are those of the machine code for CUDA, ``tensor_cores`` and ``launch_graphs`` say
-    whether the device has what ``tir_kernels.gemm_tensor_core`` calls and can repeat a record of launches."""
+    whether the device has what ``tir_kernels.gpu.gemm_tensor_core`` calls and can repeat a record of launches."""
 
     name: str
     tvm: Target

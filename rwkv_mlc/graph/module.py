@@ -8,7 +8,7 @@ from typing import Literal
 import tvm
 from tvm import relax, tirx
 
-from tir_kernels.gemm_int8 import TILES
+from tir_kernels.cpu.gemm_int8 import TILES
 
 from ..compiler.passes.cuda_graph import CAPTURED
 from ..compiler.passes.merge import MERGED

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from tir_kernels.packed import Packed, PackedFloat, PackedGroup, TiledFloat, TiledGroup
+from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, TiledFloat, TiledGroup
+from tir_kernels.rows import RowFloat, RowGroup, Rows
 
 from ..models import Parameter
 from ..quantization.layouts import LAYOUTS
@@ -30,7 +31,7 @@ class MatrixWeight:
     """A matrix [N, K] (or table [V, C]) in the form in which kernels read it; ``name`` as in ``blocks.0.att.key``."""
 
     name: str
-    form: Packed
+    form: Packed | Rows
     shape: tuple[int, int]
     tensors: tuple[relax.Expr, ...]
 
@@ -44,8 +45,12 @@ class Norm:
     bias: relax.Expr
 
 
-def packed_form(parameter: Parameter, form: FloatForm | GroupForm) -> Packed:
-    """In tiles where inputs can be left out; fields of 3 bits fill no line."""
+def packed_form(parameter: Parameter, form: FloatForm | GroupForm) -> Packed | Rows:
+    """Embeddings as they are stored, matrices in tiles where inputs can be left out; fields of 3 bits fill no line."""
+    if parameter.role == "embedding":
+        return (
+            RowFloat(form.dtype) if isinstance(form, FloatForm) else RowGroup(form.bits, form.group, form.scale_dtype)
+        )
     if isinstance(form, FloatForm):
         return (TiledFloat if parameter.sparse_input else PackedFloat)(form.dtype)
     tiled = parameter.sparse_input and 8 % form.bits == 0
@@ -79,7 +84,7 @@ class Weights:
         parameters: list[Parameter],
         scheme: Scheme,
         variables: dict[str, relax.Expr],
-        form_of: Callable[[Parameter, FloatForm | GroupForm], Packed],
+        form_of: Callable[[Parameter, FloatForm | GroupForm], Packed | Rows],
     ) -> Weights:
         """``variables`` holds one Relax variable for every stored tensor, by its name; ``form_of`` is the family's."""
         found = {}

@@ -1,6 +1,6 @@
 """How a compiled library wants stored tensors in memory: pure permutations, done while a model is loaded.
 
-The files on disk are the same for every target; ``tir_kernels.packed`` says what the kernels make of a layout.
+The files on disk are the same for every target; ``tir_kernels.cpu.packed`` says what the kernels make of a layout.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _line_scales(scales: np.ndarray, rows: int) -> np.ndarray:
 
 def _line_layouts(bits: int, permute: Callable[[np.ndarray], np.ndarray]) -> dict[str, Layout]:
     """Fields and scales of a matrix of ``bits``, [N, words] and [N, G] or the other way round, as the tiles of
-    ``tir_kernels.packed``: [tiles, K, 16] and [tiles, G, rows of a tile]."""
+    ``tir_kernels.cpu.packed``: [tiles, K, 16] and [tiles, G, rows of a tile]."""
     rows, fields = 8 * LINE // bits, 32 // bits
 
     def lines(outputs: int, words: int) -> tuple[int, ...]:

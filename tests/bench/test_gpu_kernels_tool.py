@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tir_kernels.gemm_gpu import gemm_gpu
-from tir_kernels.gemm_tensor_core import gemm_tensor_core
-from tir_kernels.gemv import Matrix
-from tir_kernels.gemv_gpu import gemv_gpu
-from tir_kernels.packed import PackedFloat, PackedGroup
-from tir_kernels.wkv5 import wkv5
+from tir_kernels.gpu.gemm import gemm
+from tir_kernels.gpu.gemm_tensor_core import gemm_tensor_core
+from tir_kernels.gpu.gemv import gemv
+from tir_kernels.gpu.wkv5 import wkv5
+from tir_kernels.product import Matrix
+from tir_kernels.rows import RowFloat, RowGroup
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 
 from gpu_kernels import Count, main
 
-HALF = PackedFloat("float16")
+HALF = RowFloat("float16")
 
 
 def test_gemv_reads_weights_once():
     """Rows of 1024 halves: 128 threads along each, 4 rows of each of 2 groups of threads a block, which reads x once."""
-    work = Count(gemv_gpu((Matrix(64), Matrix(16)), 1024, HALF, "float16", halves=8), {"rows": 1}, {}).run()
+    work = Count(gemv((Matrix(64), Matrix(16)), 1024, HALF, "float16", halves=8), {"rows": 1}, {}).run()
     weights, blocks = 80 * 1024 * 2, 10
     assert work.bytes_read == weights + blocks * 1024 * 2
     assert work.bytes_written == 80 * 4 and work.threads == blocks * 256
@@ -34,8 +34,8 @@ def test_gemv_reads_weights_once():
 
 def test_gemm_reads_tiles_again():
     """Of 64 tokens and 64 rows each: weights once for every tile of tokens, x once for every tile of rows."""
-    columns, form = 96, PackedGroup(4, 32, "float16")
-    work = Count(gemm_gpu((Matrix(128),), columns, form, "float16"), {"rows": 192}, {}).run()
+    columns, form = 96, RowGroup(4, 32, "float16")
+    work = Count(gemm((Matrix(128),), columns, form, "float16"), {"rows": 192}, {}).run()
     weights, x, out = 128 * columns * 4.5 / 8, 192 * columns * 2, 192 * 128 * 4
     assert work.bytes_read == 3 * weights + 2 * x and work.bytes_written == out
     assert work.least_bytes == weights + x + out
@@ -43,14 +43,14 @@ def test_gemm_reads_tiles_again():
 
 
 def test_rows_that_leave_part_of_a_tile_are_written_once():
-    work = Count(gemm_gpu((Matrix(70),), 64, HALF, "float16"), {"rows": 65}, {}).run()
+    work = Count(gemm((Matrix(70),), 64, HALF, "float16"), {"rows": 65}, {}).run()
     assert work.bytes_written == 65 * 70 * 4
 
 
 @pytest.mark.parametrize("tokens, tile, rows, depth", [(64, 32, 64, 64), (192, 128, 128, 32)])
 def test_tensor_cores(tokens, tile, rows, depth):
     """Small blocks for a short prompt, large ones for others: whole tiles are multiplied, and what is inside is read."""
-    columns, form, tiles = 104, PackedGroup(4, 32, "float16"), -(-tokens // tile)
+    columns, form, tiles = 104, RowGroup(4, 32, "float16"), -(-tokens // tile)
     work = Count(gemm_tensor_core((Matrix(128),), columns, form), {"rows": tokens}, {}).run()
     chunks, groups = -(-columns // depth), 4
     x, fields, out = tokens * columns * 2, 128 * groups * 16, tokens * 128 * 4
@@ -68,7 +68,7 @@ def test_wkv_steps_through_a_sequence(sequences):
     rows, heads = 30, 2
     data = {"segment_ends": np.arange(1, sequences + 1) * (rows // sequences), "slots": np.arange(sequences)}
     sizes = {"rows": rows, "batch": sequences, "num_slots": sequences}
-    work = Count(wkv5(heads, 64, "prefill", "gpu", in_place=True), sizes, data).run()
+    work = Count(wkv5(heads, 64, "prefill", in_place=True), sizes, data).run()
     state, tokens = sequences * heads * 64 * 64 * 4, rows * heads * 64 * 4
     assert work.bytes_written == state + tokens and work.chain == rows // sequences
     ahead = (rows + sequences) / rows  # the first token of each sequence is loaded before the others

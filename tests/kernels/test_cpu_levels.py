@@ -12,8 +12,8 @@ from tvm.script.ir_builder import tirx as T
 from rwkv_mlc.compiler.passes.float16 import widen_by_integers
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.machine.cpu_features import host_architecture, host_features
-from tir_kernels.builder import arg, prim_func
-from tir_kernels.simd import span, widen
+from tir_kernels.builder import arg, prim_func, span
+from tir_kernels.cpu.simd import widen
 
 pytestmark = pytest.mark.skipif(host_architecture() != "x86_64", reason="other CPUs run no code for x86-64")
 

@@ -30,10 +30,10 @@ from rwkv_mlc.graph.module import build_module
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from rwkv_mlc.quantization.schemes import get_scheme
-from tir_kernels.gemm_int8 import TILES, gemm_int8
-from tir_kernels.gemv import Matrix
-from tir_kernels.packed import PackedGroup, TiledGroup
-from tir_kernels.quantize_int8 import quantize_int8
+from tir_kernels.cpu.gemm_int8 import TILES, gemm_int8
+from tir_kernels.cpu.packed import PackedGroup, TiledGroup
+from tir_kernels.cpu.quantize_int8 import quantize_int8
+from tir_kernels.product import Matrix
 
 ROWS = [1, 2, 3, 4, 5, 6, 7, 13]
 

@@ -10,9 +10,9 @@ from support import kernel_twins as twins
 from support.cpu_products import CALLS, CPU_FLAGS, FORMS, GROUP_FORMS, activations, check, has, quantized
 from support.kernel_build import HOST_TARGET, build
 
-from tir_kernels.gemm import gemm
-from tir_kernels.gemv import gemv
-from tir_kernels.quantize_activation import quantize_activation
+from tir_kernels.cpu.gemm import gemm
+from tir_kernels.cpu.gemv import gemv
+from tir_kernels.cpu.quantize_activation import quantize_activation
 
 ROWS = [1, 5, 7, 13]
 

@@ -8,25 +8,25 @@ from support import kernel_twins as twins
 from support.kernel_build import call, error
 from tvm.script.ir_builder import tirx as T
 
-from tir_kernels import simd
-from tir_kernels.builder import arg, prim_func
-from tir_kernels.embedding import embedding
-from tir_kernels.group_norm import group_norm
-from tir_kernels.layer_norm import layer_norm
-from tir_kernels.packed import PackedFloat, PackedGroup
-from tir_kernels.segments import border_slots
-from tir_kernels.token_shift import norm_shift_mix
+from tir_kernels.builder import arg, prim_func, span
+from tir_kernels.cpu import simd
+from tir_kernels.cpu.border_slots import border_slots
+from tir_kernels.cpu.embedding import embedding
+from tir_kernels.cpu.group_norm import group_norm
+from tir_kernels.cpu.layer_norm import layer_norm
+from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
+from tir_kernels.rows import RowFloat, RowGroup
 
 WIDTHS = [48, 50]  # a multiple of 16 and one that leaves vectors of two
 HEADS = [(2, 64), (3, 8), (5, 12)]
 MIXES = [1, 3]
 VOCAB, CHANNELS = 23, 90  # channels end within a group and within a word of every form
 TABLES = {
-    "float32": PackedFloat("float32"),
-    "float16": PackedFloat("float16"),
-    "q4": PackedGroup(4, 32, "float16"),
-    "q8": PackedGroup(8, 32, "float32"),
-    "q3": PackedGroup(3, 40, "float16"),
+    "float32": RowFloat("float32"),
+    "float16": RowFloat("float16"),
+    "q4": RowGroup(4, 32, "float16"),
+    "q8": RowGroup(8, 32, "float32"),
+    "q3": RowGroup(3, 40, "float16"),
 }
 FUNCTIONS = ["exp", "sigmoid", "silu"]
 LANES = [1, 16]
@@ -34,14 +34,14 @@ EPS = 64e-5  # group norm's epsilon, 1e-5 x divisor^2 with the usual divisor of 
 
 
 def elementwise(function: str, width: int):
-    """One of ``tir_kernels.simd``'s functions over an array."""
+    """One of ``tir_kernels.cpu.simd``'s functions over an array."""
 
     @prim_func
     def kernel():
         blocks = T.int64()
         x, out = arg("x", (blocks, width)), arg("out", (blocks, width))
         with T.serial(0, blocks) as i:
-            at = simd.span(0, width)
+            at = span(0, width)
             T.buffer_store(out, getattr(simd, function)(x[i, at], width), [i, at])
 
     return kernel
@@ -176,7 +176,7 @@ def test_norm_shift_mix_in_parallel_is_step_by_step(kernels, channels):
 @pytest.mark.parametrize("name, form", TABLES.items(), ids=TABLES)
 def test_embedding(kernels, name, form):
     rng = np.random.default_rng(3)
-    if isinstance(form, PackedFloat):
+    if isinstance(form, RowFloat):
         stored = [rng.normal(0.3, 1, (VOCAB, CHANNELS)).astype(form.dtype)]
         table = stored[0].astype(np.float32)
     else:

@@ -13,15 +13,18 @@ from support.cpu_products import has
 from support.kernel_build import HOST_TARGET, build, call, error
 
 from rwkv_mlc.quantization.layouts import LAYOUTS
-from tir_kernels.gemm import gemm
-from tir_kernels.gemm_int8 import TILES, gemm_int8
-from tir_kernels.gemv import Matrix, gemv
-from tir_kernels.integer_dot import INTEGER_DOTS
-from tir_kernels.list_inputs import AHEAD, MOST, list_inputs, quantize_inputs
-from tir_kernels.packed import PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
-from tir_kernels.quantize_activation import PLANES, quantize_activation
-from tir_kernels.quantize_int8 import quantize_int8
-from tir_kernels.sparse_gemv import sparse_gemv
+from tir_kernels.cpu.gemm import gemm
+from tir_kernels.cpu.gemm_int8 import TILES, gemm_int8
+from tir_kernels.cpu.gemv import gemv
+from tir_kernels.cpu.integer_dot import INTEGER_DOTS
+from tir_kernels.cpu.list_inputs import list_inputs
+from tir_kernels.cpu.lists import AHEAD, MOST
+from tir_kernels.cpu.packed import PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
+from tir_kernels.cpu.quantize_activation import PLANES, quantize_activation
+from tir_kernels.cpu.quantize_inputs import quantize_inputs
+from tir_kernels.cpu.quantize_int8 import quantize_int8
+from tir_kernels.cpu.sparse_gemv import sparse_gemv
+from tir_kernels.product import Matrix
 
 FORMS: dict[str, Tiled] = {
     "float32": TiledFloat("float32"),

@@ -22,8 +22,8 @@ from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.verification.fatbin import read_fatbin, read_resources
-from tir_kernels.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, fits_tensor_cores, gemm_tensor_core
-from tir_kernels.gemv import Matrix
+from tir_kernels.gpu.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, fits_tensor_cores, gemm_tensor_core
+from tir_kernels.product import Matrix
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,25 @@ def test_kernels_do_not_know_models():
     assert importers(sources("tir_kernels"), "rwkv_mlc") == set()
 
 
+def test_kernels_of_one_device_do_not_know_the_other():
+    assert importers(sources("tir_kernels/cpu"), "tir_kernels.gpu") == set()
+    assert importers(sources("tir_kernels/gpu"), "tir_kernels.cpu") == set()
+    shared = [path for path in sources("tir_kernels") if path.parent.name == "tir_kernels"]
+    assert importers(shared, "tir_kernels.cpu", "tir_kernels.gpu") == set()
+
+
+def test_a_kernel_has_its_file():
+    """Each factory is in the file of its name, of which there is one for every device that has such a kernel."""
+    for device in ("cpu", "gpu"):
+        for path in sources(f"tir_kernels/{device}"):
+            factories = {
+                node.name
+                for node in ast.parse(path.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.FunctionDef) and any("lru_cache" in ast.unparse(d) for d in node.decorator_list)
+            }
+            assert factories <= {path.stem}, path
+
+
 def test_models_do_not_know_how_they_are_computed():
     rooms = sources("rwkv_mlc/models", "rwkv_mlc/reference", "rwkv_mlc/quantization", "rwkv_mlc/weights")
     assert importers(rooms, "rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.engine", "tir_kernels", "tvm") == set()

@@ -10,10 +10,10 @@ import numpy as np
 
 from support import kernel_twins as twins
 from support.kernel_build import call, error
-from tir_kernels.gemv import Matrix
-from tir_kernels.integer_dot import INTEGER_DOTS
-from tir_kernels.packed import Packed, PackedFloat, PackedGroup
-from tir_kernels.quantize_activation import PLANES
+from tir_kernels.cpu.integer_dot import INTEGER_DOTS
+from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup
+from tir_kernels.cpu.quantize_activation import PLANES
+from tir_kernels.product import Matrix
 
 FORMS = {
     "float32": PackedFloat("float32"),

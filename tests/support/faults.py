@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 from rwkv_mlc.graph.ops.kernels import KernelOps
-from tir_kernels.halve import halve
+from tir_kernels.cpu.halve import halve as halve_on_cpu
+from tir_kernels.gpu.halve import halve as halve_on_gpu
 
 GENERATIONS, TARGETS = ("4", "5.2"), ("llvm", "vulkan")
 
@@ -62,6 +63,11 @@ def everywhere(*edit) -> dict[str, Edit]:
     return dict.fromkeys(TARGETS, Edit(*edit))
 
 
+def on_each(kernel: str, old: str, new: str) -> dict[str, Edit]:
+    """The same edit of a kernel's CPU and GPU form."""
+    return {target: Edit(f"tir_kernels.{device}.{kernel}", old, new) for target, device in zip(TARGETS, ("cpu", "gpu"))}
+
+
 LN0 = 'x = ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))'
 CHANNEL_MIXING = "x = channel_mixing(ops, block, state, layer, x)"
 ROW_BLOCKS = "    return _in_blocks(array, rows).transpose(0, 2, 1)"
@@ -69,7 +75,7 @@ ROW_BLOCKS = "    return _in_blocks(array, rows).transpose(0, 2, 1)"
 
 
 def _in_every_generation(generation: str) -> list[Fault]:
-    block, layouts, shift = "rwkv_mlc.models.block", "rwkv_mlc.quantization.layouts", "tir_kernels.token_shift"
+    block, layouts = "rwkv_mlc.models.block", "rwkv_mlc.quantization.layouts"
     return [
         Fault(
             "ln0 twice at decode",
@@ -111,9 +117,13 @@ def _in_every_generation(generation: str) -> list[Fault]:
             generation,
             "q0f32",
             {
-                "llvm": Edit(shift, "slot = T.bind(T.cast(last_slots[t]", "slot = T.bind(T.cast(first_slots[t]"),
+                "llvm": Edit(
+                    "tir_kernels.cpu.norm_shift_mix",
+                    "slot = T.bind(T.cast(last_slots[t]",
+                    "slot = T.bind(T.cast(first_slots[t]",
+                ),
                 "vulkan": Edit(
-                    shift,
+                    "tir_kernels.gpu.norm_shift_mix",
                     "T.buffer_store(state, last_row, [slot, at])",
                     "T.buffer_store(state, current[lanes], [slot, at])",
                 ),
@@ -137,7 +147,7 @@ def _in_every_generation(generation: str) -> list[Fault]:
                     compiled=False,
                 ),
                 "vulkan": Edit(
-                    "tir_kernels.rows", "bit = index * form.bits", "index ^= 1\n    bit = index * form.bits"
+                    "tir_kernels.gpu.product", "bit = index * form.bits", "index ^= 1\n    bit = index * form.bits"
                 ),
             },
             first="prefill/blocks.0.att.key",
@@ -156,7 +166,7 @@ def _in_every_generation(generation: str) -> list[Fault]:
                     compiled=False,
                 ),
                 "vulkan": Edit(
-                    "tir_kernels.gemm_gpu",
+                    "tir_kernels.gpu.gemm",
                     "q_scale[last_or(n), chunk * depth // form.group]",
                     "q_scale[last_or(n), (chunk * depth // form.group + 1) % form.groups(columns)]",
                 ),
@@ -171,7 +181,7 @@ def _in_every_generation(generation: str) -> list[Fault]:
             "q4f16_1",
             {
                 "llvm": Edit(
-                    "tir_kernels.gemv",
+                    "tir_kernels.cpu.gemv",
                     "low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0],",
                     "low = widen(T.cast(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], 'int16x16'),",
                 )
@@ -186,7 +196,7 @@ def _in_every_generation(generation: str) -> list[Fault]:
             "q0f32",
             {
                 "vulkan": Edit(
-                    "tir_kernels.gemm_gpu",
+                    "tir_kernels.gpu.gemm",
                     "acc[m, n] + left[m] * right[n]",
                     'T.cast(T.cast(acc[m, n] + left[m] * right[n], "float16"), "float32")',
                 )
@@ -203,8 +213,8 @@ FAULTS = [
         "numerator and denominator swapped in the state",
         "4",
         "q0f32",
-        everywhere(
-            "tir_kernels.wkv4",
+        on_each(
+            "wkv4",
             "for i, target in enumerate(out_state):",
             "for i, target in ((1, out_state[0]), (0, out_state[1]), (2, out_state[2])):",
         ),
@@ -225,12 +235,20 @@ FAULTS = [
         "state read after its decay",
         "4",
         "q0f32",
-        everywhere(
-            "tir_kernels.wkv4",
-            "top = T.bind(T.max(p, current))\n                        old, new = power(p - top)",
-            "late = T.bind(p + w[channel])\n                        top = T.bind(T.max(late, current))\n"
-            "                        old, new = power(late - top)",
-        ),
+        {
+            "llvm": Edit(
+                "tir_kernels.cpu.wkv4",
+                "top = T.bind(T.max(p, current))\n                        old, new = exp(p - top",
+                "late = T.bind(p + w[channel])\n                        top = T.bind(T.max(late, current))\n"
+                "                        old, new = exp(late - top",
+            ),
+            "vulkan": Edit(
+                "tir_kernels.gpu.wkv4",
+                "top = T.bind(T.max(p, current))\n                    old, new = power(p - top)",
+                "late = T.bind(p + w[vc])\n                    top = T.bind(T.max(late, current))\n"
+                "                    old, new = power(late - top)",
+            ),
+        },
         first="prefill/blocks.0.att.gated",
         role="blocks.0.att.wkv",
         hint="agrees for the first token only",
@@ -242,17 +260,17 @@ FAULTS = [
         "q0f32",
         {
             "llvm": Edit(
-                "tir_kernels.wkv5",
-                "        def scan_on_threads(",
+                "tir_kernels.cpu.wkv5",
+                "        with T.parallel(0, batch * heads) as bh:",
                 '            if phase == "prefill":\n'
                 "                with T.serial(0, size) as i, T.serial(0, i) as j:\n"
                 "                    one, other = T.bind(state[slot, h, i, j]), T.bind(state[slot, h, j, i])\n"
                 "                    T.buffer_store(state, other, [slot, h, i, j])\n"
                 "                    T.buffer_store(state, one, [slot, h, j, i])\n\n"
-                "        def scan_on_threads(",
+                "        with T.parallel(0, batch * heads) as bh:",
             ),
             "vulkan": Edit(
-                "tir_kernels.wkv5",
+                "tir_kernels.gpu.wkv5",
                 "[slot, h, key_of(j), i])\n\n",
                 '[slot, h, *((i, key_of(j)) if phase == "prefill" else (key_of(j), i))])\n\n',
             ),
@@ -267,12 +285,12 @@ FAULTS = [
         "q0f32",
         {
             "llvm": Edit(
-                "tir_kernels.group_norm",
+                "tir_kernels.cpu.group_norm",
                 "span(start + j, width)], group_size, width",
                 "span(j, width)], channels, width",
             ),
             "vulkan": Edit(
-                "tir_kernels.group_norm",
+                "tir_kernels.gpu.group_norm",
                 "span(start + c, width)]], group_size, thread",
                 "span(c, width)]], channels, thread",
             ),
@@ -286,8 +304,10 @@ FAULTS = [
         "5.2",
         "q0f32",
         {
-            "llvm": Edit("tir_kernels.group_norm", "group_size, width, epsilon)", "group_size, width, 1e-5)"),
-            "vulkan": Edit("tir_kernels.group_norm", "lanes, width, epsilon, scratch", "lanes, width, 1e-5, scratch"),
+            "llvm": Edit("tir_kernels.cpu.group_norm", "group_size, width, epsilon)", "group_size, width, 1e-5)"),
+            "vulkan": Edit(
+                "tir_kernels.gpu.group_norm", "lanes, width, epsilon, scratch", "lanes, width, 1e-5, scratch"
+            ),
         },
         first="prefill/blocks.0.att.gated",
         role="blocks.0.att.ln_x",
@@ -308,11 +328,11 @@ FAULTS = [
         "q0f32",
         {
             "llvm": Edit(
-                "tir_kernels.wkv5",
+                "tir_kernels.cpu.wkv5",
                 "(s + splat(u[vh, vk], width) * kv)",
                 "(s * splat(w[vh, vk], width) + kv + splat(u[vh, vk], width) * kv)",
             ),
-            "vulkan": Edit("tir_kernels.wkv5", "* kv), [0])", "* kv + kv), [0])"),
+            "vulkan": Edit("tir_kernels.gpu.wkv5", "* kv), [0])", "* kv + kv), [0])"),
         },
         first="prefill/blocks.0.att.wkv",
         role="blocks.0.att.wkv",
@@ -323,7 +343,8 @@ FAULTS = [
 
 def halved(ops: KernelOps, x):
     """x / 2 under the name of x."""
-    return ops.call(halve(ops.config.hidden_size, ops.target.family), [x], [x.ty.shape], [ops.names[x]])[0]
+    kernel = {"cpu": halve_on_cpu, "gpu": halve_on_gpu}[ops.target.family](ops.config.hidden_size)
+    return ops.call(kernel, [x], [x.ty.shape], [ops.names[x]])[0]
 
 
 @contextmanager

@@ -10,26 +10,27 @@ import numpy as np
 
 from support import kernel_twins as twins
 from support.kernel_build import call, error
-from tir_kernels.embedding import embedding_gpu
-from tir_kernels.gemm_gpu import gemm_gpu
-from tir_kernels.gemv import Matrix
-from tir_kernels.gemv_gpu import gemv_gpu
-from tir_kernels.group_norm import group_norm_gpu
-from tir_kernels.layer_norm import layer_norm_gpu
-from tir_kernels.packed import Packed, PackedFloat, PackedGroup
-from tir_kernels.segments import last_rows_gpu
-from tir_kernels.stream import fill_gpu, stream_gpu
-from tir_kernels.token_shift import norm_shift_mix_gpu
-from tir_kernels.wkv4 import wkv4
-from tir_kernels.wkv5 import wkv5
+from tir_kernels.gpu.embedding import embedding
+from tir_kernels.gpu.fill import fill
+from tir_kernels.gpu.gemm import gemm
+from tir_kernels.gpu.gemv import gemv
+from tir_kernels.gpu.group_norm import group_norm
+from tir_kernels.gpu.last_rows import last_rows
+from tir_kernels.gpu.layer_norm import layer_norm
+from tir_kernels.gpu.norm_shift_mix import norm_shift_mix
+from tir_kernels.gpu.stream import stream
+from tir_kernels.gpu.wkv4 import wkv4
+from tir_kernels.gpu.wkv5 import wkv5
+from tir_kernels.product import Matrix
+from tir_kernels.rows import RowFloat, RowGroup, Rows
 
 FORMS = {  # and the activations' dtype
-    "float32": (PackedFloat("float32"), "float32"),
-    "float16": (PackedFloat("float16"), "float16"),
-    "q4": (PackedGroup(4, 32, "float16"), "float16"),
-    "q4_float32": (PackedGroup(4, 32, "float32"), "float32"),
-    "q8": (PackedGroup(8, 32, "float16"), "float16"),
-    "q3": (PackedGroup(3, 40, "float16"), "float16"),
+    "float32": (RowFloat("float32"), "float32"),
+    "float16": (RowFloat("float16"), "float16"),
+    "q4": (RowGroup(4, 32, "float16"), "float16"),
+    "q4_float32": (RowGroup(4, 32, "float32"), "float32"),
+    "q8": (RowGroup(8, 32, "float16"), "float16"),
+    "q3": (RowGroup(3, 40, "float16"), "float16"),
 }
 HALF = 1e-3  # of what is rounded to float16
 EXACT = 2e-6  # of float32 sums
@@ -60,7 +61,7 @@ PRODUCTS = {
     "widest": Product((Matrix(5),), 8192, forms=("q4", "float16")),
 }
 CASES = [(name, form) for name, product in PRODUCTS.items() for form in product.forms]
-KERNELS = {"gemv": (gemv_gpu, {}), "gemv of 4 tokens": (gemv_gpu, {"tokens": 4}), "gemm": (gemm_gpu, {})}
+KERNELS = {"gemv": (gemv, {}), "gemv of 4 tokens": (gemv, {"tokens": 4}), "gemm": (gemm, {})}
 WIDTHS = [48, 50, 1024, 1600]
 HEADS = [(2, 64), (3, 8), (5, 12), (3, 97)]
 VOCAB, CHANNELS = 23, 300
@@ -80,17 +81,17 @@ def all_kernels(cases: Sequence[tuple[str, str]] = CASES) -> dict:
         for kind in KERNELS:
             kernels[identifier(kind, name, form)] = kernel_of(kind, name, form)
     for c in WIDTHS:
-        kernels[f"layer_norm_{c}"] = layer_norm_gpu(c, 1e-5)
+        kernels[f"layer_norm_{c}"] = layer_norm(c, 1e-5)
         for n in (1, 4):
-            kernels[f"shift_{c}_{n}"] = norm_shift_mix_gpu(c, n, 1e-5, "prefill", "float16")
-            kernels[f"decode_shift_{c}_{n}"] = norm_shift_mix_gpu(c, n, 1e-5, "decode", parts=2)
+            kernels[f"shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "prefill", "float16")
+            kernels[f"decode_shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "decode", parts=2)
     for heads, size in HEADS:
-        kernels[f"group_norm_{heads}x{size}"] = group_norm_gpu(heads, size, EPS, False)
-        kernels[f"gated_group_norm_{heads}x{size}"] = group_norm_gpu(heads, size, EPS, True, "float16")
-    kernels |= {f"embedding_{name}": embedding_gpu(VOCAB, CHANNELS, form) for name, (form, _) in FORMS.items()}
-    kernels |= {"last_rows": last_rows_gpu(CHANNELS), "stream": stream_gpu(), "fill": fill_gpu()}
-    kernels["wkv4"] = wkv4(50, "prefill", "gpu", in_place=True, dtype="float16")
-    kernels["wkv5"] = wkv5(2, 8, "prefill", "gpu", in_place=True)
+        kernels[f"group_norm_{heads}x{size}"] = group_norm(heads, size, EPS, False)
+        kernels[f"gated_group_norm_{heads}x{size}"] = group_norm(heads, size, EPS, True, "float16")
+    kernels |= {f"embedding_{name}": embedding(VOCAB, CHANNELS, form) for name, (form, _) in FORMS.items()}
+    kernels |= {"last_rows": last_rows(CHANNELS), "stream": stream(), "fill": fill()}
+    kernels["wkv4"] = wkv4(50, "prefill", in_place=True, dtype="float16")
+    kernels["wkv5"] = wkv5(2, 8, "prefill", in_place=True)
     return kernels
 
 
@@ -102,10 +103,10 @@ def normal(rng, shape, dtype="float32") -> np.ndarray:
     return rng.normal(0.2, 1, shape).astype(dtype)
 
 
-def weights(form: Packed, rows: int, columns: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def weights(form: Rows, rows: int, columns: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """The arguments of a random matrix, and its values [N, K] in float64. Padded fields hold noise."""
     rng = np.random.default_rng(rows)
-    if isinstance(form, PackedFloat):
+    if isinstance(form, RowFloat):
         stored = normal(rng, (rows, columns), form.dtype)
         return (stored,), stored.astype(np.float64)
     fields = rng.integers(0, 2**form.bits, (rows, form.padded(columns)))

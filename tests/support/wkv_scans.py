@@ -9,8 +9,12 @@ from tvm import tirx
 
 from support import kernel_twins as twins
 from support.kernel_build import call, error
-from tir_kernels.wkv4 import wkv4
-from tir_kernels.wkv5 import wkv5
+from tir_kernels.cpu.wkv4 import wkv4
+from tir_kernels.cpu.wkv5 import wkv5
+from tir_kernels.gpu.wkv4 import wkv4 as wkv4_on_gpu
+from tir_kernels.gpu.wkv5 import wkv5 as wkv5_on_gpu
+
+FACTORIES = {"cpu": (wkv4, wkv5), "gpu": (wkv4_on_gpu, wkv5_on_gpu)}
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,10 @@ class Scan:
         return self.heads * self.size
 
     def kernel(self, phase="prefill", device="cpu", in_place=False) -> tirx.PrimFunc:
+        of_4, of_5 = FACTORIES[device]
         if self.generation == 4:
-            return wkv4(self.channels, phase, device, in_place)
-        return wkv5(self.heads, self.size, phase, device, in_place)
+            return of_4(self.channels, phase, in_place)
+        return of_5(self.heads, self.size, phase, in_place)
 
     def tokens(self, rng, rows: int) -> list[np.ndarray]:
         """r, k, v [T, C]."""

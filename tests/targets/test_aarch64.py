@@ -18,9 +18,9 @@ from support.paths import DEMO
 
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.weights import open_checkpoint
-from tir_kernels.gemm import gemm
-from tir_kernels.gemv import gemv
-from tir_kernels.quantize_activation import quantize_activation
+from tir_kernels.cpu.gemm import gemm
+from tir_kernels.cpu.gemv import gemv
+from tir_kernels.cpu.quantize_activation import quantize_activation
 
 DOTS = [
     (form, dot) for form in GROUP_FORMS for dot in ("sdot", "sdot_of_bytes", "usdot") if (form, dot) != ("q8", "sdot")

@@ -33,8 +33,9 @@ from rwkv_mlc.machine.cpu_features import host_architecture
 from rwkv_mlc.verification.checks import run_checks
 from rwkv_mlc.verification.fatbin import Resources, read_fatbin, read_resources
 from rwkv_mlc.verification.library import Library
-from tir_kernels.wkv4 import wkv4
-from tir_kernels.wkv5 import wkv5
+from tir_kernels.cpu.wkv5 import wkv5 as wkv5_on_cpu
+from tir_kernels.gpu.wkv4 import wkv4
+from tir_kernels.gpu.wkv5 import wkv5
 
 ONE_ARCHITECTURE = "cuda -arch=sm_80"
 GPUS = [ONE_ARCHITECTURE, "metal", "vulkan", "opencl", "android"]
@@ -69,9 +70,9 @@ def small_module(prefix: str = "") -> tvm.IRModule:
             builder.emit_func_output(builder.emit(relax.call_tir(function, arguments, types)))
 
     row, state = [1, rows, CHANNELS], [batch, HEADS, SIZE, SIZE]
-    emit("wkv5", wkv5(HEADS, SIZE, device="gpu"), [row] * 3 + [[HEADS, SIZE]] * 2 + [state], [row, state])
+    emit("wkv5", wkv5(HEADS, SIZE), [row] * 3 + [[HEADS, SIZE]] * 2 + [state], [row, state])
     states = [[batch, CHANNELS]] * 3
-    emit("wkv4", wkv4(CHANNELS, device="gpu"), [row] * 3 + [[CHANNELS]] * 2 + states, [row, *states])
+    emit("wkv4", wkv4(CHANNELS), [row] * 3 + [[CHANNELS]] * 2 + states, [row, *states])
     module = builder.finalize()
     return module.with_attr("system_lib_prefix", prefix) if prefix else module
 
@@ -272,7 +273,7 @@ def test_the_cpu_of_a_mac(tmp_path):
         linker = find_linker(target, target.suffix)
     except UserError as reason:
         pytest.skip(str(reason))
-    kernel = wkv5(HEADS, SIZE).with_attr("global_symbol", "wkv5")
+    kernel = wkv5_on_cpu(HEADS, SIZE).with_attr("global_symbol", "wkv5")
     tvm.compile(tvm.IRModule({"wkv5": kernel}), target=target.tvm).export_library(str(path), fcompile=linker)
     binary = lief.MachO.parse(path).take(lief.MachO.Header.CPU_TYPE.ARM64)
     assert binary.build_version.minos == [12, 0, 0]

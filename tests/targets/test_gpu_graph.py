@@ -185,9 +185,9 @@ def inspect(kernel: tirx.PrimFunc, name: str, lanes: set, shared: dict, threads:
         ("cuda", "q0f16", "gemm_tensor_core"),
         ("cuda", "q4f16_0", "gemm_tensor_core"),
         ("cuda", "q8f16_1", "gemm_tensor_core"),
-        ("cuda", "q3f16_1", "gemm_gpu"),
-        ("cuda", "q4f32_1", "gemm_gpu"),
-        ("metal", "q4f16_1", "gemm_gpu"),
+        ("cuda", "q3f16_1", "gemm"),
+        ("cuda", "q4f32_1", "gemm"),
+        ("metal", "q4f16_1", "gemm"),
     ],
 )
 def test_which_products_use_tensor_cores(target, scheme, kernel):

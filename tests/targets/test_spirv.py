@@ -32,7 +32,8 @@ from rwkv_mlc.compiler.spirv import narrowing
 from rwkv_mlc.compiler.spirv.arithmetic import BINARY
 from rwkv_mlc.compiler.spirv.words import Capability
 from rwkv_mlc.compiler.targets import resolve_target
-from tir_kernels.builder import arg, prim_func, registers
+from tir_kernels.builder import arg, prim_func
+from tir_kernels.gpu.threads import registers
 
 FLOATS = ["float16", "float32"]
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"]
@@ -336,7 +337,7 @@ def test_shuffles(run):
 
 
 def through_an_array(x):
-    held = registers((4,), "float16", device="gpu")
+    held = registers((4,), "float16")
     T.buffer_store(held, x, [T.ramp(0, 1, 4)])
     return T.Shuffle([held[i] for i in (1, 0, 3, 2)], [0, 1, 2, 3])
 
@@ -436,7 +437,7 @@ def test_while(run):
         x, out = arg("x", (BLOCK,), "int32"), arg("out", (BLOCK,), "int32")
 
         def emit(i):
-            state = registers((2,), "int32", device="gpu")
+            state = registers((2,), "int32")
             T.buffer_store(state, x[i], [0])
             T.buffer_store(state, T.int32(0), [1])
             with T.While(state[0] > 1):
@@ -464,7 +465,7 @@ def test_nested_loops_of_different_lengths(run, counter):
         ends, out = arg("ends", (BLOCK + 1,), "int64"), arg("out", (BLOCK,), "int64")
 
         def emit(i):
-            total = registers((1,), "int64", device="gpu")
+            total = registers((1,), "int64")
             T.buffer_store(total, T.int64(0), [0])
             with T.serial(T.cast(ends[i], counter), T.cast(ends[i + 1], counter)) as j:
                 with T.serial(0, j + 1) as k:
@@ -518,7 +519,7 @@ def test_arrays_of_a_thread(run):
         x, out = arg("x", (BLOCK, 8), "int32"), arg("out", (BLOCK, 8), "int32")
 
         def emit(i):
-            histogram, seen = registers((8,), "int32", device="gpu"), registers((8,), "bool", device="gpu")
+            histogram, seen = registers((8,), "int32"), registers((8,), "bool")
             with T.serial(0, 8) as j:
                 T.buffer_store(histogram, T.int32(0), [j])
                 T.buffer_store(seen, T.bool(False), [j])

@@ -53,7 +53,7 @@ OPERATIONS = {
 }
 EXTERNAL = ("tirx.call_extern", "tirx.call_pure_extern")
 AXES = 12  # at least as many as loops lie in one another
-PRODUCTS = ("gemv_gpu", "gemm_gpu", "gemm_tensor_core")
+PRODUCTS = ("gemv", "gemm", "gemm_tensor_core")
 COPY, COPIED = "async_copy", 16  # bytes
 PAIRS, TENSOR_CORES = "multiply_add_pairs", "multiply_matrices"
 OPERATIONS_OF = {

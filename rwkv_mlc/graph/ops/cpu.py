@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tir_kernels.embedding import embedding
-from tir_kernels.gemm import gemm
-from tir_kernels.gemm_int8 import gemm_int8
-from tir_kernels.gemv import Matrix, gemv
-from tir_kernels.group_norm import group_norm
-from tir_kernels.halve import halve
-from tir_kernels.layer_norm import layer_norm
-from tir_kernels.list_inputs import AHEAD, list_inputs, quantize_inputs
-from tir_kernels.packed import PackedGroup, Tiled, TiledFloat, TiledGroup
-from tir_kernels.quantize_activation import PLANES, quantize_activation
-from tir_kernels.quantize_int8 import quantize_int8
-from tir_kernels.segments import border_slots, last_rows
-from tir_kernels.simd import LANES
-from tir_kernels.sparse_gemv import sparse_gemv
-from tir_kernels.stream import fill, stream
-from tir_kernels.token_shift import norm_shift_mix, norm_shift_mix_token
-from tir_kernels.wkv4 import wkv4, wkv4_channels
-from tir_kernels.wkv5 import wkv5
+from tir_kernels.cpu.border_slots import border_slots
+from tir_kernels.cpu.embedding import embedding
+from tir_kernels.cpu.fill import fill
+from tir_kernels.cpu.gemm import gemm
+from tir_kernels.cpu.gemm_int8 import gemm_int8
+from tir_kernels.cpu.gemv import gemv
+from tir_kernels.cpu.group_norm import group_norm
+from tir_kernels.cpu.halve import halve
+from tir_kernels.cpu.last_rows import last_rows
+from tir_kernels.cpu.layer_norm import layer_norm
+from tir_kernels.cpu.list_inputs import list_inputs
+from tir_kernels.cpu.lists import AHEAD
+from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
+from tir_kernels.cpu.norm_shift_mix_token import norm_shift_mix_token
+from tir_kernels.cpu.packed import PackedGroup, Tiled, TiledFloat, TiledGroup
+from tir_kernels.cpu.quantize_activation import PLANES, quantize_activation
+from tir_kernels.cpu.quantize_inputs import quantize_inputs
+from tir_kernels.cpu.quantize_int8 import quantize_int8
+from tir_kernels.cpu.simd import LANES
+from tir_kernels.cpu.sparse_gemv import sparse_gemv
+from tir_kernels.cpu.stream import stream
+from tir_kernels.cpu.wkv4 import wkv4, wkv4_channels
+from tir_kernels.cpu.wkv5 import wkv5
+from tir_kernels.product import Matrix
 
 from ...models import Parameter
 from ...quantization.schemes import FloatForm, GroupForm

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 
 from tvm import relax, tirx
 
-from tir_kernels.embedding import embedding_gpu
-from tir_kernels.gemm_gpu import gemm_gpu
-from tir_kernels.gemm_tensor_core import fits_tensor_cores, gemm_tensor_core
-from tir_kernels.gemv import Matrix
-from tir_kernels.gemv_gpu import gemv_gpu
-from tir_kernels.group_norm import group_norm_gpu
-from tir_kernels.halve import halve
-from tir_kernels.layer_norm import layer_norm_gpu
-from tir_kernels.packed import Packed, PackedFloat, PackedGroup
-from tir_kernels.segments import last_rows_gpu
-from tir_kernels.stream import fill_gpu, stream_gpu
-from tir_kernels.token_shift import norm_shift_mix_gpu
-from tir_kernels.wkv4 import wkv4
-from tir_kernels.wkv5 import wkv5
+from tir_kernels.gpu.embedding import embedding
+from tir_kernels.gpu.fill import fill
+from tir_kernels.gpu.gemm import gemm
+from tir_kernels.gpu.gemm_tensor_core import fits_tensor_cores, gemm_tensor_core
+from tir_kernels.gpu.gemv import gemv
+from tir_kernels.gpu.group_norm import group_norm
+from tir_kernels.gpu.halve import halve
+from tir_kernels.gpu.last_rows import last_rows
+from tir_kernels.gpu.layer_norm import layer_norm
+from tir_kernels.gpu.norm_shift_mix import norm_shift_mix
+from tir_kernels.gpu.stream import stream
+from tir_kernels.gpu.wkv4 import wkv4
+from tir_kernels.gpu.wkv5 import wkv5
+from tir_kernels.product import Matrix
+from tir_kernels.rows import RowFloat, RowGroup, Rows
 
 from ...models import Parameter
 from ...quantization.schemes import FloatForm, GroupForm
@@ -40,11 +41,11 @@ class GPUOps(KernelOps):
     activation_dtype: str = "float16"
 
     @staticmethod
-    def form_of(_: Parameter, form: FloatForm | GroupForm) -> Packed:
+    def form_of(_: Parameter, form: FloatForm | GroupForm) -> Rows:
         """The form in which kernels read a parameter."""
         if isinstance(form, FloatForm):
-            return PackedFloat(form.dtype)
-        return PackedGroup(form.bits, form.group, form.scale_dtype)
+            return RowFloat(form.dtype)
+        return RowGroup(form.bits, form.group, form.scale_dtype)
 
     @staticmethod
     def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
@@ -56,20 +57,20 @@ class GPUOps(KernelOps):
     def emit_probes(self) -> None:
         """``matmul_peak`` (x [1, T, N], weight [N, N] -> out [1, T, N]), N = ``PEAK_SIZE``, is the product with
         which prompts are read."""
-        self.add_memory_probes(stream_gpu(), fill_gpu())
+        self.add_memory_probes(stream(), fill())
         size, rows, dtype = PEAK_SIZE, tirx.Var("rows", "int64"), self.activation_dtype
-        kernel = self._product_of_prompts((Matrix(size),), size, PackedFloat(dtype), dtype)
+        kernel = self._product_of_prompts((Matrix(size),), size, RowFloat(dtype), dtype)
         inputs = {"x": relax.TensorType([1, rows, size], dtype), "weight": relax.TensorType([size, size], dtype)}
         self.add_probe("matmul_peak", kernel, inputs, relax.TensorType([1, rows, size], "float32"))
 
     def embedding(self, tokens, table: MatrixWeight):
-        kernel = embedding_gpu(*table.shape, table.form)
+        kernel = embedding(*table.shape, table.form)
         return self.call(kernel, [tokens, *table.tensors], [self._shape(table.shape[1])], [table.name])[0]
 
     def layer_norm(self, x, norm: Norm):
         """The first one begins the residual stream, the last one is what the head reads."""
         dtype = self._dtype(norm.name) if norm.name == "ln_out" else "float32"
-        kernel = layer_norm_gpu(self.config.hidden_size, self.config.layer_norm_epsilon, dtype)
+        kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon, dtype)
         return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name], dtype)[0]
 
     def norm_shift_mix(self, x, norm: Norm, mixes: dict, previous):
@@ -77,7 +78,7 @@ class GPUOps(KernelOps):
         parts = next((n for n in (8, 4, 2) if channels % n == 0 and channels // n >= CHANNELS), 1)
         dtype, parts = self._dtype(*names), parts if self.phase == "decode" else 1
         epsilon = self.config.layer_norm_epsilon
-        kernel = norm_shift_mix_gpu(channels, len(mixes), epsilon, self.phase, dtype, parts)
+        kernel = norm_shift_mix(channels, len(mixes), epsilon, self.phase, dtype, parts)
         args = [x, norm.weight, norm.bias, *mixes.values(), previous, *self._sequences()]
         shape = [len(mixes), self.rows, channels]
         (last,), (mixed,) = self.update(kernel, args, [3 + len(mixes)], [shape], [names], dtype)
@@ -95,7 +96,7 @@ class GPUOps(KernelOps):
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             tokens = 1 if self.batch == 1 else TOKENS
             halves = self.target.vector_halves
-            kernel = gemv_gpu(outputs, columns, form, x.ty.dtype, tokens=tokens, halves=halves, **fused)
+            kernel = gemv(outputs, columns, form, x.ty.dtype, tokens=tokens, halves=halves, **fused)
         else:
             kernel = self._product_of_prompts(outputs, columns, form, x.ty.dtype, **fused)
         args = [x, *(tensor for m in matrices for tensor in m.tensors)]
@@ -108,13 +109,13 @@ class GPUOps(KernelOps):
     def wkv4(self, r, k, v, w, u, previous):
         name = self.beside(k, "gated")
         dtype = self._dtype(name)
-        kernel = wkv4(self.config.hidden_size, self.phase, "gpu", in_place=True, dtype=dtype)
+        kernel = wkv4(self.config.hidden_size, self.phase, in_place=True, dtype=dtype)
         args = [r, k, v, w, u, *previous, *self._sequences()]
         updated, (out,) = self.update(kernel, args, [5, 6, 7], [r.ty.shape], [name], dtype)
         return out, updated
 
     def wkv5(self, r, k, v, w, u, previous):
-        kernel = wkv5(self.config.num_heads, self.config.head_size, self.phase, "gpu", in_place=True)
+        kernel = wkv5(self.config.num_heads, self.config.head_size, self.phase, in_place=True)
         args = [r, k, v, w, u, previous, *self._sequences()]
         (updated,), (out,) = self.update(kernel, args, [5], [r.ty.shape], [self.beside(k, "wkv")])
         return out, updated
@@ -122,24 +123,24 @@ class GPUOps(KernelOps):
     def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
         name = norm.name if gate is None else self.beside(x, "gated")
         dtype = self._dtype(name)
-        kernel = group_norm_gpu(groups, self.config.hidden_size // groups, epsilon, gate is not None, dtype)
+        kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gate is not None, dtype)
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [name], dtype)[0]
 
     def halve(self, x):
-        return self.call(halve(self.config.hidden_size, "gpu"), [x], [x.ty.shape])[0]
+        return self.call(halve(self.config.hidden_size), [x], [x.ty.shape])[0]
 
     def last_rows(self, x):
         if self.phase == "decode":
             return x
         channels = self.config.hidden_size
-        return self.call(last_rows_gpu(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
+        return self.call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
 
-    def _product_of_prompts(self, matrices: tuple[Matrix, ...], columns: int, form: Packed, dtype: str, **fused: bool):
+    def _product_of_prompts(self, matrices: tuple[Matrix, ...], columns: int, form: Rows, dtype: str, **fused: bool):
         """The kernel of many tokens: on tensor cores where the target has them and the matrices suit them."""
         if self.target.tensor_cores and fits_tensor_cores(columns, form, dtype):
             return gemm_tensor_core(matrices, columns, form, **fused)
-        return gemm_gpu(matrices, columns, form, dtype, halves=self.target.vector_halves, **fused)
+        return gemm(matrices, columns, form, dtype, halves=self.target.vector_halves, **fused)
 
     def _dtype(self, *names: str) -> str:
         """Of values of these names that matrices read."""

@@ -1,0 +1,59 @@
+"""Blocks of 16 output rows, in which the matrix products of CPUs share out their work and keep their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import span, splat
+from ..product import Matrix, block_starts
+from .simd import LANES, registers
+
+
+def each_block(matrices: tuple[Matrix, ...], rows_per_block: int, emit: Callable) -> None:
+    """Run ``emit(matrix index, block)`` in parallel over the row blocks of all matrices."""
+    starts = block_starts(matrices, rows_per_block)
+
+    def dispatch(i: int, block):
+        if i == len(matrices) - 1:
+            return emit(i, block - starts[i])
+        with T.If(block < starts[i + 1]):
+            with T.Then():
+                emit(i, block - starts[i])
+            with T.Else():
+                dispatch(i + 1, block)
+
+    with T.parallel(0, starts[-1]) as block:
+        dispatch(0, block)
+
+
+def each_part(matrices: tuple[Matrix, ...], parts: int, emit: Callable) -> None:
+    """Run ``emit(matrix index, block)`` over all blocks: one matrix after the other, equal parts of its rows in parallel."""
+    for i, matrix in enumerate(matrices):
+        blocks = matrix.rows // LANES // parts
+        with T.parallel(0, parts) as part, T.serial(0, blocks) as j:
+            emit(i, part * blocks + j)
+
+
+def store_block(target, value, row, block, rows: int):
+    """Write the 16 lanes of output block ``block`` that exist in a matrix of ``rows`` rows."""
+    if rows % LANES == 0:
+        T.buffer_store(target, value, [0, row, T.ramp(block * LANES, 1, LANES)])
+        return
+    with T.If(block < rows // LANES):
+        with T.Then():
+            T.buffer_store(target, value, [0, row, T.ramp(block * LANES, 1, LANES)])
+        with T.Else():
+            lanes = registers((LANES,))
+            T.buffer_store(lanes, value, [span(0, LANES)])
+            for i in range(rows % LANES):
+                T.buffer_store(target, lanes[i], [0, row, block * LANES + i])
+
+
+def load_block(source, row, block, rows: int):
+    """The 16 lanes of output block ``block``; past ``rows`` they repeat the last row."""
+    at = T.ramp(block * LANES, 1, LANES)
+    if rows % LANES:
+        at = T.min(at, splat(T.int64(rows - 1), LANES))
+    return source[0, row, at]

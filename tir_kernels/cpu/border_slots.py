@@ -1,0 +1,40 @@
+"""Which rows of a ragged prefill begin and end a sequence, and in which state slot."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, prim_func
+from ..segments import sequence
+
+
+@lru_cache(None)
+def border_slots() -> tirx.PrimFunc:
+    """(tokens, segment_ends, slots -> first_slots, last_slots), all int32.
+
+    tokens [T] (only its length counts), segment_ends and slots [B]; first_slots[t] is the slot of the sequence that
+    begins at row t, last_slots[t] of the one that ends there, both [T] and -1 elsewhere."""
+
+    @prim_func
+    def kernel():
+        batch, rows = T.int64(), T.int64()
+        arg("tokens", (rows,), "int32")
+        ends = arg("segment_ends", (batch,), "int32")
+        slots = arg("slots", (batch,), "int32")
+        first_slots = arg("first_slots", (rows,), "int32")
+        last_slots = arg("last_slots", (rows,), "int32")
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with T.serial(0, rows) as t:
+                T.buffer_store(first_slots, T.int32(-1), [t])
+                T.buffer_store(last_slots, T.int32(-1), [t])
+            with T.serial(0, batch) as b:
+                _, first, length = sequence(b, None, ends)
+                T.buffer_store(first_slots, slots[b], [first])
+                T.buffer_store(last_slots, slots[b], [first + length - 1])
+
+    return kernel

@@ -1,0 +1,137 @@
+"""Matrix products of single tokens, weight bytes bound: several matrices in one parallel region."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, constant, prim_func, span, splat
+from ..product import Matrix
+from .blocks import each_block, each_part, load_block, store_block
+from .integer_dot import INTEGER_DOTS
+from .packed import Packed, PackedFloat
+from .quantize_activation import BASE_BITS, PLANES
+from .simd import ACTIVATIONS, LANES, prefetch, registers, widen
+
+PREFETCH = 64  # words ahead, 4 KB: past what the hardware prefetchers of the two streams reach
+
+
+@lru_cache(None)
+def gemv(
+    matrices: tuple[Matrix, ...],
+    columns: int,
+    form: Packed,
+    integer_dot: str | None = None,
+    gated: bool = False,
+    residual: bool = False,
+    parts: int | None = None,
+) -> tirx.PrimFunc:
+    """(x.., weights.. [, gate][, residual] -> out..).
+
+    x is float32 [n, T, K] with one plane a matrix; with ``integer_dot`` (a key of ``INTEGER_DOTS``, group forms only) it
+    is what ``quantize_activation`` returns. Weights of each matrix as ``packed`` says. out_i float32 [1, T, N_i] =
+    activation(W_i x_i); ``gate`` [1, T, N_0] multiplies it, ``residual`` [1, T, N_0] is added.
+    T is expected to be small: the weights are read from memory once and from the cache for every further row. With
+    ``parts`` every matrix has a parallel loop over as many equal parts of its rows; else one loop runs over all blocks.
+    """
+    inputs = len(matrices)
+
+    @prim_func(own=("writes", "loops") if parts else ())
+    def kernel():
+        rows = T.int64()
+        if integer_dot:
+            groups = form.groups(columns)
+            digits = arg("digits", (inputs, rows, PLANES, groups * form.words * len(form.quads)), "int32")
+            scales = arg("scales", (inputs, rows, groups))
+            offsets = arg("offsets", (inputs, rows, PLANES, groups), "int32")
+        else:
+            x = arg("x", (inputs, rows, columns))
+        weights = [form.args(f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
+        gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
+        skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
+        outs = [arg(f"out{i}", (1, rows, matrix.rows)) for i, matrix in enumerate(matrices)]
+        lanes = span(0, LANES)
+
+        def float_product(i, block, t):
+            """Four accumulators hide the latency of the additions."""
+            chains = 4 if columns % 4 == 0 else 1
+            (weight,) = weights[i]
+            acc = registers((chains, LANES))
+            for j in range(chains):
+                T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
+            with T.serial(0, columns // chains) as k:
+                for j in range(chains):
+                    w = widen(weight[block, k * chains + j, lanes], "float32", LANES)
+                    T.buffer_store(acc, acc[j, lanes] + w * splat(x[i, t, k * chains + j], LANES), [j, lanes])
+            if chains == 1:
+                return acc[0, lanes]
+            return (acc[0, lanes] + acc[1, lanes]) + (acc[2, lanes] + acc[3, lanes])
+
+        def group_product(i, block, t):
+            q_weight, q_scale = weights[i]
+            acc = registers((2, LANES))
+            T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
+
+            def add_group(g, length: int):
+                T.buffer_store(acc, constant(0.0, LANES), [1, lanes])
+                for k in range(length):
+                    word = q_weight[block, g * form.words + k // form.fields, lanes]
+                    product = form.field(word, k % form.fields) * splat(x[i, t, g * form.group + k], LANES)
+                    T.buffer_store(acc, acc[1, lanes] + product, [1, lanes])
+                scale = widen(q_scale[block, g, lanes], "float32", LANES)
+                T.buffer_store(acc, acc[0, lanes] + acc[1, lanes] * scale, [0, lanes])
+
+            with T.serial(0, columns // form.group) as g:
+                add_group(g, form.group)
+            if columns % form.group:
+                add_group(columns // form.group, columns % form.group)
+            return acc[0, lanes]
+
+        def integer_product(i, block, t):
+            q_weight, q_scale = weights[i]
+            dot, quads = INTEGER_DOTS[integer_dot], len(form.quads)
+            acc = registers((1, LANES))
+            T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
+            with T.serial(0, form.groups(columns)) as g:
+                sums = [T.bind(splat(offsets[i, t, plane, g], LANES)) for plane in range(PLANES)]
+                for word in range(form.words):
+                    at = g * form.words + word
+                    prefetch(T.address_of(q_weight[block, at + PREFETCH, 0]))
+                    words = T.bind(q_weight[block, at, lanes])
+                    for j in range(quads):
+                        quad = T.bind(form.quad(words, j))
+                        for plane in range(PLANES):
+                            digit = splat(digits[i, t, plane, at * quads + j], LANES)
+                            sums[plane] = T.bind(dot(sums[plane], quad, digit))
+                low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], "float32", LANES)
+                total = widen(sums[2], "float32", LANES) * constant(2.0 ** (2 * BASE_BITS), LANES) + low
+                scale = widen(q_scale[block, g, lanes], "float32", LANES) * splat(scales[i, t, g], LANES)
+                T.buffer_store(acc, acc[0, lanes] + total * scale, [0, lanes])
+            return acc[0, lanes]
+
+        if integer_dot:
+            product = integer_product
+        else:
+            product = float_product if isinstance(form, PackedFloat) else group_product
+
+        def block_of_rows(i, block):
+            matrix = matrices[i]
+            with T.serial(0, rows) as t:
+                y = ACTIVATIONS[matrix.activation](product(i, block, t), LANES)
+                if gated:
+                    y = y * load_block(gate, t, block, matrix.rows)
+                if residual:
+                    y = y + load_block(skip, t, block, matrix.rows)
+                store_block(outs[i], y, t, block, matrix.rows)
+
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            if parts:
+                each_part(matrices, parts, block_of_rows)
+            else:
+                each_block(matrices, LANES, block_of_rows)
+
+    return kernel

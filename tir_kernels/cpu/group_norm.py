@@ -1,0 +1,42 @@
+"""Group norm over the heads of each row, and the gate that follows it, in float32 ("Eagle and Finch", section 4.2)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, prim_func, span, splat
+from .layer_norm import mean_and_scale
+from .simd import vector_width
+
+
+@lru_cache(None)
+def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) -> tirx.PrimFunc:
+    """(x, weight, bias[, gate] -> out), float32.
+
+    x, gate, out [1, T, C]; weight, bias [C]; C = num_groups * group_size. Each group of each row is normalised by itself;
+    ``gate`` (after its activation) multiplies the result."""
+    width = vector_width(group_size)
+    channels = num_groups * group_size
+
+    @prim_func(own=("reads", "writes"))
+    def kernel():
+        rows = T.int64()
+        x = arg("x", (1, rows, channels))
+        weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
+        gate = arg("gate", (1, rows, channels)) if gated else None
+        out = arg("out", (1, rows, channels))
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with T.parallel(0, rows * num_groups) as i:
+                t, start = i // num_groups, i % num_groups * group_size
+                mean, scale = mean_and_scale(lambda j: x[0, t, span(start + j, width)], group_size, width, epsilon)
+                for j in range(0, group_size, width):
+                    at = span(start + j, width)
+                    value = (x[0, t, at] - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at]
+                    T.buffer_store(out, value * gate[0, t, at] if gated else value, [0, t, at])
+
+    return kernel

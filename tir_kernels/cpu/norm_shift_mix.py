@@ -1,0 +1,71 @@
+"""Layer norm, token shift and time mixes of one half block, fused (the mu-weighted interpolation of both papers)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, constant, prim_func, span, splat
+from .layer_norm import mean_and_scale
+from .simd import vector_width
+
+
+@lru_cache(None)
+def norm_shift_mix(channels: int, num_mixes: int, epsilon: float) -> tirx.PrimFunc:
+    """(x, weight, bias, mix_0 .. mix_{n-1}, state, first_slots, last_slots -> out), float32.
+
+    x [1, T, C], weight and bias [C], every mix [1, 1, C], out [n, T, C]. With y = layer_norm(x), row t of out[j] is
+    y[t] * mix_j + y[t - 1] * (1 - mix_j); where first_slots[t] >= 0 a sequence begins and state[first_slots[t]] takes the
+    place of y[t - 1]; where last_slots[t] >= 0 it ends and state[last_slots[t]] becomes y[t]: state [S, C] is updated in
+    place. Both slot arrays are int32 [T].
+    """
+    width = vector_width(channels)
+
+    @prim_func
+    def kernel():
+        rows, num_slots = T.int64(), T.int64()
+        x = arg("x", (1, rows, channels))
+        weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
+        mixes = [arg(f"mix_{j}", (1, 1, channels)) for j in range(num_mixes)]
+        state = arg("state", (num_slots, channels))
+        first_slots, last_slots = arg("first_slots", (rows,), "int32"), arg("last_slots", (rows,), "int32")
+        out = arg("out", (num_mixes, rows, channels))
+
+        def statistics(t):
+            return mean_and_scale(lambda i: x[0, t, span(i, width)], channels, width, epsilon)
+
+        def normed(t, at, mean, scale):
+            return (x[0, t, at] - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at]
+
+        def mix(t, previous):
+            mean, scale = statistics(t)
+            with T.serial(0, channels // width) as i:
+                at = span(i * width, width)
+                y, before = T.bind(normed(t, at, mean, scale)), T.bind(previous(at))
+                for j, mu in enumerate(mixes):
+                    m = mu[0, 0, at]
+                    T.buffer_store(out, y * m + before * (constant(1.0, width) - m), [j, t, at])
+
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with T.parallel(0, rows) as t:
+                slot = T.bind(T.cast(first_slots[t], "int64"))
+                with T.If(slot >= 0):
+                    with T.Then():
+                        mix(t, lambda at: state[slot, at])
+                    with T.Else():
+                        mean, scale = statistics(t - 1)
+                        mix(t, lambda at: normed(t - 1, at, mean, scale))
+            with T.serial(0, rows) as t:
+                slot = T.bind(T.cast(last_slots[t], "int64"))
+                with T.If(slot >= 0):
+                    with T.Then():
+                        mean, scale = statistics(t)
+                        with T.serial(0, channels // width) as i:
+                            at = span(i * width, width)
+                            T.buffer_store(state, normed(t, at, mean, scale), [slot, at])
+
+    return kernel

@@ -1,0 +1,48 @@
+"""``norm_shift_mix`` for the one token of one sequence, in parallel over channels."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, constant, prim_func, span, splat
+from .layer_norm import mean_and_scale
+from .simd import vector_width
+
+
+@lru_cache(None)
+def norm_shift_mix_token(channels: int, num_mixes: int, epsilon: float, parts: int) -> tirx.PrimFunc:
+    """(x, weight, bias, mix_0 .. mix_{n-1}, state, slots -> out): ``norm_shift_mix`` for one token of one sequence.
+
+    x [1, 1, C], out [n, 1, C], slots int32 [1]. ``parts``, a divisor of C, run in parallel; every thread computes the
+    statistics of the whole row by itself."""
+    extent = channels // parts
+    width = vector_width(extent)
+
+    @prim_func(own=("writes",), replicated=True)
+    def kernel():
+        num_slots = T.int64()
+        x = arg("x", (1, 1, channels))
+        weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
+        mixes = [arg(f"mix_{j}", (1, 1, channels)) for j in range(num_mixes)]
+        state = arg("state", (num_slots, channels))
+        slots = arg("slots", (1,), "int32")
+        out = arg("out", (num_mixes, 1, channels))
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            wide = vector_width(channels)
+            mean, scale = mean_and_scale(lambda i: x[0, 0, span(i, wide)], channels, wide, epsilon, unrolled=True)
+            slot = T.bind(T.cast(slots[0], "int64"))
+            with T.parallel(0, parts) as part, T.serial(0, extent // width) as i:
+                at = span(part * extent + i * width, width)
+                y = T.bind((x[0, 0, at] - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at])
+                before = T.bind(state[slot, at])
+                for j, mu in enumerate(mixes):
+                    m = mu[0, 0, at]
+                    T.buffer_store(out, y * m + before * (constant(1.0, width) - m), [j, 0, at])
+                T.buffer_store(state, y, [slot, at])
+
+    return kernel

@@ -1,0 +1,194 @@
+"""Weights as the CPU's matrix kernels read them. Each form is a permutation of the stored fields, never a change of them.
+
+In row blocks, for products with all inputs: 16 rows of a matrix [N, K], one row a lane, in ceil(N / 16) blocks.
+
+- float: ``weight`` [blocks, K, 16].
+- group: ``q_weight`` uint32 [blocks, words, 16] and ``q_scale`` [blocks, groups, 16], with the fields of ``grouped``.
+
+In tiles, for products that leave inputs out: a tile is as many rows as one input has weights of in a line of 64 bytes,
+the unit in which memory is read.
+
+- float: ``weight`` [tiles, K, rows of a tile].
+- group, of 4 or 8 bits: ``q_weight`` [tiles, K, 16], uint32 for the sake of the stored type: byte p is the field of row p
+  and, of 4 bits, in its upper half that of row 64 + p. ``q_scale`` [tiles, groups, rows of a tile], where those of 64 rows
+  are in the order in which the bytes of four lines lie after they have been interleaved: the scale of row
+  16 a + 4 b + c is at 16 b + 4 a + c.
+
+Rows past N are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, span, splat
+from ..grouped import Grouped
+from .simd import LANES, widen
+
+LINE = 64  # bytes
+LINE_WORDS = LINE // 4
+
+
+@dataclass(frozen=True)
+class PackedFloat:
+    """A matrix in ``dtype``, float16 or float32."""
+
+    dtype: str
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        return [arg(f"{name}_weight", (-(-rows // LANES), columns, LANES), self.dtype)]
+
+    def padded(self, columns: int) -> int:
+        return columns
+
+    def value(self, weight, block, k):
+        """The weights of input k in a block of 16 rows, float32."""
+        return widen(weight[block, k, span(0, LANES)], "float32", LANES)
+
+
+@dataclass(frozen=True)
+class TiledFloat(PackedFloat):
+    """The same in tiles."""
+
+    @property
+    def tile(self) -> int:
+        """Rows of a tile."""
+        return {"float16": LINE // 2, "float32": LINE // 4}[self.dtype]
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        return [arg(f"{name}_weight", (-(-rows // self.tile), columns, self.tile), self.dtype)]
+
+    def value(self, weight, block, k):
+        vectors = self.tile // LANES
+        at = T.ramp(block % vectors * LANES, 1, LANES)
+        return widen(weight[block // vectors, k, at], "float32", LANES)
+
+
+@dataclass(frozen=True)
+class PackedGroup(Grouped):
+    """A matrix of ``bits``-wide fields with one scale for every ``group`` of inputs."""
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        blocks, groups = -(-rows // LANES), self.groups(columns)
+        return [
+            arg(f"{name}_q_weight", (blocks, groups * self.words, LANES), "uint32"),
+            arg(f"{name}_q_scale", (blocks, groups, LANES), self.scale_dtype),
+        ]
+
+    def scale(self, q_scale, block, g):
+        """The scales of group g in a block of 16 rows, float32."""
+        return widen(q_scale[block, g, span(0, LANES)], "float32", LANES)
+
+    def values(self, q_weight, block, g) -> Iterator:
+        """The weights of each input of group g in a block of 16 rows, float32, without their scale."""
+        for word in range(self.words):
+            words = T.bind(q_weight[block, g * self.words + word, span(0, LANES)])
+            for k in range(self.fields):
+                yield self.field(words, k)
+
+    def byte_quads(self, q_weight, block, g) -> Iterator:
+        """The fields of group g in a block of 16 rows as bytes, uint32: those of ``quads`` of each word in turn."""
+        for word in range(self.words):
+            words = T.bind(q_weight[block, g * self.words + word, span(0, LANES)])
+            for j in range(len(self.quads)):
+                yield self.quad(words, j)
+
+    def field(self, words, index: int):
+        """Field ``index`` of 16 words as float32, offset removed."""
+        mask = splat(T.uint32(2**self.bits - 1), LANES)
+        value = T.bitwise_and(T.shift_right(words, splat(T.uint32(index * self.bits), LANES)), mask)
+        return widen(widen(value, "int32", LANES), "float32", LANES) - splat(T.float32(self.max_int), LANES)
+
+    @property
+    def quads(self) -> list[list[int]]:
+        """The fields of a word in fours, in the order in which ``quad`` spreads them over bytes."""
+        stride = max(1, 8 // self.bits)
+        if stride * self.bits == 8:
+            return [list(range(start, self.fields, stride)) for start in range(stride)]
+        return [list(range(start, min(start + 4, self.fields))) for start in range(0, self.fields, 4)]
+
+    def quad(self, words, index: int):
+        """The fields ``quads[index]`` of 16 words as the bytes of int32 lanes, lowest first; missing ones are zero."""
+        masks: dict[int, int] = {}
+        for byte, field in enumerate(self.quads[index]):
+            shift = field * self.bits - byte * 8
+            masks[shift] = masks.get(shift, 0) | 2**self.bits - 1 << byte * 8
+        result = None
+        for shift, mask in masks.items():
+            part = words
+            if shift:
+                move = T.shift_right if shift > 0 else T.shift_left
+                part = move(part, splat(T.uint32(abs(shift)), LANES))
+            if mask != 2**32 - 1:
+                part = T.bitwise_and(part, splat(T.uint32(mask), LANES))
+            result = part if result is None else T.bitwise_or(result, part)
+        return result
+
+
+@dataclass(frozen=True)
+class TiledGroup(PackedGroup):
+    """The same in tiles, 4 or 8 bits. To what quantises activations, four consecutive inputs are a word of one quad."""
+
+    @property
+    def tile(self) -> int:
+        """Rows of a tile."""
+        return 8 * LINE // self.bits
+
+    @property
+    def fields(self) -> int:
+        return 4
+
+    @property
+    def quads(self) -> list[list[int]]:
+        return [[0, 1, 2, 3]]
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        tiles = -(-rows // self.tile)
+        return [
+            arg(f"{name}_q_weight", (tiles, self.padded(columns), LINE_WORDS), "uint32"),
+            arg(f"{name}_q_scale", (tiles, self.groups(columns), self.tile), self.scale_dtype),
+        ]
+
+    def scale(self, q_scale, block, g):
+        tile, first, part = self._place(block)
+        at = [T.ramp(first + part * 4 + 16 * b, 1, 4) for b in range(4)]
+        return widen(T.Shuffle([q_scale[tile, g, place] for place in at], list(range(LANES))), "float32", LANES)
+
+    def value(self, q_weight, block, k):
+        """The weights of input k in a block of 16 rows, float32, without their scale."""
+        fields = widen(self._octets(q_weight, block, k), "int32", LANES)
+        return widen(fields - splat(T.int32(self.max_int), LANES), "float32", LANES)
+
+    def values(self, q_weight, block, g) -> Iterator:
+        return (self.value(q_weight, block, g * self.group + k) for k in range(self.group))
+
+    def byte_quads(self, q_weight, block, g) -> Iterator:
+        order = [input * LANES + row for row in range(LANES) for input in range(4)]
+        for k in range(0, self.group, 4):
+            octets = [T.bind(self._octets(q_weight, block, g * self.group + k + i)) for i in range(4)]
+            yield T.reinterpret(T.Shuffle(octets, order), dtype="uint32x16")
+
+    def half(self, words, high, width: int):
+        """Of lines of 4 bits, the fields in the lower or (``high`` is 1) upper halves of the bytes of ``width`` words."""
+        if self.bits == 8:
+            return words
+        words = T.shift_right(words, splat(T.Cast("uint32", high * 4), width))
+        return T.bitwise_and(words, splat(T.uint32(0x0F0F0F0F), width))
+
+    def _octets(self, q_weight, block, k):
+        """The fields of input k in a block of 16 rows, uint8."""
+        tile, first, part = self._place(block)
+        words = q_weight[tile, k, T.ramp(part * 4, 1, 4)]
+        return T.reinterpret(self.half(words, first // LINE, 4), dtype="uint8x16")
+
+    def _place(self, block):
+        """Of a block of 16 rows: its tile, the first of the 64 rows there that it belongs to, its place among their blocks."""
+        blocks = self.tile // LANES
+        return block // blocks, block % blocks // 4 * LINE, block % 4
+
+
+Packed = PackedFloat | PackedGroup
+Tiled = TiledFloat | TiledGroup

@@ -1,0 +1,99 @@
+"""Layer norm, token shift and time mixes of one half block, fused: see ``cpu.norm_shift_mix``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, constant, prim_func, size, span, splat
+from ..segments import sequence
+from .threads import THREADS, each, grid, narrow, registers, shared, statistics, vector_of
+
+
+def sequence_of(t, segment_ends, batch):
+    """The sequence that row t belongs to, its first and its last row; int64, inside a GPU kernel."""
+    before = registers((1,), "int32")
+    T.buffer_store(before, T.int32(0), [0])
+    with T.serial(0, batch) as b:
+        ended = segment_ends[b] <= T.cast(t, "int32")
+        T.buffer_store(before, before[0] + T.Select(ended, T.int32(1), T.int32(0)), [0])
+    b = T.bind(T.cast(T.max(before[0], T.int32(0)), "int64"))
+    _, first, _ = sequence(b, None, segment_ends)
+    return b, first, T.bind(T.cast(T.max(segment_ends[b], T.int32(1)) - 1, "int64"))
+
+
+@lru_cache(None)
+def norm_shift_mix(
+    channels: int,
+    num_mixes: int,
+    epsilon: float,
+    phase: Literal["prefill", "decode"],
+    dtype: str = "float32",
+    parts: int = 1,
+) -> tirx.PrimFunc:
+    """(x, weight, bias, mix_0 .. mix_{n-1}, state, segment_ends, slots -> out of ``dtype``); ``segment_ends`` and ``slots``
+    as in ``wkv5``, the others as in ``cpu.norm_shift_mix``.
+
+    A block of threads a row and each of ``parts`` equal parts of its channels. The block of a sequence's first row reads
+    that sequence's state and then writes it, from the last row, so that no other block may come between."""
+    extent = channels // parts
+    width = vector_of("float32", extent)
+
+    @prim_func
+    def kernel():
+        batch, rows, num_slots = size("batch"), size("rows"), size("num_slots")
+        if phase == "decode":
+            rows = batch
+        x = arg("x", (1, rows, channels))
+        weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
+        mixes = [arg(f"mix_{j}", (1, 1, channels)) for j in range(num_mixes)]
+        state = arg("state", (num_slots, channels))
+        ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
+        slots = arg("slots", (batch,), "int32")
+        out = arg("out", (num_mixes, rows, channels), dtype)
+
+        def row(t):
+            return lambda c: x[0, t, span(c, width)]
+
+        with grid(rows, parts) as (t, part, thread):
+            if phase == "decode":
+                starts, slot = None, T.bind(T.cast(slots[t], "int64"))
+            else:
+                b, first, last = sequence_of(t, ends, batch)
+                starts, slot = T.bind(t == first), T.bind(T.cast(slots[b], "int64"))
+                beside = T.bind(T.Select(starts, last, t - 1))
+            loads = [row(t)] if starts is None else [row(t), row(beside)]
+            scratch = shared((len(loads), THREADS))
+            found = statistics(loads, channels, thread, THREADS, width, epsilon, scratch)
+
+            current, before = registers((width,)), registers((width,))
+            lanes = span(0, width)
+
+            def normed(j: int, first, at):
+                mean, scale = found[j]
+                return (loads[j](first) - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at]
+
+            def write(_, c):
+                first = T.bind(part * extent + c)
+                at = span(first, width)
+                T.buffer_store(current, normed(0, first, at), [lanes])
+                if starts is None:
+                    T.buffer_store(before, state[slot, at], [lanes])
+                    T.buffer_store(state, current[lanes], [slot, at])
+                else:
+                    T.buffer_store(before, normed(1, first, at), [lanes])
+                    with T.If(starts), T.Then():
+                        last_row = T.bind(before[lanes])
+                        T.buffer_store(before, state[slot, at], [lanes])
+                        T.buffer_store(state, last_row, [slot, at])
+                for j, mu in enumerate(mixes):
+                    m = T.bind(mu[0, 0, at])
+                    mixed = current[lanes] * m + before[lanes] * (constant(1.0, width) - m)
+                    T.buffer_store(out, narrow(mixed, dtype, width), [j, t, at])
+
+            each(extent, thread, THREADS, width, write)
+
+    return kernel

@@ -1,0 +1,76 @@
+"""wkv of RWKV-4, in float32: formulas and the layout of the state are those of ``cpu.wkv4``."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import arg, prim_func, size
+from ..segments import sequence
+from .threads import THREADS, narrow, registers
+
+
+@lru_cache(None)
+def wkv4(
+    channels: int,
+    phase: Literal["prefill", "decode"] = "prefill",
+    in_place: bool = False,
+    dtype: str = "float32",
+) -> tirx.PrimFunc:
+    """(r, k, v, w, u, state_a, state_b, state_p, segment_ends -> out of ``dtype``, out_a, out_b, out_p); shapes and the other
+    arguments as in ``cpu.wkv4``. A thread runs a channel of a sequence."""
+    threads = math.gcd(channels, THREADS)
+
+    @prim_func(own=("reads", "writes"))
+    def kernel():
+        batch, rows, num_slots = size("batch"), size("rows"), size("num_slots")
+        if phase == "decode":
+            rows = batch
+        r, k, v = (arg(name, (1, rows, channels)) for name in "rkv")
+        w, u = (arg(name, (channels,)) for name in "wu")
+        state = [arg(f"state_{name}", (num_slots if in_place else batch, channels)) for name in "abp"]
+        ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
+        slots = arg("slots", (batch,), "int32") if in_place else None
+        out = arg("out", (1, rows, channels), dtype)
+        out_state = state if in_place else [arg(f"out_{name}", (batch, channels)) for name in "abp"]
+
+        def power(x):
+            return T.bind(T.exp(x))
+
+        def scan(b, c):
+            """Run channel c of sequence b."""
+            slot, first, length = sequence(b, slots, ends)
+            local = registers((3,))
+            for i, source in enumerate(state):
+                T.buffer_store(local, source[slot, c], [i])
+            with T.serial(0, length) as t:
+                with T.sblock("wkv"):
+                    vb, vt = T.axis.spatial(batch, b), T.axis.reduce(length, t)
+                    vc = T.axis.spatial(channels, c)
+                    T.reads()
+                    T.writes()
+                    row = (first if ends is not None else vb) + vt
+                    a, b_, p = (T.bind(local[i]) for i in range(3))
+                    key, value = T.bind(k[0, row, vc]), T.bind(v[0, row, vc])
+                    current = T.bind(u[vc] + key)
+                    top = T.bind(T.max(p, current))
+                    old, new = power(p - top), power(current - top)
+                    wkv = (old * a + new * value) / (old * b_ + new)
+                    T.buffer_store(out, narrow(r[0, row, vc] * wkv, dtype), [0, row, vc])
+                    decayed = T.bind(p + w[vc])
+                    top = T.bind(T.max(decayed, key))
+                    old, new = power(decayed - top), power(key - top)
+                    for i, updated in enumerate((old * a + new * value, old * b_ + new, top)):
+                        T.buffer_store(local, updated, [i])
+            for i, target in enumerate(out_state):
+                T.buffer_store(target, local[i], [slot, c])
+
+        with T.thread_binding(0, batch * (channels // threads), thread="blockIdx.x") as i:
+            with T.thread_binding(0, threads, thread="threadIdx.x") as j:
+                scan(i // (channels // threads), i % (channels // threads) * threads + j)
+
+    return kernel
