@@ -89,7 +89,7 @@ class Session:
         label = self.label("assistant")
         try:
             with closing(self.chat.send(text)) as pieces:
-                for piece in options.displayed(pieces, self.chat.engine.template):
+                for piece in self.chat.displayed(pieces):
                     print(label + piece, end="", flush=True)
                     label = ""
                     if self.interrupted:
@@ -117,7 +117,7 @@ class Session:
         """Begin a conversation with the artifact ``path``. Raises UserError, and keeps the model there was."""
         from ..artifact import CHAT_CONFIG, PARAMS
         from ..artifact.names import TENSOR_INDEX
-        from ..engine.chat import Chat
+        from ..engine.chat import Chat, chat_params
         from ..engine.engine import Engine
 
         print("Loading model...", flush=True)
@@ -128,7 +128,7 @@ class Session:
         print("Loading finished\nRunning system prompts...", flush=True)
         if self.system is not None:
             engine.template = engine.template.model_copy(update={"system_message": self.system})
-        self.chat = Chat(engine, options.sampling_params(engine, self.settings, chat=True))
+        self.chat = Chat(engine, chat_params(engine, **self.settings))
         self.model = path
         print("System prompts finished", flush=True)
 
@@ -137,8 +137,10 @@ class Session:
         print("RESET CHAT SUCCESS")
 
     def _set(self, argument: str) -> None:
+        from ..engine.chat import chat_params
+
         settings = {**self.settings, **dict(map(_setting, filter(str.strip, argument.split(";"))))}
-        self.chat.params = options.sampling_params(self.chat.engine, settings, chat=True)
+        self.chat.params = chat_params(self.chat.engine, **settings)
         self.settings = settings
         print("; ".join(f"{name}={_spelled(value)}" for name, value in vars(self.chat.params).items()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -34,18 +35,19 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..engine.chat import Chat
+    from ..engine.chat import Chat, chat_params
     from ..engine.engine import Engine
 
     prompt = _prompt(args)
     engine = Engine(args.model, args.device, options.prompt_progress())
-    params = options.sampling_params(engine, options.given_settings(args), args.chat)
+    settings = options.given_settings(args)
     if args.chat:
-        chat = Chat(engine, params)
+        chat = Chat(engine, chat_params(engine, **settings))
         if args.state:
             chat.load(args.state)
-        pieces = options.displayed(chat.send(prompt), engine.template)
+        pieces = chat.displayed(chat.send(prompt))
     else:
+        params = dataclasses.replace(engine.defaults, **settings)
         state = engine.load_state(args.state) if args.state else engine.new_state()
         pieces = answer = engine.stream(prompt, params, state)
     text = ""
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{counts}, seed: {answer.seed}, {engine.stats}", file=sys.stderr)
     if args.save_state:
         if not args.chat:
-            engine.prefill(answer.tokens[len(answer.fed) :], state)
+            answer.read_rest()
         engine.save_state(answer.state, args.save_state)
     return 0
 

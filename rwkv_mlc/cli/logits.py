@@ -25,10 +25,9 @@ def run(args: argparse.Namespace) -> int:
 
     from ..artifact.disk import beside
     from ..engine.engine import Engine
-    from ..tokenizer import END_OF_TEXT
 
     engine = Engine(args.model, args.device)
-    tokens = args.tokens or engine.tokenizer.encode(args.prompt) or [END_OF_TEXT]
+    tokens = args.tokens or engine.encode(args.prompt)
     state = engine.new_state()
     rows = (engine.decode(token, state) for token in tokens) if args.decode else engine.score(tokens, state)
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(tokens), engine.config.vocab_size)}

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..engine.engine import Engine
-    from ..engine.sampler import SamplingParams
-    from ..engine.templates import Template
+from typing import Any
 
 SAMPLING = {
     "temperature": (float, "0 takes the likeliest token"),
@@ -50,21 +44,6 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The sampling settings that the command line gives, by the names of ``SamplingParams``."""
     settings = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     return settings | ({"stop": tuple(args.stop)} if args.stop else {})
-
-
-def sampling_params(engine: Engine, settings: Mapping[str, Any], chat: bool) -> SamplingParams:
-    """The model's defaults with ``settings``; in a chat the template's stop strings stay. Raises UserError."""
-    stop = (*(engine.template.stop_str if chat else ()), *settings.get("stop", ()))
-    return dataclasses.replace(engine.defaults, **{**settings, "stop": tuple(dict.fromkeys(stop))})
-
-
-def displayed(pieces: Iterator[str], template: Template) -> Iterator[str]:
-    """The answer as a chat shows it: without the space behind ``Assistant:``, which the model writes itself."""
-    started = not template.roles["assistant"]
-    for piece in pieces:
-        piece = piece if started else piece.lstrip(" ")
-        started = started or bool(piece)
-        yield piece
 
 
 def prompt_progress() -> Callable[[int, int], None]:

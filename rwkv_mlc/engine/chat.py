@@ -1,10 +1,11 @@
-"""A conversation: the prompt template and the state between turns."""
+"""A conversation: the prompt template, the state between turns, and what of an answer is shown."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .engine import Answer, Engine
 from .runner import State
@@ -19,7 +20,7 @@ class Chat:
 
     def __init__(self, engine: Engine, params: SamplingParams | None = None):
         self.engine = engine
-        self.params = params or dataclasses.replace(engine.defaults, stop=engine.template.stop_str)
+        self.params = params or chat_params(engine)
         self.answer: Answer | None = None
         self.reset()
 
@@ -47,6 +48,14 @@ class Chat:
             fed = self.engine.tokenizer.decode_bytes(answer.fed)
             self._read(self.engine.template.after_answer(answer.released, fed), self.state)
 
+    def displayed(self, pieces: Iterable[str]) -> Iterator[str]:
+        """An answer as it is shown: without the space after ``Assistant:``, which the model writes itself."""
+        started = not self.engine.template.roles["assistant"]
+        for piece in pieces:
+            piece = piece if started else piece.lstrip(" ")
+            started = started or bool(piece)
+            yield piece
+
     def save(self, path: Path | str) -> None:
         """Write the conversation's state to a file."""
         self.engine.save_state(self.state, path)
@@ -58,3 +67,10 @@ class Chat:
     def _read(self, data: bytes, state: State) -> None:
         if data:
             self.engine.prefill(self.engine.tokenizer.encode(data), state)
+
+
+def chat_params(engine: Engine, **settings: Any) -> SamplingParams:
+    """The model's defaults with ``settings``; the template's stop strings come before those of ``settings``. Raises UserError
+    for a value outside its range."""
+    stop = dict.fromkeys((*engine.template.stop_str, *settings.get("stop", ())))
+    return dataclasses.replace(engine.defaults, **{**settings, "stop": tuple(stop)})

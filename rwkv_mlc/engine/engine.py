@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,88 +15,37 @@ from ..tokenizer import END_OF_TEXT, load_tokenizer
 from .compatibility import check_library
 from .devices import check_name, choose_device, open_device, target_of
 from .runner import Runner, State
-from .sampler import Sampler, SamplingParams
+from .sampler import SamplingParams
+from .scheduler import Scheduler
+from .sequence import Reading, Sequence, Tokens
 from .state_file import load_state, save_state
-from .stream import TextStream
+from .state_pool import StatePool
+from .stats import Stats
 from .templates import Template
 
-FEW_TOKENS = 8  # up to here one step a token is faster than a prefill, which expands all weights first
 SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
 
 
-@dataclass
-class Stats:
-    """Tokens read and written, and the seconds that took."""
+class Answer(Sequence):
+    """A sequence alone in a state of the caller's, while it runs and after it.
 
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
+    Iterating yields text as it becomes certain, and goes on where an earlier iteration stopped."""
 
-    @property
-    def prefill_rate(self) -> float:
-        """Tokens a second, 0 before the first."""
-        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens a second, 0 before the first."""
-        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
-
-    def __str__(self) -> str:
-        return f"prefill: {self.prefill_rate:.1f} tok/s, decode: {self.decode_rate:.1f} tok/s"
-
-
-@dataclass
-class Answer:
-    """One generation while it runs and after it.
-
-    Iterating yields text as it becomes certain. ``prompt`` are the ids read before it, ``tokens`` those generated,
-    ``fed`` those of them that the state has read; ``finish_reason`` is "stop" (end of text or a stop string), "length" or
-    None (not finished); ``seed`` is the one drawn from."""
-
-    engine: Engine
-    prompt: Sequence[int]
-    logits: np.ndarray
-    state: State
-    params: SamplingParams
-    tokens: list[int] = field(default_factory=list)
-    fed: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-
-    def __post_init__(self):
-        self._sampler = Sampler(self.params, self.engine.valid_ids)
-        self._stream = TextStream(self.params.stop)
-        self._end_ids = {END_OF_TEXT, *self.engine.template.stop_token_ids}
-        self.seed = self._sampler.seed
+    def __init__(self, engine: Engine, prompt: Tokens, params: SamplingParams, state: State):
+        super().__init__(prompt, params, engine.tokenizer, engine.valid_ids, engine.end_ids)
+        self.engine, self.state = engine, state
+        self._scheduler = engine.read(self, state)
 
     def __iter__(self) -> Iterator[str]:
         """Raises UserError when the model's logits are not finite."""
         while self.finish_reason is None:
-            token = self._sampler.sample(self.logits)
-            self.tokens.append(token)
-            ended = token in self._end_ids
-            text = "" if ended else self._stream.push(self.engine.tokenizer.token_bytes(token))
-            if ended or self._stream.stopped:
-                self.finish_reason = "stop"
-            elif len(self.tokens) >= self.params.max_tokens:
-                self.finish_reason = "length"
-            else:
-                self.logits = self.engine.decode(token, self.state)
-                self.fed.append(token)
-            yield from self._release(text)
-        yield from self._release(self._stream.finish())
+            yield from (text for _, text in self._scheduler.step() if text)
 
-    def _release(self, text: str) -> Iterator[str]:
-        self.text += text
-        if text:
-            yield text
-
-    @property
-    def released(self) -> bytes:
-        """Bytes of ``text``, before the stop string."""
-        return bytes(self._stream.released)
+    def read_rest(self) -> None:
+        """Have the state read the tokens that it has not, so that it can go on after the whole answer."""
+        if rest := self.tokens[len(self.fed) :]:
+            self.logits = self.engine.prefill(rest, self.state)
+            self.read += len(rest)
 
 
 class Engine:
@@ -141,47 +89,65 @@ class Engine:
     def name(self) -> str:
         return self.artifact.name
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the model's and the template's."""
+        return frozenset((*self.artifact.chat_config.eos_token_ids, *self.template.stop_token_ids))
+
     def new_state(self) -> State:
         """The state before the first token."""
         return self.runner.new_state()
 
-    def prefill(self, tokens: Sequence[int], state: State) -> np.ndarray:
+    def prefill(self, tokens: Tokens, state: State) -> np.ndarray:
         """Read tokens, in chunks; returns the logits after the last, float32 [V]. Raises UserError for no tokens or an id
         outside the vocabulary."""
-        if not len(tokens):
-            raise UserError("There is nothing to read: give at least one token.")
-        began = time.perf_counter()
-        for start in range(0, len(tokens), self.prefill_chunk):
-            logits = self._read(tokens[start : start + self.prefill_chunk], state)
-            if self.progress:
-                self.progress(min(start + self.prefill_chunk, len(tokens)), len(tokens))
-        self.stats.prefill_tokens += len(tokens)
-        self.stats.prefill_seconds += time.perf_counter() - began
-        return logits[0]
+        reading = Reading(tokens)
+        self.read(reading, state)
+        return reading.logits
 
-    def _read(self, tokens: Sequence[int], state: State) -> np.ndarray:
-        if len(tokens) > FEW_TOKENS:
-            return self.runner.run("prefill", [tokens], state)
-        for token in tokens:
-            logits = self.runner.run("decode", [[token]], state)
-        return logits
+    def read(self, sequence: Reading, state: State) -> Scheduler:
+        """Have a state read what is pending of a sequence; returns the scheduler that has it alone, which can go on with it.
+        Raises UserError as ``prefill``."""
+        if not sequence.pending:
+            raise UserError("There is nothing to read: give at least one token.")
+        scheduler = Scheduler(StatePool.of(self.runner, state), self.prefill_chunk, self.stats)
+        scheduler.add(sequence, slot=0)
+        total = len(sequence.pending)
+        while sequence.pending:
+            scheduler.step()
+            if self.progress and (sequence.read % self.prefill_chunk == 0 or not sequence.pending):
+                self.progress(sequence.read, total)
+        return scheduler
 
     def decode(self, token: int, state: State) -> np.ndarray:
         """Read one token; returns the logits after it, float32 [V]."""
         began = time.perf_counter()
         logits = self.runner.run("decode", [[token]], state)[0]
-        self.stats.decode_tokens += 1
-        self.stats.decode_seconds += time.perf_counter() - began
+        self.stats.add(0, 1, time.perf_counter() - began)
         return logits
 
-    def score(self, tokens: Sequence[int], state: State) -> Iterator[np.ndarray]:
+    def score(self, tokens: Tokens, state: State) -> Iterator[np.ndarray]:
         """Read tokens; yields the logits at every position in order, float32 [up to SCORE_CHUNK, V] at a time."""
         for start in range(0, len(tokens), SCORE_CHUNK):
             yield self.runner.run("score", [tokens[start : start + SCORE_CHUNK]], state)
 
+    def encode(self, prompt: str | bytes | Tokens) -> Tokens:
+        """The ids of a prompt; the end-of-text token stands for an empty one, as in training."""
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+        return tokens if len(tokens) else [END_OF_TEXT]
+
+    def scheduler(self, slots: int) -> Scheduler:
+        """Runs up to ``slots`` sequences at a time, each in a state of its own; more wait their turn."""
+        return Scheduler(StatePool(self.runner, slots), self.prefill_chunk, self.stats)
+
+    def sequence(self, prompt: str | bytes | Tokens, params: SamplingParams | None = None, **changes) -> Sequence:
+        """A prompt and its answer for a scheduler; arguments as for ``stream``."""
+        params = dataclasses.replace(params or self.defaults, **changes)
+        return Sequence(self.encode(prompt), params, self.tokenizer, self.valid_ids, self.end_ids)
+
     def stream(
         self,
-        prompt: str | bytes | Sequence[int],
+        prompt: str | bytes | Tokens,
         params: SamplingParams | None = None,
         state: State | None = None,
         **changes,
@@ -189,16 +155,13 @@ class Engine:
         """Read a prompt and return the running ``Answer`` to iterate over.
 
         ``params`` (the artifact's defaults where None) with ``changes`` applied, such as ``temperature=0``; ``state``
-        goes on from an earlier call. The end-of-text token stands for an empty prompt, as in training."""
+        goes on from an earlier call."""
         params = dataclasses.replace(params or self.defaults, **changes)
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
-        tokens = tokens if len(tokens) else [END_OF_TEXT]
-        state = self.new_state() if state is None else state
-        return Answer(self, tokens, self.prefill(tokens, state), state, params)
+        return Answer(self, self.encode(prompt), params, self.new_state() if state is None else state)
 
     def generate(
         self,
-        prompt: str | bytes | Sequence[int],
+        prompt: str | bytes | Tokens,
         params: SamplingParams | None = None,
         state: State | None = None,
         **changes,

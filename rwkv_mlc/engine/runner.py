@@ -17,7 +17,19 @@ from ..quantization.layouts import LAYOUTS
 from .cuda_graph import FUNCTION, DecodeGraph
 from .parameters import Stored, load_parameters
 from .threads import start_threads
-from .tvm_runtime import CPU, Device, Tensor, duplicate, lend, tensor, to_numpy, tvm_ffi, view, virtual_machine
+from .tvm_runtime import (
+    CPU,
+    Device,
+    Tensor,
+    copy_row,
+    duplicate,
+    lend,
+    tensor,
+    to_numpy,
+    tvm_ffi,
+    view,
+    virtual_machine,
+)
 
 FUNCTIONS = ("prefill", "score", "decode", "batch_decode")
 
@@ -39,6 +51,11 @@ class State:
 
     def copy(self) -> State:
         return State([duplicate(t) for t in self.tensors])
+
+    def copy_slot(self, slot: int, target: State, target_slot: int) -> None:
+        """Put what a slot holds into a slot of ``target``, a state of the same model on the same device; may be this one."""
+        for source, copied in zip(self.tensors, target.tensors, strict=True):
+            copy_row(source, slot, copied, target_slot)
 
     def arrays(self) -> list[np.ndarray]:
         """Copies of the tensors, in order."""
@@ -87,6 +104,15 @@ class Runner:
         layers = range(self.config.num_hidden_layers)
         return [f"blocks.{layer}.{role.role}" for layer in layers for role in self.state_layout]
 
+    def check_tokens(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Token ids as an array. Raises UserError for one outside the vocabulary."""
+        tokens = np.asarray(tokens)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            raise UserError(
+                f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {tokens.min()} to {tokens.max()}."
+            )
+        return tokens
+
     def run(
         self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int] | None = None
     ) -> np.ndarray:
@@ -95,11 +121,7 @@ class Runner:
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position."""
-        tokens = np.concatenate([np.asarray(tokens) for tokens in sequences])
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
-            raise UserError(
-                f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {tokens.min()} to {tokens.max()}."
-            )
+        tokens = self.check_tokens(np.concatenate([np.asarray(tokens) for tokens in sequences]))
         ends = np.cumsum([len(tokens) for tokens in sequences], dtype=np.int32)
         chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
         inputs = (tokens.astype(np.int32), ends, chosen)  # alive until the logits are there

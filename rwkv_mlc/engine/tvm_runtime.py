@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ _allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
 _copy_from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
 _copy_to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
 _copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
+_create_view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
 CPU = tvm_ffi.device("cpu")
 
 
@@ -98,6 +100,17 @@ def duplicate(tensor: Tensor) -> Tensor:
     target = empty(tensor.shape, str(tensor.dtype), tensor.device)
     _copy(tensor, target)
     return target
+
+
+def copy_row(source: Tensor, index: int, target: Tensor, target_index: int) -> None:
+    """``target[target_index] = source[index]``, on one device; rows have the same shape and dtype."""
+    _copy(_row(source, index), _row(target, target_index))
+
+
+def _row(tensor: Tensor, index: int) -> Tensor:
+    """``tensor[index : index + 1]``, in the same memory."""
+    shape, dtype = (1, *tensor.shape[1:]), tvm_ffi.dtype(tensor.dtype)
+    return _create_view(tensor, tvm_ffi.Shape(shape), dtype, index * math.prod(shape) * dtype.itemsize)
 
 
 def view(tensor: Tensor) -> np.ndarray:

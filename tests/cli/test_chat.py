@@ -38,9 +38,9 @@ def read(reciting, monkeypatch) -> list[int]:
     tokens: list[int] = []
     run = reciting.runner.run
 
-    def listening(function, sequences, state):
+    def listening(function, sequences, *where):
         tokens.extend(sequences[0])
-        return run(function, sequences, state)
+        return run(function, sequences, *where)
 
     monkeypatch.setattr(reciting.runner, "run", listening)
     return tokens

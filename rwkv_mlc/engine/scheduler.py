@@ -1,0 +1,136 @@
+"""Which sequences a call of the library moves: many are read and written together, each as it would be alone."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from ..errors import UserError
+from .sequence import Reading
+from .state_pool import StatePool
+from .stats import Stats
+
+FEW_TOKENS = 8  # up to here one step a token is faster than a prefill, which expands all weights first
+
+
+class Scheduler:
+    """Runs the sequences of a pool, a call of the library at every ``step``.
+
+    A sequence with more than ``FEW_TOKENS`` pending ids reads a chunk of them with ``prefill``, which takes up to
+    ``prefill_chunk`` ids of several sequences at once; the others read one id each with ``batch_decode``, or with
+    ``decode``, whose kernels are made for it, where there is one. Steps of the two kinds take turns where both are wanted.
+
+    ``running`` sequences have a slot, ``waiting`` ones get it in the order in which they came. An exception ends the
+    sequences that it concerns, with "error", and leaves ``step``; the next step goes on with the others."""
+
+    def __init__(self, pool: StatePool, prefill_chunk: int, stats: Stats | None = None):
+        self.pool, self.prefill_chunk, self.stats = pool, prefill_chunk, stats or Stats()
+        self.running: list[Reading] = []
+        self.waiting: deque[Reading] = deque()
+        self._allocated: set[int] = set()
+        self._news: list[tuple[Reading, str]] = []
+        self._prefilled = False
+
+    @property
+    def sequences(self) -> list[Reading]:
+        """All that are not finished."""
+        return [*self.running, *self.waiting]
+
+    def add(self, sequence: Reading, slot: int | None = None) -> None:
+        """Take in a sequence; it goes on from what ``slot`` of the pool holds, which stays the caller's, or begins in one that
+        it has from the next step at which one is free until its end.
+
+        Raises UserError for ids outside the vocabulary, and for a slot in which another sequence runs."""
+        self.pool.runner.check_tokens(sequence.pending)
+        if slot is None:
+            self.waiting.append(sequence)
+            return
+        if slot in (other.slot for other in self.running):
+            raise UserError(f"Another sequence runs in the state slot {slot}.")
+        sequence.slot = slot
+        self.running.append(sequence)
+
+    def remove(self, sequence: Reading) -> None:
+        """Let go of a sequence before its end, whether it runs or waits; one that is finished is gone already."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        elif sequence in self.running:
+            self._leave(sequence)
+
+    def step(self) -> list[tuple[Reading, str]]:
+        """Choose the next token of every sequence that has nothing pending, then call the library once.
+
+        Returns the sequences of which more text became certain, with that text, and those that are finished. Raises UserError
+        where the logits of a sequence are not finite, and where none runs and those that wait can get no slot."""
+        for sequence in [s for s in self.running if not s.pending]:
+            self._go_on(sequence)
+        while self.waiting and self.pool.free_slots:
+            self._admit(self.waiting.popleft())
+        if self.running:
+            self._call()
+        elif self.waiting:
+            raise UserError("No sequence runs and no state slot is free for one that waits; free a slot of the pool.")
+        news, self._news = self._news, []
+        return news
+
+    def _admit(self, sequence: Reading) -> None:
+        sequence.slot = self.pool.allocate()
+        self._allocated.add(sequence.slot)
+        self.running.append(sequence)
+
+    def _go_on(self, sequence: Reading) -> None:
+        try:
+            text = sequence.go_on()
+        except BaseException:
+            self._fail([sequence])
+            raise
+        if text or sequence.finish_reason:
+            self._news.append((sequence, text))
+        if sequence.finish_reason:
+            self._leave(sequence)
+
+    def _call(self) -> None:
+        function, parts = self._next_call()
+        sequences = list(parts)
+        try:
+            began = time.perf_counter()
+            slots = [sequence.slot for sequence in sequences]
+            logits = self.pool.runner.run(function, list(parts.values()), self.pool.state, slots)
+            seconds = time.perf_counter() - began
+            prompts = sum(len(part) for sequence, part in parts.items() if sequence.read < len(sequence.prompt))
+            self.stats.add(prompts, sum(map(len, parts.values())) - prompts, seconds)
+            for (sequence, part), row in zip(parts.items(), logits, strict=True):
+                sequence.advance(len(part), row)
+        except BaseException:
+            self._fail(sequences)
+            raise
+
+    def _next_call(self) -> tuple[str, dict[Reading, list[int]]]:
+        """The function to call, and the ids that each of its sequences reads."""
+        many: list[Reading] = []
+        single: list[Reading] = []
+        for sequence in self.running:
+            (many if min(len(sequence.pending), self.prefill_chunk) > FEW_TOKENS else single).append(sequence)
+        self._prefilled = bool(many) and not (single and self._prefilled)
+        if not self._prefilled:
+            return "decode" if len(single) == 1 else "batch_decode", {s: s.pending[:1] for s in single}
+        parts, room = {}, self.prefill_chunk
+        for sequence in many:
+            part = sequence.pending[:room]
+            if len(part) > FEW_TOKENS:
+                parts[sequence] = part
+                room -= len(part)
+        return "prefill", parts
+
+    def _fail(self, sequences: list[Reading]) -> None:
+        for sequence in sequences:
+            sequence.finish_reason = "error"
+            self._news.append((sequence, ""))
+            self._leave(sequence)
+
+    def _leave(self, sequence: Reading) -> None:
+        self.running.remove(sequence)
+        if sequence.slot in self._allocated:
+            self._allocated.remove(sequence.slot)
+            self.pool.free(sequence.slot)
+        sequence.slot = None

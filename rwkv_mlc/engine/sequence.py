@@ -1,0 +1,97 @@
+"""One text: ids that a state slot reads, and the answer that goes on from them token by token.
+
+A ``Scheduler`` moves sequences: it has their pending ids read, and asks for the next where none is left.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from typing import TypeAlias
+
+import numpy as np
+
+from ..tokenizer import Tokenizer
+from .sampler import Sampler, SamplingParams
+from .stream import TextStream
+
+Tokens: TypeAlias = abc.Sequence[int]
+
+
+class Reading:
+    """Ids for a state slot to read; it is finished once it has.
+
+    ``prompt`` are the ids as given, ``pending`` those still to be read, ``read`` counts the others. ``logits``, float32 [V],
+    follow the last one read and are None before. ``slot`` is the place in a ``StatePool`` while a ``Scheduler`` runs it.
+    ``finish_reason`` is None until the end, then "read", or "error" where a call for it raised."""
+
+    def __init__(self, prompt: Tokens):
+        self.prompt = prompt
+        self.pending: list[int] = np.asarray(prompt).tolist()
+        self.read = 0
+        self.logits: np.ndarray | None = None
+        self.slot: int | None = None
+        self.finish_reason: str | None = None
+
+    def advance(self, count: int, logits: np.ndarray) -> None:
+        """Note that the slot has read the first ``count`` pending ids, and the logits after them."""
+        del self.pending[:count]
+        self.read += count
+        self.logits = logits
+
+    def go_on(self) -> str:
+        """Choose what comes next, when nothing is pending; returns the text that this makes certain."""
+        self.finish_reason = "read"
+        return ""
+
+
+class Sequence(Reading):
+    """A prompt and its answer.
+
+    ``tokens`` are the ids chosen, ``fed`` those of them that the slot has read, ``text`` is what is certain of the answer;
+    ``finish_reason`` is "stop" (end of text or a stop string), "length", "error" or None (not finished); ``seed`` is the one
+    drawn from."""
+
+    def __init__(
+        self,
+        prompt: Tokens,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        valid_ids: np.ndarray,
+        end_ids: abc.Set[int],
+    ):
+        """``valid_ids``, bool [V], is False for ids never to be chosen; one of ``end_ids`` ends the answer and is no text
+        of it."""
+        super().__init__(prompt)
+        self.params = params
+        self.tokens: list[int] = []
+        self.text = ""
+        self._sampler = Sampler(params, valid_ids)
+        self._stream = TextStream(params.stop)
+        self._token_bytes, self._end_ids = tokenizer.token_bytes, end_ids
+        self.seed = self._sampler.seed
+
+    @property
+    def fed(self) -> list[int]:
+        return self.tokens[: max(self.read - len(self.prompt), 0)]
+
+    @property
+    def released(self) -> bytes:
+        """Bytes of ``text``, before the stop string."""
+        return bytes(self._stream.released)
+
+    def go_on(self) -> str:
+        """Choose a token, which becomes pending unless it is the last. Raises UserError where the logits are not finite."""
+        token = self._sampler.sample(self.logits)
+        self.tokens.append(token)
+        ended = token in self._end_ids
+        text = "" if ended else self._stream.push(self._token_bytes(token))
+        if ended or self._stream.stopped:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.params.max_tokens:
+            self.finish_reason = "length"
+        else:
+            self.pending.append(token)
+        if self.finish_reason:
+            text += self._stream.finish()
+        self.text += text
+        return text

@@ -1,0 +1,81 @@
+"""Slots for the recurrent states of several sequences, side by side in the tensors that one call takes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ..errors import UserError
+from .runner import Runner, State
+
+
+class StatePool:
+    """``slots`` states in one ``state``, whose tensors are float32 [slots, ...]. A slot belongs to whoever allocated it until
+    it is freed; what the others hold never changes by that."""
+
+    def __init__(self, runner: Runner, slots: int):
+        """Raises UserError for fewer slots than one."""
+        if slots < 1:
+            raise UserError(f"A pool needs at least one slot, not {slots}.")
+        self.runner = runner
+        self.state = runner.new_state(slots)
+        self._free = set(range(slots))
+
+    @classmethod
+    def of(cls, runner: Runner, state: State) -> StatePool:
+        """A pool around a state of the caller's, whose slots are all taken."""
+        pool = cls.__new__(cls)
+        pool.runner, pool.state, pool._free = runner, state, set()
+        return pool
+
+    @property
+    def slots(self) -> int:
+        return self.state.slots
+
+    @property
+    def free_slots(self) -> int:
+        """How many can be allocated."""
+        return len(self._free)
+
+    def allocate(self) -> int:
+        """A slot with the state before the first token. Raises UserError where none is free, as all that allocate do."""
+        return self.load(self._fresh)
+
+    def free(self, slot: int) -> None:
+        """Give a slot back. Raises UserError for one that is not in use."""
+        self._check(slot)
+        self._free.add(slot)
+
+    def copy(self, slot: int) -> int:
+        """Another slot with the same state, from where the two go their own ways."""
+        self._check(slot)
+        copied = self._take()
+        self.state.copy_slot(slot, self.state, copied)
+        return copied
+
+    def save(self, slot: int) -> State:
+        """What a slot holds, as a state of its own; ``Engine.save_state`` writes one to a file."""
+        self._check(slot)
+        saved = self.runner.new_state()
+        self.state.copy_slot(slot, saved, 0)
+        return saved
+
+    def load(self, state: State) -> int:
+        """A slot that holds what the first slot of ``state`` does."""
+        slot = self._take()
+        state.copy_slot(0, self.state, slot)
+        return slot
+
+    @cached_property
+    def _fresh(self) -> State:
+        return self.runner.new_state()
+
+    def _take(self) -> int:
+        if not self._free:
+            raise UserError(f"All {self.slots} state slots are in use; free one, or make a pool of more.")
+        slot = min(self._free)
+        self._free.remove(slot)
+        return slot
+
+    def _check(self, slot: int) -> None:
+        if slot not in range(self.slots) or slot in self._free:
+            raise UserError(f"The state slot {slot} is not in use.")
