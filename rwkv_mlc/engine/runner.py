@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class Runner:
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position."""
         tokens = self.check_tokens(np.concatenate([np.asarray(tokens) for tokens in sequences]))
-        ends = np.cumsum([len(tokens) for tokens in sequences], dtype=np.int32)
+        ends = np.array([*accumulate(map(len, sequences))], np.int32)
         chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
         inputs = (tokens.astype(np.int32), ends, chosen)  # alive until the logits are there
         if function == "decode" and self.uses_graphs:

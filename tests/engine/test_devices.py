@@ -233,6 +233,18 @@ def test_states_on_the_device(miniature):
         assert found.flags.writeable
 
 
+def test_slots_on_the_device(miniature):
+    runner, _ = miniature
+    given = [np.random.default_rng(0).normal(size=(3, *array.shape[1:])) for array in runner.new_state().arrays()]
+    state, other = runner.state_from(array.astype(np.float32) for array in given), runner.new_state(2)
+    state.copy_slot(2, state, 0)
+    state.copy_slot(1, other, 1)
+    for found, copied, fresh, array in zip(state.arrays(), other.arrays(), runner.new_state().arrays(), given):
+        np.testing.assert_array_equal(found, array[[2, 1, 2]].astype(np.float32))
+        np.testing.assert_array_equal(copied[1], array[1].astype(np.float32))
+        np.testing.assert_array_equal(copied[0], fresh[0])
+
+
 def test_logits_and_inputs_outlive_the_next_call(miniature):
     runner, arrays = miniature
     state = runner.new_state()
