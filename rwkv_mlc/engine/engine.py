@@ -72,7 +72,7 @@ class Engine:
         device = choose_device(device, self.artifact.libraries())
         self.library = self.artifact.library(target_of(device))
         check_library(self.library)
-        self.runner = Runner(self.library.path, self.artifact.tensors(), open_device(device))
+        self.runner = Runner(self.library.path, self.artifact.stored_tensors(), open_device(device))
         config = self.artifact.config
         compiled = dataclasses.replace(self.runner.config, context_length=config.context_length, float32=config.float32)
         if compiled != config:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ..machine.cores import physical_cores
 from ..quantization.layouts import LAYOUTS
+from ..schema import ParameterSpec
 from .tvm_runtime import CPU, Device, Tensor, tensor, tvm_ffi
 
 ALIGNMENT = 64
@@ -27,14 +28,12 @@ class Stored(Protocol):
     def __getitem__(self, rows: slice) -> np.ndarray: ...
 
 
-def load_parameters(
-    specs: Sequence[Mapping[str, Any]], stored: Mapping[str, Stored], device: Device = CPU
-) -> list[Tensor]:
-    """A tensor on ``device`` for each of ``specs`` (``name``, ``shape``, ``dtype`` and ``layout`` in a library's metadata).
+def load_parameters(specs: Sequence[ParameterSpec], stored: Mapping[str, Stored], device: Device = CPU) -> list[Tensor]:
+    """A tensor on ``device`` for each of ``specs``, a library's.
 
     On the CPU all are in one block of memory; for others each is put together in the memory of the largest. Every core
     reads and permutes a few rows at a time, so that next to nothing is held beside it."""
-    forms = [(spec["shape"], np.dtype(spec["dtype"])) for spec in specs]
+    forms = [(spec.shape, np.dtype(spec.dtype)) for spec in specs]
     with ThreadPoolExecutor(min(physical_cores(), MAX_THREADS)) as pool:
         if device == CPU:
             arrays = _allocate(forms)
@@ -50,13 +49,13 @@ def load_parameters(
 
 def _fill(
     pool: ThreadPoolExecutor,
-    specs: Sequence[Mapping[str, Any]],
+    specs: Sequence[ParameterSpec],
     stored: Mapping[str, Stored],
     arrays: Sequence[np.ndarray],
 ) -> None:
     parts = []
     for spec, array in zip(specs, arrays):
-        source, layout = stored[spec["name"]], LAYOUTS[spec["layout"]]
+        source, layout = stored[spec.name], LAYOUTS[spec.layout]
         rows = PART_BYTES * source.shape[0] // array.nbytes
         parts += [(source, rows, layout.permute, array[at]) for rows, at in layout.parts(source.shape, rows)]
 

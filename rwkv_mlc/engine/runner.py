@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..config import RWKVConfig
 from ..errors import UserError
-from ..models import StateTensor, model_module
 from ..quantization.layouts import LAYOUTS
+from ..schema import LibraryMetadata, ParameterSpec
 from .cuda_graph import FUNCTION, DecodeGraph
 from .parameters import Stored, load_parameters
 from .threads import start_threads
@@ -68,19 +65,18 @@ class Runner:
 
     ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
     library's metadata asks for, and put onto ``device``, where states live as well. ``uses_graphs`` says whether ``decode``
-    goes through a CUDA graph, where the library has that form. Raises UserError when the library asks for a tensor that is
-    not there, or for one of another shape or dtype."""
+    goes through a CUDA graph, where the library has that form; ``metadata`` is what the library says of itself. Raises
+    UserError for tensors that are missing, that the library does not know, or of another shape or dtype."""
 
     def __init__(self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU):
         self.device = device
         self.executable = tvm_ffi.load_module(library)
         self.vm = virtual_machine(self.executable, self.device)
         self.uses_graphs = self.vm.implements_function(FUNCTION)
-        metadata = json.loads(self.vm["_metadata"]())
-        self.config = RWKVConfig.from_dict(metadata["model_config"])
-        self.state_layout: list[StateTensor] = model_module(self.config).states(self.config)
-        _check(library, metadata["params"], parameters)
-        self.params = tvm_ffi.convert(load_parameters(metadata["params"], parameters, self.device))
+        self.metadata = LibraryMetadata.read(self.vm["_metadata"](), library)
+        self.config = self.metadata.config
+        _check(library, self.metadata.params, parameters)
+        self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
         self.threads = start_threads()
         try:
             self.functions = {name: self.vm[name] for name in FUNCTIONS}
@@ -91,19 +87,14 @@ class Runner:
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences."""
-        return self.state_from(
-            np.full((slots, *role.shape), role.initial, np.float32)
-            for _ in range(self.config.num_hidden_layers)
-            for role in self.state_layout
-        )
+        return self.state_from(np.full((slots, *s.shape), s.initial, s.dtype) for s in self.metadata.states)
 
     def state_from(self, arrays) -> State:
         return State([tensor(array, self.device) for array in arrays])
 
     def state_names(self) -> list[str]:
         """``blocks.{layer}.{role}`` of each state tensor, in order."""
-        layers = range(self.config.num_hidden_layers)
-        return [f"blocks.{layer}.{role.role}" for layer in layers for role in self.state_layout]
+        return [state.name for state in self.metadata.states]
 
     def check_tokens(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Token ids as an array. Raises UserError for one outside the vocabulary."""
@@ -135,15 +126,19 @@ class Runner:
         return view(logits).reshape(-1, self.config.vocab_size)
 
 
-def _check(library: Path, specs: Sequence[Mapping[str, Any]], parameters: Mapping[str, Stored]) -> None:
-    missing = [spec["name"] for spec in specs if spec["name"] not in parameters]
-    if missing:
-        raise UserError(f"{library} asks for parameters that are not there: {', '.join(missing)}; build it again.")
-    for spec in specs:
-        stored, layout = parameters[spec["name"]], LAYOUTS[spec["layout"]]
-        found, expected = (layout.shape(stored.shape), str(stored.dtype)), (tuple(spec["shape"]), spec["dtype"])
-        if found != expected:
-            raise UserError(
-                f"{library} asks for {spec['name']} as {expected[1]} {list(expected[0])} and would get {found[1]} "
-                f"{list(found[0])}; build it again."
-            )
+def _check(library: Path, specs: Sequence[ParameterSpec], parameters: Mapping[str, Stored]) -> None:
+    expected = {spec.name: spec for spec in specs}
+    problems = [f"missing {name}" for name in expected if name not in parameters]
+    problems += [f"unknown {name}" for name in parameters if name not in expected]
+    for name, spec in expected.items():
+        if name not in parameters:
+            continue
+        stored = parameters[name]
+        shape, dtype = LAYOUTS[spec.layout].shape(stored.shape), str(stored.dtype)
+        if (shape, dtype) != (spec.shape, spec.dtype):
+            problems.append(f"{name} is {dtype} {list(shape)} in memory, expected {spec.dtype} {list(spec.shape)}")
+    if problems:
+        raise UserError(
+            f"The parameters do not fit {library}, {len(problems)} tensors are wrong: {'; '.join(problems)}; build the "
+            "artifact again."
+        )

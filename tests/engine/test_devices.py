@@ -27,6 +27,7 @@ from rwkv_mlc.engine.parameters import load_parameters
 from rwkv_mlc.engine.runner import FUNCTIONS, Runner
 from rwkv_mlc.engine.tvm_runtime import CPU, to_numpy
 from rwkv_mlc.quantization.layouts import LAYOUTS
+from rwkv_mlc.schema import LibraryMetadata, ParameterSpec, StateSpec, native_functions
 
 ROOT = Path(__file__).parents[2]
 DISCRETE, SOFTWARE = 2, 4  # Vulkan's types of devices
@@ -102,7 +103,8 @@ def test_parameters_reach_the_device_as_they_reach_the_cpu(part_bytes, monkeypat
             for shape in ((1, 1), (33, 20), (160, 64)):
                 name = f"{layout} {dtype} {shape}"
                 arrays[name] = rng.integers(0, 1000, shape).astype(dtype)
-                specs.append({"name": name, "shape": LAYOUTS[layout].shape(shape), "dtype": dtype, "layout": layout})
+                in_memory = LAYOUTS[layout].shape(shape)
+                specs.append(ParameterSpec(name=name, shape=in_memory, dtype=dtype, layout=layout))
     expected, found = load_parameters(specs, arrays), load_parameters(specs, arrays, device)
     assert all(tensor.device == device for tensor in found)
     for on_cpu, on_device in zip(expected, found):
@@ -116,6 +118,7 @@ import numpy as np
 from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.parameters import load_parameters
 from rwkv_mlc.engine.tvm_runtime import tensor
+from rwkv_mlc.schema import ParameterSpec
 
 def peak():
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -128,9 +131,9 @@ class Zeros:  # as rows in a file are: in memory once they are asked for
 
 device = open_device("vulkan")
 tensor(np.zeros(1 << 20, "uint8"), device)
-specs = [{"name": str(i), "shape": [4096, 1024], "dtype": "float32", "layout": "stored"} for i in range(16)]
+specs = [ParameterSpec(name=str(i), shape=(4096, 1024), dtype="float32", layout="stored") for i in range(16)]
 before = peak()
-tensors = load_parameters(specs, {spec["name"]: Zeros() for spec in specs}, device)
+tensors = load_parameters(specs, {spec.name: Zeros() for spec in specs}, device)
 print(json.dumps(peak() - before))
 """
 
@@ -146,6 +149,11 @@ def test_the_host_holds_no_second_copy_of_the_parameters():
 
 
 CONFIG = RWKVConfig("4", vocab_size=97, hidden_size=64, num_hidden_layers=1, intermediate_size=64)
+# As the library says, whatever generation 4 has.
+STATES = (
+    StateSpec(layer=0, role="att_x", shape=(64,)),
+    StateSpec(layer=0, role="att_p", shape=(2, 3), initial=-1e38),
+)
 
 
 @T.prim_func(private=True, s_tir=True)
@@ -186,10 +194,17 @@ def build_miniature(folder: Path) -> Path:
                 logits = builder.emit(relax.op.matmul(builder.normalize(x), relax.op.permute_dims(head)))
                 logits = builder.emit_output(logits)
             builder.emit_func_output(logits)
-    tensors = [{"name": n, "shape": shape, "dtype": "float32", "layout": "stored"} for n, shape in shapes.items()]
+    tensors = [ParameterSpec(name=n, shape=tuple(s), dtype="float32", layout="stored") for n, s in shapes.items()]
+    metadata = LibraryMetadata(
+        config=CONFIG,
+        quantization="q0f32",
+        target="vulkan",
+        params=tuple(tensors),
+        states=STATES,
+        functions=native_functions(CONFIG),
+    )
     with builder.function("_metadata", []):
-        text = json.dumps({"model_config": CONFIG.to_dict(), "params": tensors})
-        builder.emit_func_output(tvm.ir.StringImm(text))
+        builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
     module = relax.transform.LegalizeOps()(builder.finalize())
     with target.tvm:
         module = dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(module)
@@ -219,9 +234,9 @@ def test_functions_run_on_the_device(miniature):
 def test_states_on_the_device(miniature):
     runner, _ = miniature
     state = runner.new_state()
-    roles = runner.state_layout
-    assert [array.shape for array in state.arrays()] == [(1, *role.shape) for role in roles]
-    assert [array[0, 0] for array in state.arrays()] == [np.float32(role.initial) for role in roles]
+    assert [array.shape for array in state.arrays()] == [(1, 64), (1, 2, 3)]
+    assert (state.arrays()[0] == 0).all() and (state.arrays()[1] == np.float32(-1e38)).all()
+    assert runner.state_names() == ["blocks.0.att_x", "blocks.0.att_p"]
     runner.run("decode", [[1]], state)
     copy = state.copy()
     for _ in range(3):

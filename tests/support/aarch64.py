@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import sys
@@ -24,12 +23,11 @@ from tvm.tirx import PrimFunc
 
 from rwkv_mlc.compiler.link import find_linker
 from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.engine.tvm_runtime import POOLED_ALLOCATOR
 from rwkv_mlc.machine.cpu_features import host_architecture
-from rwkv_mlc.models import model_module
 from rwkv_mlc.quantization.layouts import LAYOUTS
+from rwkv_mlc.schema import LibraryMetadata
 
 TARGET = "llvm -mtriple=aarch64-linux-gnu"
 SERVER = Path(__file__).with_name("aarch64_server.c")
@@ -134,10 +132,9 @@ class RemoteRunner(Runner):
     def __init__(self, machine: Machine, library: Path, parameters: Mapping[str, np.ndarray]):
         self.machine, self.vm = machine, machine.load(library)["vm_load_executable"]()
         self.vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
-        metadata = json.loads(self.vm["_metadata"]())
-        self.config = RWKVConfig.from_dict(metadata["model_config"])
-        self.state_layout = model_module(self.config).states(self.config)
-        self.params = machine.pack(LAYOUTS[p["layout"]].permute(parameters[p["name"]]) for p in metadata["params"])
+        self.metadata = LibraryMetadata.read(self.vm["_metadata"](), library)
+        self.config = self.metadata.config
+        self.params = machine.pack(LAYOUTS[p.layout].permute(parameters[p.name]) for p in self.metadata.params)
 
     def state_from(self, arrays: Iterable[np.ndarray]):
         return self.machine.pack(arrays)
