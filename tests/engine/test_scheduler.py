@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DEMO
+from support.paths import DEMO
 
 from rwkv_mlc import Engine, UserError
 from rwkv_mlc.engine.scheduler import FEW_TOKENS, Scheduler

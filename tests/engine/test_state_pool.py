@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import DEMO
+from support.paths import DEMO
 
 from rwkv_mlc import Engine, UserError
 from rwkv_mlc.engine.state_pool import StatePool
