@@ -1,7 +1,12 @@
-# Two commands do all the set-up: `make chat` and `make test`.
+# Two commands do all the set-up: `make chat` and `make test`. `make lint` holds the style.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := rwkv-5-village
+
+# What the tests run code of other machines with, of Debian: a linker; aarch64; Vulkan on the CPU with its loader, headers,
+# validation layer, validator and a compiler of shaders; a parser of OpenCL C, Metal and C++.
+TOOLS := g++ qemu-user-static libstdc++6-arm64-cross mesa-vulkan-drivers libvulkan1 libvulkan-dev \
+	vulkan-validationlayers spirv-tools glslang-tools clang
 
 chat: dist/$(DEMO)-q4f16_1
 	$(BIN)/rwkv-mlc chat $<
@@ -9,19 +14,30 @@ chat: dist/$(DEMO)-q4f16_1
 dist/$(DEMO)-q4f16_1: $(BIN)/rwkv-mlc
 	$(BIN)/python build.py --model configs/demo/$(DEMO) --target llvm --quantization q4f16_1
 
+# Where the tools are missing and cannot be installed, the tests end with a table of what they did not prove.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto
+	@[ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || dpkg -s $(TOOLS) >/dev/null 2>&1 || $(MAKE) tools || true
+	$(BIN)/python -m pytest -n auto $(PYTEST)
+
+tools:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(TOOLS)
+
+lint: .venv/lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 $(BIN)/rwkv-mlc: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/test: $(BIN)/rwkv-mlc
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+.venv/test .venv/lint: .venv/%: $(BIN)/rwkv-mlc
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
 clean:
 	rm -rf .venv dist/$(DEMO)-q4f16_1
 
-.PHONY: chat test clean
+.PHONY: chat test tools lint clean

@@ -6,6 +6,13 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from rwkv_mlc import Engine
+from rwkv_mlc.bench import limits, timing
+from rwkv_mlc.cli.main import main
+from rwkv_mlc.compiler import cuda
+from rwkv_mlc.engine.devices import open_device
+from rwkv_mlc.engine.runner import Runner
 from support import kernel_build
 from support.aarch64 import Machine
 from support.compiled import Model, in_memory
@@ -14,12 +21,7 @@ from support.paths import DEMO
 from support.reciter import write_reciter
 from support.vulkan_kernels import vulkan_device
 
-from rwkv_mlc import Engine
-from rwkv_mlc.bench import limits, timing
-from rwkv_mlc.cli.main import main
-from rwkv_mlc.compiler import cuda
-from rwkv_mlc.engine.devices import open_device
-from rwkv_mlc.engine.runner import Runner
+pytest_plugins = ["support.proofs"]
 
 
 @pytest.fixture(scope="session")

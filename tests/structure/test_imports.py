@@ -11,6 +11,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 import pytest
+
 from support.paths import ROOT
 
 TARGET_NAMES = ("llvm", "cuda", "vulkan", "metal", "opencl", "webgpu", "rocm")
