@@ -15,7 +15,7 @@ from ..schema import ParameterSpec
 from .tvm_runtime import CPU, Device, Tensor, tensor, tvm_ffi
 
 ALIGNMENT = 64
-SLACK = 4096  # bytes that may be read behind the last tensor: kernels prefetch ahead
+SLACK = 4096  # bytes that may be read after the last tensor: kernels prefetch ahead
 PART_BYTES = 2 << 20  # read and permuted at once by a thread, in the cache
 MAX_THREADS = 8  # they saturate the memory, and each holds a part
 

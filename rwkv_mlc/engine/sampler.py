@@ -97,7 +97,7 @@ class Sampler:
         np.copyto(self._scores, logits.reshape(-1), casting="same_kind")
         self._scores[self._invalid] = -np.inf
         if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
-            self._penalise(np.flatnonzero(self._generated))
+            self._penalize(np.flatnonzero(self._generated))
         token = int(np.argmax(self._scores))
         if not math.isfinite(self._scores[token]):
             raise UserError(
@@ -111,7 +111,7 @@ class Sampler:
         self._generated[token] = True
         return token
 
-    def _penalise(self, ids: np.ndarray) -> None:
+    def _penalize(self, ids: np.ndarray) -> None:
         scores = self._scores[ids]
         repetition = np.float32(self.params.repetition_penalty)
         scores = np.where(scores > 0, scores / repetition, scores * repetition)

@@ -34,7 +34,7 @@ def save_state(path: Path | str, artifact: Artifact, names: Sequence[str], array
 def load_state(
     path: Path | str, artifact: Artifact, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray]:
-    """The arrays in the order of ``names``. A state of the same checkpoint in another quantisation is accepted.
+    """The arrays in the order of ``names``. A state of the same checkpoint in another quantization is accepted.
 
     Raises UserError for a file that is no state, and for a state of another model."""
     try:

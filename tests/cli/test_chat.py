@@ -20,6 +20,7 @@ from support.reciter import LONG_TOKEN, RECITED
 from rwkv_mlc import Chat, Engine
 from rwkv_mlc.cli import options
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.engine.templates import load_template
 
 RECITAL = RECITED.strip()
@@ -98,8 +99,22 @@ def test_a_conversation_goes_on_from_a_file(engine, tmp_path):
     assert "".join(fresh.send("Hello!")) == "".join(greedy(engine).send("Hello!"))
 
 
+def test_settings_of_a_chat_keep_the_stop_strings_of_its_template(engine):
+    assert Chat(engine).params == dataclasses.replace(engine.defaults, stop=("\n\n",))
+    params = chat_params(engine, stop=("ab", "\n\n", "c"), seed=3)
+    assert params == dataclasses.replace(engine.defaults, stop=("\n\n", "ab", "c"), seed=3)
+
+
+def test_what_is_displayed_of_an_answer(engine, monkeypatch):
+    chat = Chat(engine)
+    pieces = ["", "  ", " It", " is", " "]
+    assert "".join(chat.displayed(pieces)) == "It is "
+    monkeypatch.setattr(engine, "template", load_template("plain"))
+    assert list(chat.displayed(pieces)) == pieces
+
+
 def chat(monkeypatch, capsys, lines: str | bytes, *arguments: str | Path) -> tuple[list[str], str]:
-    """Lines of stdout behind the opening ones, and stderr, of a piped chat."""
+    """Lines of stdout after the opening ones, and stderr, of a piped chat."""
     data = lines if isinstance(lines, bytes) else lines.encode("utf-8")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert main(["chat", *map(str, arguments)]) == 0
@@ -283,7 +298,7 @@ class Terminal:
         os.write(self.descriptor, keys.encode("utf-8"))
 
     def until(self, text: str) -> None:
-        """Read until ``text`` appears behind what earlier calls waited for."""
+        """Read until ``text`` appears after what earlier calls waited for."""
         deadline = time.monotonic() + 60
         while text not in self._fresh:
             assert time.monotonic() < deadline, f"{text!r} never came: {self._fresh[-2000:]!r}"

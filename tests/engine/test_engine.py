@@ -175,6 +175,17 @@ def test_end_of_text_ends_an_answer(engine):
     assert answer.finish_reason == "stop" and answer.tokens[-1] == 0 and 0 not in answer.tokens[:-1]
 
 
+@pytest.mark.parametrize("eos", [ord("e") + 1, [0, ord("e") + 1, 200]])
+def test_the_artifact_says_which_tokens_end_an_answer(reciter, tmp_path, eos):
+    folder = Path(shutil.copytree(reciter, tmp_path / "reciter-q0f32"))
+    edit(folder / "params" / "mlc-chat-config.json", lambda data: data.update(eos_token_id=eos))
+    engine = Engine(folder)
+    answer = engine.generate("Recite:", temperature=0, max_tokens=9)
+    assert (answer.text, answer.finish_reason, answer.tokens[-1]) == (" abcd", "stop", ord("e") + 1)
+    engine.template = engine.template.model_copy(update={"stop_token_ids": (ord("c") + 1,)})
+    assert engine.generate("Recite:", temperature=0, max_tokens=9).text == " ab"
+
+
 def test_an_empty_prompt_is_the_end_of_text(engine):
     for empty in ("", b"", []):
         answer = engine.generate(empty, temperature=0, max_tokens=10)
