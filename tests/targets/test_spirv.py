@@ -154,7 +154,7 @@ def test_integer_arithmetic(run, dtype):
 
 @pytest.mark.parametrize("source", DTYPES)
 def test_casts(run, source):
-    """From one type to all."""
+    """Every type is cast to all others."""
     x = samples(source, low=-100, high=100)
     for target in DTYPES:
         values = np.abs(x) if np.dtype(source).kind == "f" and np.dtype(target).kind == "u" else x
@@ -180,7 +180,7 @@ BORDERS = np.array([*BORDERS, *(-x for x in BORDERS), -(2**63)], np.int64)
 
 
 def test_int64_comparisons_in_divergent_branches(run):
-    """By halves: wherever one half decides, and where threads of one group take different branches."""
+    """The high or the low 32 bits decide, and threads of one group take different branches."""
     x, y = (np.ascontiguousarray(a.reshape(-1)) for a in np.meshgrid(BORDERS, BORDERS))
 
     def compute(x, y):
@@ -233,7 +233,7 @@ def test_int64_arithmetic_beyond_32_bits(run):
 
 
 def test_grids_of_more_blocks_than_32_bits_count(run):
-    """A shape says how many, of rows without elements."""
+    """A shape says how many blocks there are: one for each row, which has no elements."""
 
     @prim_func
     def kernel():
@@ -256,7 +256,7 @@ def test_grids_of_more_blocks_than_32_bits_count(run):
 @pytest.mark.parametrize("lanes", [2, 4, 8])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint32", "int8"])
 def test_vectors(run, dtype, lanes):
-    """Aligned vectors everywhere: memory is loaded four lanes at a time."""
+    """Where all vectors are aligned, memory is loaded four lanes at a time."""
 
     @prim_func
     def kernel():
@@ -275,7 +275,7 @@ def test_vectors(run, dtype, lanes):
 
 
 def test_vectors_and_scalars_of_one_buffer(run):
-    """Lane by lane, and no vector type."""
+    """Such a buffer is accessed lane by lane, without a vector type."""
 
     @prim_func
     def kernel():
@@ -297,7 +297,7 @@ def test_vectors_and_scalars_of_one_buffer(run):
 
 @pytest.mark.parametrize("source, target", [*itertools.product(["uint32", "float16", "uint8", "int64"], repeat=2)])
 def test_reinterpret(run, source, target):
-    """16 bytes of one type as another."""
+    """16 bytes of one type are read as another."""
     lanes = [16 // np.dtype(dtype).itemsize for dtype in (source, target)]
 
     @prim_func
@@ -346,7 +346,7 @@ def doubled(x):
     return tirx.Cast("float16x4", tirx.Cast("float32x4", x) * T.broadcast(T.float32(2), 4))
 
 
-HALVES = {  # of four float16 each: what a kernel does with them, and NumPy
+STORED = {  # what a kernel does with four float16 at a time, and what NumPy does
     "copy": (lambda x: x, lambda x: x),
     "conversion": (doubled, lambda x: x * 2),
     "array": (through_an_array, lambda x: x.reshape(-1, 2)[:, ::-1].reshape(-1)),
@@ -365,7 +365,7 @@ HALVES = {  # of four float16 each: what a kernel does with them, and NumPy
 }
 
 
-def of_four_halves(compute: Callable) -> tirx.PrimFunc:
+def on_four_float16(compute: Callable) -> tirx.PrimFunc:
     @prim_func
     def kernel():
         x, out = arg("x", (4 * BLOCK,), "float16"), arg("out", (4 * BLOCK,), "float16")
@@ -379,15 +379,15 @@ def of_four_halves(compute: Callable) -> tirx.PrimFunc:
     return kernel
 
 
-@pytest.mark.parametrize("name", HALVES)
-def test_halves_that_are_only_stored(run, name):
-    compute, expected = HALVES[name]
-    kernel, x = of_four_halves(compute), samples("float16", 4 * BLOCK, low=-3, high=3)
+@pytest.mark.parametrize("name", STORED)
+def test_float16_that_is_only_stored(run, name):
+    compute, expected = STORED[name]
+    kernel, x = on_four_float16(compute), samples("float16", 4 * BLOCK, low=-3, high=3)
     assert capabilities(shader_of(kernel)) == {Capability.Shader, Capability.StorageBuffer16BitAccess}
     np.testing.assert_array_equal(run(kernel, x, np.zeros_like(x)), expected(x))
 
 
-def test_single_halves_in_branches(run):
+def test_single_float16_in_branches(run):
     kernel = each_element(lambda x, y: T.if_then_else(x < y, x, y), ["float16"] * 2, "float16")
     assert Capability.Float16 not in capabilities(shader_of(kernel))
     x, y = samples("float16"), samples("float16", 151)[:150]
@@ -402,12 +402,12 @@ COMPUTING = {
 
 
 @pytest.mark.parametrize("name", COMPUTING)
-def test_halves_in_arithmetic(name):
-    assert Capability.Float16 in capabilities(shader_of(of_four_halves(COMPUTING[name])))
+def test_float16_in_arithmetic(name):
+    assert Capability.Float16 in capabilities(shader_of(on_four_float16(COMPUTING[name])))
 
 
-def test_halves_in_shared_memory(run):
-    """They are as small there as in a buffer, which takes a device that computes with them."""
+def test_float16_in_shared_memory(run):
+    """Float16 is as small there as in a buffer, which takes a device that computes with it."""
 
     @prim_func
     def kernel():
@@ -430,7 +430,7 @@ def test_halves_in_shared_memory(run):
 
 
 def test_while(run):
-    """Steps of the Collatz sequence."""
+    """Threads count the steps of a Collatz sequence, each as many as its own takes."""
 
     @prim_func
     def kernel():
@@ -512,7 +512,7 @@ def test_shared_memory(run):
 
 
 def test_arrays_of_a_thread(run):
-    """With indices known only at run time, of bool too."""
+    """Indices are known only at run time; bool has arrays, too."""
 
     @prim_func
     def kernel():
@@ -538,7 +538,7 @@ def test_arrays_of_a_thread(run):
 
 @pytest.mark.parametrize("count", [3, 16, 17, 24])
 def test_scalar_arguments(run, count):
-    """As push constants up to 16, in a uniform buffer from 17 on."""
+    """Up to 16 come as push constants, more in a uniform buffer."""
 
     @prim_func
     def kernel():
@@ -561,7 +561,7 @@ def test_scalar_arguments(run, count):
 
 @pytest.mark.parametrize("rows, columns", [(1, 1), (7, 65), (33, 3)])
 def test_dynamic_shapes(run, rows, columns):
-    """A transposition."""
+    """Blocks of two dimensions transpose a matrix."""
 
     @prim_func
     def kernel():
@@ -612,7 +612,7 @@ def evaluate(name: str, x: int, y: int, dtype: np.dtype) -> int | None:
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 @pytest.mark.parametrize("name", [name for name in BINARY if name not in ("And", "Or")])
 def test_no_value_leaves_its_interval(name, dtype):
-    """Every operand of 8 bits, in random intervals."""
+    """Every operand of 8 bits is tried, in random intervals."""
     dtype, rng = np.dtype(dtype), np.random.default_rng(0)
     low, high = narrowing.dtype_range(dtype)
     for _ in range(60):
@@ -629,7 +629,7 @@ def test_no_value_leaves_its_interval(name, dtype):
 @pytest.mark.parametrize("dtype", ["int64", "uint64"])
 @pytest.mark.parametrize("name", [name for name in BINARY if name not in ("And", "Or")])
 def test_no_value_of_64_bits_leaves_its_interval(name, dtype):
-    """At the ends of int64, where TVM's own bounds mean infinity."""
+    """Operands are tried at the ends of int64, too, which mean infinity to TVM's analyzer."""
     dtype, rng = np.dtype(dtype), np.random.default_rng(0)
     low, high = narrowing.dtype_range(dtype)
     ends = {0, 1, 5, 63, 64, 2**31, 2**32, 2**62, 2**63, 2**64 - 1} | {-1, -64, -(2**31), -(2**63)}
@@ -647,7 +647,7 @@ def test_no_value_of_64_bits_leaves_its_interval(name, dtype):
 
 
 def test_intervals_are_narrow_enough():
-    """One for every operator: what indices are made of fits in 32 bits."""
+    """What indices are made of fits in 32 bits, with every operator."""
     int64 = np.dtype("int64")
 
     def interval(name: str, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
@@ -680,7 +680,7 @@ def test_extents_are_solved_for_their_argument():
 
 
 def test_static_and_bounded_shapes_need_no_int64():
-    def neighbours(n):
+    def neighbors(n):
         @prim_func
         def kernel():
             x, out = arg("x", (n, 128), "float32"), arg("out", (n, 128), "float32")
@@ -691,8 +691,8 @@ def test_static_and_bounded_shapes_need_no_int64():
 
         return kernel
 
-    assert not uses_int64(shader_of(neighbours(T.int64(1000))))
-    assert not uses_int64(shader_of(neighbours(T.int64(2**23 - 1))))
+    assert not uses_int64(shader_of(neighbors(T.int64(1000))))
+    assert not uses_int64(shader_of(neighbors(T.int64(2**23 - 1))))
 
 
 def test_buffers_bound_the_arguments_that_say_their_extent(run):
@@ -729,8 +729,8 @@ def test_division_that_may_exceed_32_bits_is_not_narrowed(run):
 
 @pytest.mark.parametrize("narrowed", [True, False])
 def test_a_scheduled_reduction(run, monkeypatch, narrowed):
-    """TVM's own schedule of a softmax, with trees of sums. Without any interval all its comparisons are of 64 bits: lavapipe
-    of Mesa 22.3 computes these wrongly here unless they are done by halves."""
+    """TVM's own schedule of a softmax has trees of sums. Without any interval all its comparisons are of 64 bits:
+    lavapipe of Mesa 22.3 computes these wrongly here unless the high and the low 32 bits are compared apart."""
     if not narrowed:
         monkeypatch.setattr(narrowing, "fits", lambda interval: False)
     x = te.placeholder((te.var("n", "int64"), tirx.IntImm("int64", 300)), "float32", "x")

@@ -1,4 +1,4 @@
-"""TVM's runtime for Vulkan devices: memory, streams and kernels, on whatever device the machine has."""
+"""TVM's runtime for Vulkan: memory, streams and kernels, on whatever device the machine has."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_copies_with_offsets(device, start, nbytes):
 
 
 def test_commands_see_what_came_before(device, accumulate):
-    """Kernels, uploads into tensors that waiting kernels read, and copies, many batches long."""
+    """Kernels, copies and uploads into tensors that waiting kernels read follow each other for many batches."""
     size, rounds = 1000, 300
     total, expected = tensor(np.zeros(size, "float32"), device), np.zeros(size, "float32")
     given, copied = empty((size,), "float32", device), empty((size,), "float32", device)
@@ -111,7 +111,7 @@ def test_tensors_freed_while_kernels_wait_for_them(device, accumulate):
 
 
 def test_ten_thousand_tensors(device, accumulate):
-    """All at once, which is more than a driver allows allocations, and again and again."""
+    """They are alive at once, more than a driver allows allocations, and are made again and again."""
 
     def fill(count: int, size: int) -> None:
         tensors = [tensor(np.full(size, i, "float32"), device) for i in range(count)]
@@ -262,7 +262,7 @@ def test_calls_that_do_not_fit(device, accumulate):
 
 @pytest.mark.parametrize("axis", "xyz")
 def test_grids_beyond_the_device(device, axis):
-    """Extents of which 32 bits hold a small rest, too."""
+    """Of some extents the low 32 bits are small."""
     limits = call("device_api.vulkan.get_target_property")
     most = int(limits(device, f"max_grid_size_{axis}"))
     function = load(module_bytes({"k": Kernel(("handle",), "t0.data[0] = 1;", grid=(f"blockIdx.{axis}",))}))["k"]
@@ -300,7 +300,7 @@ def test_kernels_beyond_the_device(device):
 
 
 def test_shared_memory_beyond_the_device(device):
-    """All that the device has runs, and no more."""
+    """A kernel with all that the device has runs; one with more does not."""
     floats = int(call("device_api.vulkan.get_target_property")(device, "max_shared_memory_per_block")) // 4
     body = f"{INVOCATION} held[{floats} - 64 + i] = float(i); barrier(); t0.data[i] = held[{floats} - 1 - i];"
     kernels = {
@@ -336,7 +336,8 @@ def test_tvm_describes_the_device(device):
 
 
 def test_validation(device):
-    """The other tests under Khronos' layer, which reports what the specification forbids; hazards between commands, too."""
+    """The other tests run under Khronos' layer, which reports what the specification forbids, and hazards between
+    commands."""
     if not any(Path("/usr/share/vulkan/explicit_layer.d").glob("*validation*")):
         pytest.skip("needs Debian's vulkan-validationlayers")
     layers = {

@@ -1,4 +1,4 @@
-"""TVM's Vulkan runtime, which its PyPI package lacks, built from the C++ files here when it is first needed."""
+"""TVM's Vulkan runtime, which its PyPI package lacks. It is built from the C++ files here when it is first needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ HEADERS = (
 
 
 def load() -> None:
-    """Make TVM know ``vulkan`` devices. Raises UserError that says what to install where the runtime cannot be built."""
+    """Make TVM know ``vulkan`` devices. Raises UserError, which says what to install, where the runtime cannot be
+    built."""
     library = build()
     try:
         ctypes.CDLL(str(library))
@@ -37,7 +38,9 @@ def load() -> None:
 
 
 def build() -> Path:
-    """The runtime, from the user's cache where it was built before for these sources and this TVM."""
+    """Build the runtime, or find it in the user's cache where it was built before for these sources and this TVM.
+
+    Raises UserError where a compiler or headers are missing, or the cache cannot be written."""
     sources = sorted(Path(__file__).parent.glob("*.cc"))
     folder = _cache() / f"vulkan-{_key()}"
     library = folder / LIBRARY

@@ -109,7 +109,7 @@ class VulkanDeviceAPI final : public runtime::DeviceAPI {
   }
 
   void FreeDataSpace(DLDevice, void* data) final {
-    // Out of the buffer first, which this may end.
+    // The buffer may end with its owner, so the owner is first moved out of it.
     auto owner = std::move(static_cast<Buffer*>(data)->owner);
   }
 

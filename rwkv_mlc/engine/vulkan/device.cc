@@ -105,7 +105,7 @@ int preference(VkPhysicalDeviceType type) {
   }
 }
 
-/*! Devices for Vulkan 1.1, not yet opened. */
+/*! A device for Vulkan 1.1; ``device`` is null until it is first used. */
 struct Found {
   VkPhysicalDevice physical;
   uint32_t queue_family;
@@ -140,7 +140,7 @@ std::vector<Found> find_devices() {
   return found;
 }
 
-/*! Never destroyed: tensors may outlive the end of the program. */
+/*! They are never destroyed: tensors may outlive the end of the program. */
 std::vector<Found>& devices() {
   static auto* found = new std::vector<Found>(find_devices());
   return *found;

@@ -1,4 +1,4 @@
-// The machine's Vulkan devices, best first.
+// The machine's Vulkan devices, best first: GPUs before software.
 #pragma once
 
 #include <vulkan/vulkan.h>
@@ -30,7 +30,7 @@ class Device {
   std::string name() const { return properties.deviceName; }
   /*! "discrete", "integrated", "virtual", "cpu" or "other". */
   const char* kind() const;
-  /*! False for what is not in ``capabilities``. */
+  /*! Whether the device has a capability; false for names that are not in ``capabilities``. */
   bool has(const std::string& capability) const;
 
   Stream& default_stream() { return *default_stream_; }
@@ -58,7 +58,7 @@ class Device {
   std::set<Stream*> streams_;
 };
 
-/*! How many devices can compute: real ones before software. Zero where there is no driver. */
+/*! How many devices can compute; zero where there is no driver. */
 size_t device_count();
 
 /*! The device at an index below ``device_count``, which is opened at its first use. Throws a ValueError for others. */

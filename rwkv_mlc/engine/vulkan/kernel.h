@@ -16,7 +16,7 @@ namespace rwkv_mlc::vulkan {
 
 /*! A kernel as a library holds it. Its arguments are tensors, then numbers, then the extents of the launch. */
 struct KernelSource {
-  std::string name;  // of the entry point as well
+  std::string name;  // also that of the entry point
   std::vector<DLDataType> arg_types;
   size_t num_buffers;
   std::vector<int> grid_axes;  // of each extent of the launch: 0 to 2 for blockIdx.x to z, -1 for others

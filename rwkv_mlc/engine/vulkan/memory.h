@@ -24,7 +24,7 @@ enum class MemoryUse { kTensor, kUpload, kDownload };
 struct Block {
   Block(VkDeviceMemory memory, VkDeviceSize size, uint32_t type, bool shared, char* host);
 
-  /*! The offset of a part, where there is room for one. */
+  /*! Reserves a part and gives its offset, or nothing where there is no room for it. */
   std::optional<VkDeviceSize> take(VkDeviceSize size, VkDeviceSize alignment);
   void give_back(VkDeviceSize offset, VkDeviceSize size);
   bool unused() const;
@@ -36,7 +36,7 @@ struct Block {
   char* host;  // where the processor reaches it, or null
 
  private:
-  std::map<VkDeviceSize, VkDeviceSize> free_;  // offset to size; no two are neighbours
+  std::map<VkDeviceSize, VkDeviceSize> free_;  // offset to size; no two are adjacent
 };
 
 struct Part {
@@ -51,22 +51,22 @@ class MemoryPool {
  public:
   MemoryPool(VkPhysicalDevice physical, VkDevice device, bool unified);
 
-  /*! None where the driver has no memory left. */
+  /*! Gives nothing where the driver has no memory left. */
   std::optional<Part> allocate(const VkMemoryRequirements& requirements, MemoryUse use);
   void release(const Part& part);
 
   /*! Whether the processor reads memory of this type at its usual speed. */
   bool cached(uint32_t type) const;
-  /*! Bytes of the largest heap on the device. */
+  /*! How many bytes the largest heap on the device has. */
   VkDeviceSize total() const;
-  /*! Bytes of all blocks. */
+  /*! How many bytes all blocks have. */
   VkDeviceSize reserved();
 
  private:
-  /*! Types of memory that suit a use, best first. */
+  /*! Lists types of memory that suit a use, best first. */
   std::vector<uint32_t> memory_types(uint32_t allowed, MemoryUse use) const;
   std::optional<Part> allocate_from(uint32_t type, VkDeviceSize size, VkDeviceSize alignment);
-  /*! The end of ``blocks_`` where there is no memory left. */
+  /*! Gives the end of ``blocks_`` where there is no memory left. */
   std::list<Block>::iterator add_block(VkDeviceSize size, uint32_t type, bool shared);
 
   VkDevice device_;

@@ -15,7 +15,7 @@ namespace ffi = tvm::ffi;
 
 namespace {
 
-/*! Little-endian numbers and texts, one after the other. */
+/*! Reads little-endian numbers and texts, one after the other. */
 class Reader {
  public:
   Reader(const char* data, size_t size) : at_(data), end_(data + size) {}

@@ -16,14 +16,14 @@ namespace rwkv_mlc::vulkan {
 
 class Module final : public tvm::ffi::ModuleObj {
  public:
-  /*! ``bytes`` as TVM writes them: a format name; name and signature of each kernel; name and shader of each. Throws a
-   *  ValueError for others. */
+  /*! Reads ``bytes`` as TVM writes them: a format name; name and signature of each kernel; name and shader of each.
+   *  Throws a ValueError for others. */
   explicit Module(std::string bytes);
 
   const char* kind() const final { return "vulkan"; }
   int GetPropertyMask() const final { return tvm::ffi::Module::kBinarySerializable | tvm::ffi::Module::kRunnable; }
   tvm::ffi::Bytes SaveToBytes() const final { return tvm::ffi::Bytes(bytes_); }
-  /*! A function that records the kernel in the thread's stream of its current device. */
+  /*! Gives a function that records the kernel in the thread's stream of its current device. */
   tvm::ffi::Optional<tvm::ffi::Function> GetFunction(const tvm::ffi::String& name) final;
 
  private:

@@ -15,7 +15,7 @@ constexpr size_t kBatchCommands = 64;  // enough to hide what a submission costs
 constexpr size_t kBatchDescriptors = 16 * kBatchCommands;
 constexpr size_t kUniformBytes = 64 << 10;
 constexpr size_t kStagingBytes = 4 << 20;
-constexpr size_t kRunning = 8;  // batches under way; bounds the staging memory
+constexpr size_t kRunning = 8;  // batches under way, which bounds the staging memory
 
 constexpr VkPipelineStageFlags kWork = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
 constexpr VkAccessFlags kWrites = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
@@ -23,7 +23,7 @@ constexpr VkAccessFlags kReads = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_TRANSFER_
 
 namespace {
 
-/*! What comes behind waits for what came before, in this and all earlier batches of the device's queue. */
+/*! Later commands wait for earlier ones, of this batch and of all earlier batches in the device's queue. */
 void barrier(VkCommandBuffer commands, VkPipelineStageFlags stages, VkAccessFlags accesses) {
   VkMemoryBarrier memory{VK_STRUCTURE_TYPE_MEMORY_BARRIER};
   memory.srcAccessMask = kWrites;

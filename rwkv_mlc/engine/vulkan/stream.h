@@ -22,12 +22,12 @@ struct Batch {
   ~Batch();
 
   Device& device;
-  uint64_t serial = 0;  // another one each time it is recorded
+  uint64_t serial = 0;  // a new one each time the batch is recorded
   VkCommandPool pool = VK_NULL_HANDLE;
   VkCommandBuffer commands = VK_NULL_HANDLE;
   VkDescriptorPool descriptors = VK_NULL_HANDLE;
   VkFence fence = VK_NULL_HANDLE;
-  std::shared_ptr<Buffer> uniforms;  // PODs of kernels that take them from a buffer; made when there is one
+  std::shared_ptr<Buffer> uniforms;  // numbers of kernels that read them from a buffer; null before the first
   std::vector<std::shared_ptr<Retained>> retained;
   size_t num_commands = 0;
   size_t num_descriptors = 0;
@@ -46,14 +46,14 @@ class Stream {
   void copy(Buffer& from, size_t from_offset, Buffer& to, size_t to_offset, size_t nbytes);
   /*! On return ``from`` may be overwritten. */
   void upload(const char* from, Buffer& to, size_t to_offset, size_t nbytes);
-  /*! Waits. */
+  /*! Waits until all earlier commands have run and the bytes are here. */
   void download(Buffer& from, size_t from_offset, char* to, size_t nbytes);
 
   void submit();
   void synchronize();
 
  private:
-  /*! The batch to record one more command in, with so many descriptors and bytes of uniforms left. */
+  /*! Gives the batch to record one more command in. It has so many descriptors and bytes of uniforms left. */
   Batch& open(size_t num_descriptors = 0, size_t uniform_bytes = 0);
   void end_command(Batch& batch);
   void copy_locked(Buffer& from, size_t from_offset, Buffer& to, size_t to_offset, size_t nbytes);
