@@ -427,6 +427,71 @@ class BuildRecord(Schema):
     """By the targets' names."""
 
 
+# dump.json
+
+
+class DumpHeader(Schema):
+    """What a dump is of."""
+
+    source: Literal["library", "reference", "rwkv"]
+    """What computed the values."""
+    name: str
+    """The model's."""
+    sha256: str
+    """Of the checkpoint's bytes, hexadecimal."""
+    config: RWKVConfig = Field(alias="model_config")
+    """The model."""
+    quantization: str | None
+    """The scheme of the weights, null where they are the checkpoint's."""
+    activations: Literal["float64", "float32", "float16", "int8"]
+    """What the values were computed in; ``int8``: in the products of a prefill."""
+    tokens: Annotated[list[Count], Field(min_length=1)]
+    """Of the prefill."""
+    decoded: list[Count]
+    """The single tokens after it."""
+    chunk: Extent
+    """Tokens; the longest part of the prefill that one call read."""
+    target: str | None = None
+    """Of the library."""
+    device: str | None = None
+    """That the library ran on."""
+    kernels: dict[str, str] = {}
+    """What computed a value, by its name."""
+    notes: list[str] = []
+    """For the reader of a comparison."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> DumpHeader:
+        if max([*self.tokens, *self.decoded]) >= self.config.vocab_size:
+            raise ValueError(f"token ids between 0 and {self.config.vocab_size - 1}")
+        return self
+
+    @property
+    def calls(self) -> list[str]:
+        return ["prefill", *(f"decode.{i}" for i in range(len(self.decoded)))]
+
+    @property
+    def borders(self) -> list[int]:
+        """The rows of the prefill with which a new chunk begins, but for the first."""
+        return list(range(self.chunk, len(self.tokens), self.chunk))
+
+
+class DumpFile(DumpHeader):
+    """``dump.json``: the header, and what lies beside it in ``tensors.safetensors``."""
+
+    format: Literal["rwkv_mlc dump 1"] = "rwkv_mlc dump 1"
+    tensors: dict[str, tuple[str | Count, ...]]
+    """Dtype and shape of every tensor by its name, in the order of execution."""
+
+    @property
+    def header(self) -> DumpHeader:
+        return DumpHeader(**{name: getattr(self, name) for name in DumpHeader.model_fields})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, the format first."""
+        return {"format": self.format} | super().to_dict()
+
+
 # Checkpoints on Hugging Face
 
 

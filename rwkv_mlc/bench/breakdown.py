@@ -6,7 +6,6 @@ well.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.runner import Runner
+from ..schema import LibraryMetadata
 from .timing import is_enough, seconds_of, synchronize
 
 HALVES = {"ln1": "time_mixing", "attention": "time_mixing", "ln2": "channel_mixing", "feed_forward": "channel_mixing"}
@@ -191,15 +191,15 @@ def _arguments(engine: Engine) -> dict[Any, Argument]:
     """By the tensors that the kernels take."""
     artifact = engine.artifact
     parameter_of = {name: p for p in artifact.model_parameters for name in artifact.scheme.stored(p)}
-    metadata = json.loads(engine.runner.vm["_metadata"]())
+    metadata = LibraryMetadata.read(engine.runner.vm["_metadata"]())
     arguments = {}
-    for spec, tensor in zip(metadata["params"], engine.runner.params):
-        parameter = parameter_of[spec["name"]]
-        is_matrix = parameter.role in ("linear", "head") and not spec["name"].endswith("scale")
+    for spec, tensor in zip(metadata.params, engine.runner.params):
+        parameter = parameter_of[spec.name]
+        is_matrix = parameter.role in ("linear", "head") and not spec.name.endswith("scale")
         arguments[tensor] = Argument(
             group=next(group for pattern, group in GROUPS.items() if re.match(pattern, parameter.name)),
             place=_place(parameter.name),
-            nbytes=0 if parameter.role == "embedding" else prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize,
+            nbytes=0 if parameter.role == "embedding" else prod(spec.shape) * np.dtype(spec.dtype).itemsize,
             elements=prod(parameter.shape) if is_matrix else 0,
         )
     return arguments

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.values import Value, nearest, place, values
-from .dump import Dump, Header
+from ..schema import DumpHeader
+from .dump import Dump
 from .hints import Case, hints
 from .measure import Difference, measure, relative_of_groups
 from .nonfinite import first_nonfinite
@@ -96,8 +97,8 @@ class Finding:
 class Comparison:
     """``a`` is looked at, ``b`` is what it should be; ``rows`` are in the order of execution."""
 
-    a: Header
-    b: Header
+    a: DumpHeader
+    b: DumpHeader
     rtol: float
     rows: list[Row]
     finding: Finding | None
@@ -113,8 +114,8 @@ class Comparison:
         data = {
             "agrees": self.agrees,
             "rtol": self.rtol,
-            "a": dataclasses.asdict(self.a),
-            "b": dataclasses.asdict(self.b),
+            "a": self.a.to_dict(),
+            "b": self.b.to_dict(),
             "notes": self.notes,
             "nonfinite": self.nonfinite,
             "finding": None,
@@ -193,7 +194,7 @@ def _kernel(case: Case) -> str | None:
     return next((kernel for name in names if (kernel := case.a.header.kernels.get(name))), None)
 
 
-def _check(a: Header, b: Header) -> None:
+def _check(a: DumpHeader, b: DumpHeader) -> None:
     if names := _different(a, b, SHAPE):
         raise UserError(
             f"The dumps of {a.name} and {b.name} are of different models: they differ in {', '.join(names)}."
@@ -202,12 +203,13 @@ def _check(a: Header, b: Header) -> None:
         raise UserError(f"The dumps are of different tokens: {_shown(a.tokens)} and {_shown(b.tokens)}; dump the same.")
 
 
-def _notes(a: Header, b: Header) -> list[str]:
+def _notes(a: DumpHeader, b: DumpHeader) -> list[str]:
     notes = [note for header in (a, b) for note in header.notes]
     if a.sha256 != b.sha256:
         notes.append(f"{a.name} and {b.name} are of checkpoint files that differ.")
-    for field in _different(a, b, sorted(a.model_config.keys() - {*SHAPE, *UNIMPORTANT})):
-        notes.append(f"{field} is {a.model_config[field]} in A and {b.model_config.get(field)} in B.")
+    config_a, config_b = a.config.to_dict(), b.config.to_dict()
+    for field in _different(a, b, sorted(config_a.keys() - {*SHAPE, *UNIMPORTANT})):
+        notes.append(f"{field} is {config_a[field]} in A and {config_b.get(field)} in B.")
     if a.quantization != b.quantization and not {a.quantization, b.quantization} <= set(UNROUNDED):
         notes.append(
             f"The weights of the dumps are rounded differently ({a.quantization} and {b.quantization}), which shows "
@@ -216,8 +218,9 @@ def _notes(a: Header, b: Header) -> list[str]:
     return notes
 
 
-def _different(a: Header, b: Header, fields: Iterable[str]) -> list[str]:
-    return [f for f in fields if _json(a.model_config.get(f)) != _json(b.model_config.get(f))]
+def _different(a: DumpHeader, b: DumpHeader, fields: Iterable[str]) -> list[str]:
+    config_a, config_b = a.config.to_dict(), b.config.to_dict()
+    return [field for field in fields if config_a.get(field) != config_b.get(field)]
 
 
 def _shown(tokens: list[int]) -> str:

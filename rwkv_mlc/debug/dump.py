@@ -6,12 +6,9 @@ Tensors are named by call and place, ``prefill/blocks.3.att.wkv`` or ``decode.0/
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,11 +18,10 @@ from ..artifact.disk import staging, write_json
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..models.values import LAST_ROW, RESIDUAL, place, values
+from ..schema import DumpFile, DumpHeader
+from ..typed_json import read
 
-FORMAT = "rwkv_mlc dump 1"
 HEADER, TENSORS = "dump.json", "tensors.safetensors"
-
-ACTIVATIONS = ("float64", "float32", "float16", "int8")
 
 Step = Callable[[Sequence[int], bool], Mapping[str, np.ndarray]]
 """(tokens, single) -> values and states by name: one call, which goes on from the state of the one before. ``single``
@@ -57,44 +53,10 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Header:
-    """``source`` is "library", "reference" or "rwkv"; ``sha256`` that of the checkpoint's bytes; ``activations`` what the
-    values were computed in: float64, float32, float16, or int8 in the products of a prefill; ``kernels`` name what
-    computed a tensor; ``notes`` are for the reader of a comparison."""
-
-    source: str
-    name: str
-    sha256: str
-    model_config: dict[str, Any]
-    quantization: str | None
-    activations: str
-    tokens: list[int]
-    decoded: list[int]
-    chunk: int
-    target: str | None = None
-    device: str | None = None
-    kernels: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def config(self) -> RWKVConfig:
-        return RWKVConfig.from_dict(self.model_config)
-
-    @property
-    def calls(self) -> list[str]:
-        return ["prefill", *(f"decode.{i}" for i in range(len(self.decoded)))]
-
-    @property
-    def borders(self) -> list[int]:
-        """The rows of the prefill with which a new chunk begins, but for the first."""
-        return list(range(self.chunk, len(self.tokens), self.chunk))
-
-
-@dataclass(frozen=True)
 class Dump:
     """``tensors`` are in the order of execution."""
 
-    header: Header
+    header: DumpHeader
     tensors: dict[str, np.ndarray]
 
     def unscaled(self) -> Dump:
@@ -113,41 +75,34 @@ class Dump:
         """Appears whole or not at all; takes the place of an older dump. Raises UserError where something else is."""
         if folder.exists() and not (folder / HEADER).is_file():
             raise UserError(f"{folder} is there and is no dump; name a new folder with --out.")
-        header = {"format": FORMAT, **dataclasses.asdict(self.header)}
-        listed = {name: [str(array.dtype), *array.shape] for name, array in self.tensors.items()}
+        listed = {name: _form(array) for name, array in self.tensors.items()}
         with staging(folder) as staged:
             save_file({name: np.ascontiguousarray(a) for name, a in self.tensors.items()}, staged / TENSORS)
-            write_json(staged / HEADER, {**header, "tensors": listed})
+            write_json(staged / HEADER, DumpFile(**dict(self.header), tensors=listed).to_dict())
 
     @classmethod
     def read(cls, folder: Path) -> Dump:
         """Raises UserError for a folder that is no dump, or a damaged one."""
+        advice = "write it again with rwkv-mlc dump"
+        if not (folder / HEADER).is_file() or not (folder / TENSORS).is_file():
+            raise UserError(f"{folder} is no dump; name a folder written by rwkv-mlc dump.")
+        file = read(DumpFile, folder / HEADER, advice)
         try:
-            header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-            if header.pop("format") != FORMAT:
-                raise ValueError("another format")
-            listed = header.pop("tensors")
             stored = load_file(folder / TENSORS)
-            dump = cls(Header(**header), {name: stored[name] for name in listed})
-            dump._check()
-        except FileNotFoundError:
-            raise UserError(f"{folder} is no dump; name a folder written by rwkv-mlc dump.") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, UserError) as error:
-            raise UserError(f"The dump {folder} cannot be read ({error}); write it again with rwkv-mlc dump.") from None
-        for name, array in dump.tensors.items():
-            if [str(array.dtype), *array.shape] != listed[name]:
-                raise UserError(f"The dump {folder} is damaged: {name} does not have its shape; write it again.")
-        return dump
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"The dump {folder} cannot be read ({error}); {advice}.") from None
+        header = file.header
+        known = {f"{call}/{name}" for call in header.calls for name in values(header.config)}
+        if unknown := file.tensors.keys() - known:
+            raise UserError(f"The dump {folder} holds the unknown value {min(unknown)}; {advice}.")
+        for name, form in file.tensors.items():
+            if name not in stored or _form(stored[name]) != form:
+                raise UserError(f"The dump {folder} is damaged: {name} does not have its shape; {advice}.")
+        return cls(header, {name: stored[name] for name in file.tensors})
 
-    def _check(self) -> None:
-        """Raises TypeError, ValueError or UserError for what no dump holds."""
-        header, config = self.header, self.header.config
-        Recipe(header.tokens, len(header.decoded), header.chunk).check(config)
-        if header.activations not in ACTIVATIONS or not isinstance(header.notes, list):
-            raise ValueError(f"unknown activations {header.activations}")
-        known = {f"{call}/{name}" for call in header.calls for name in values(config)}
-        if unknown := self.tensors.keys() - known:
-            raise ValueError(f"unknown value {min(unknown)}")
+
+def _form(array: np.ndarray) -> tuple[str | int, ...]:
+    return (str(array.dtype), *array.shape)
 
 
 def record(config: RWKVConfig, recipe: Recipe, step: Step) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,7 +11,8 @@ from ..engine.engine import Engine
 from ..engine.runner import Runner, State
 from ..engine.tvm_runtime import to_numpy
 from ..errors import UserError
-from .dump import Dump, Header, Recipe, record
+from ..schema import DumpHeader, KernelValues, LibraryMetadata
+from .dump import Dump, Recipe, record
 
 
 class Tracer:
@@ -24,14 +24,14 @@ class Tracer:
 
     def __init__(self, runner: Runner):
         self.runner = runner
-        metadata = json.loads(runner.vm["_metadata"]())
-        if "values" not in metadata:
+        metadata = LibraryMetadata.read(runner.vm["_metadata"]())
+        if not metadata.values:
             raise UserError(
                 "The library does not name its values: another version of rwkv_mlc built it; build it again."
             )
-        self.target: str = metadata["target"]
-        self.prefill_activations: str = metadata["prefill_activations"]
-        self.records: dict[str, list] = metadata["values"]
+        self.target: str = metadata.target
+        self.prefill_activations: str = metadata.prefill_activations
+        self.records: dict[str, tuple[KernelValues, ...]] = metadata.values
         self.state = runner.new_state()
         self.notes: list[str] = []
 
@@ -72,7 +72,7 @@ class Tracer:
             kernel, outputs = records[len(ran)] if len(ran) < len(records) else (None, {})
             ran.append(name)
             for position, names in outputs.items() if name == kernel else ():
-                found.update(_named(names, to_numpy(args[int(position)])))
+                found.update(_named(names, to_numpy(args[position])))
 
         with instrumented(self.runner, instrument):
             self.runner.run(function, [tokens], self.state)
@@ -89,11 +89,11 @@ def dump_library(engine: Engine, recipe: Recipe) -> Dump:
     kernels = tracer.kernels()
     computed = ((name, kernels[functions[name.partition("/")[0].partition(".")[0]]]) for name in tensors)
     artifact = engine.artifact
-    header = Header(
+    header = DumpHeader(
         source="library",
         name=artifact.name,
         sha256=artifact.record.source_sha256,
-        model_config=engine.config.to_dict(),
+        config=engine.config,
         quantization=artifact.scheme.name,
         activations=activations(tracer, tensors),
         tokens=list(recipe.tokens),
@@ -108,18 +108,18 @@ def dump_library(engine: Engine, recipe: Recipe) -> Dump:
 
 
 def activations(tracer: Tracer, tensors: Mapping[str, np.ndarray]) -> str:
-    """``Header.activations`` of what a library gave."""
+    """``DumpHeader.activations`` of what a library gave."""
     halves = any(array.dtype == np.float16 for array in tensors.values())
     return "float16" if halves else tracer.prefill_activations
 
 
-def _named(names: str | list[str], array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _named(names: str | tuple[str, ...], array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Rows [T, C]: the first axis of an output is 1, or one plane for each of several names."""
     return zip(_each(names), array)
 
 
-def _each(names: str | list[str]) -> list[str]:
-    return [names] if isinstance(names, str) else names
+def _each(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _states(runner: Runner, state: State) -> Mapping[str, np.ndarray]:

@@ -16,9 +16,10 @@ from ..artifact import Artifact
 from ..config import RWKVConfig
 from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
+from ..schema import DumpHeader
 from ..weights.checkpoint import Checkpoint
 from ..weights.parameters import read_parameter
-from .dump import Dump, Header, Recipe, Step, record
+from .dump import Dump, Recipe, Step, record
 
 THREADS = 4  # each holds a matrix in float32 beside its stored form
 
@@ -86,12 +87,12 @@ def _between(dtype: type) -> type:
 
 def header(
     source: str, config: RWKVConfig, name: str, sha256: str, quantization: str | None, dtype: type, recipe: Recipe
-) -> Header:
-    return Header(
+) -> DumpHeader:
+    return DumpHeader(
         source=source,
         name=name,
         sha256=sha256,
-        model_config=config.to_dict(),
+        config=config,
         quantization=quantization,
         activations=np.dtype(dtype).name,
         tokens=list(recipe.tokens),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from html import escape
 
+from ..schema import DumpHeader
 from .compare import Comparison, Row
-from .dump import Header
 
 STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2em; color: #222; }
@@ -85,7 +85,7 @@ def _colour(error: float) -> str:
     return f"hsl({120 * (1 - part):.0f} 70% 75%)"
 
 
-def _facts(a: Header, b: Header) -> str:
+def _facts(a: DumpHeader, b: DumpHeader) -> str:
     def row(name: str, *found: object) -> str:
         return f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(str(value))}</td>' for value in found)}</tr>"
 

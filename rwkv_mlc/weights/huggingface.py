@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401  gives numpy its bfloat16, which safetensors asks for by name
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from ..schema import FolderConfig, WeightIndex
+from ..typed_json import read
 from .checkpoint import LazyTensor
 
 STORED_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -74,28 +73,12 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-@dataclasses.dataclass(frozen=True)
-class FolderConfig:
-    """What ``config.json`` says beyond the tensors' shapes."""
-
-    context_length: int | None = None
-    head_size_divisor: int | None = None
-    tie_word_embeddings: bool = False
-
-
 def read_config(folder: Path) -> FolderConfig:
-    """The folder's ``config.json``. Raises UserError where it is missing or a value has the wrong type."""
+    """The folder's ``config.json``. Raises UserError where it is missing or a value does not fit."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json; expected a Hugging Face folder, or give the weight file's path.")
-    data = _read_json(path)
-    values = {}
-    for field in ("context_length", "head_size_divisor"):
-        if (value := data.get(field)) is not None:
-            if type(value) is not int or value < 1:
-                raise UserError(f"{path} gives {field} as {value!r}; expected a positive integer.")
-            values[field] = value
-    return FolderConfig(tie_word_embeddings=bool(data.get("tie_word_embeddings")), **values)
+    return read(FolderConfig, path, "correct it, or download it again")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -113,21 +96,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
-    shards = [index.parent / name for name in sorted(set(weight_map.values()))]
+    names = read(WeightIndex, index, "download it again").weight_map.values()
+    shards = [index.parent / name for name in sorted(set(names))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise UserError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; download it again.")
     return shards
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download it again.") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}; expected an object.")
-    return data

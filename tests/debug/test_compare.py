@@ -16,7 +16,7 @@ from rwkv_mlc import reference
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.debug.compare import Comparison, compare
-from rwkv_mlc.debug.dump import Dump, Header, Recipe, record
+from rwkv_mlc.debug.dump import Dump, Recipe, record
 from rwkv_mlc.debug.nonfinite import first_nonfinite
 from rwkv_mlc.debug.reference import stepper
 from rwkv_mlc.debug.report import html
@@ -24,6 +24,7 @@ from rwkv_mlc.debug.weights import StoredWeights, different_weights
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import ModelOptions
 from rwkv_mlc.models.values import place
+from rwkv_mlc.schema import DumpHeader
 from rwkv_mlc.weights import open_checkpoint
 
 TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
@@ -37,11 +38,11 @@ def dump_of(generation: str, change=None, dtype: type = np.float64, **recipe) ->
     if change:
         change(parameters)
     recipe = Recipe(**{"tokens": TOKENS, **recipe})
-    header = Header(
+    header = DumpHeader(
         source="reference",
         name=generation,
         sha256="0",
-        model_config=config.to_dict(),
+        config=config,
         quantization=None,
         activations=np.dtype(dtype).name,
         tokens=list(recipe.tokens),
@@ -130,7 +131,7 @@ def test_kernels_are_named(right):
     """A state's is the one that reads it, also where that keeps what it computes from it to itself."""
     state, value = {"4": ("att_a", "gated"), "5.2": ("att_kv", "wkv")}[right.header.name]
     kernels = {f"prefill/blocks.1.att.{value}": "wkv", "prefill/blocks.1.ffn.mixed_key": "shift"}
-    named = Dump(dataclasses.replace(right.header, kernels=kernels), right.tensors)
+    named = Dump(right.header.model_copy(update={"kernels": kernels}), right.tensors)
     for role, kernel in ((state, "wkv"), ("ffn_x", "shift")):
         name = f"prefill/blocks.1.state.{role}"
         finding = compare(with_value(named, name, right.tensors[name] + 1), right).finding
@@ -178,7 +179,7 @@ def test_what_a_norm_enlarges_is_not_blamed():
     "activations, error, agrees", [("float64", 2e-4, False), ("float16", 2e-4, True), ("float16", 2e-2, False)]
 )
 def test_tolerance_goes_by_the_activations(activations, error, agrees, eagle):
-    found = Dump(dataclasses.replace(eagle.header, activations=activations), dict(eagle.tensors))
+    found = Dump(eagle.header.model_copy(update={"activations": activations}), dict(eagle.tensors))
     found.tensors["prefill/blocks.0.att.key"] = found.tensors["prefill/blocks.0.att.key"] * (1 + error)
     assert compare(found, eagle).agrees == agrees
     assert compare(found, eagle, rtol=0.1).agrees
@@ -209,7 +210,7 @@ def test_hint_scaled(factor, said, eagle):
     ],
 )
 def test_hint_tokens(rows, said, eagle):
-    chunked = Dump(dataclasses.replace(eagle.header, chunk=4), eagle.tensors)
+    chunked = Dump(eagle.header.model_copy(update={"chunk": 4}), eagle.tensors)
     name = "prefill/blocks.1.att.mixed_gate"
     wrong = eagle.tensors[name].copy()
     wrong[rows] += np.random.default_rng(1).normal(size=wrong[rows].shape)
@@ -318,7 +319,7 @@ def test_saturated_float16_is_an_overflow():
     large[3, :5] = 1e6
     right = with_value(right, name, large)
     clipped = with_value(right, name, np.minimum(large, 65504).astype(np.float16))
-    found = Dump(dataclasses.replace(right.header, source="library", activations="float16"), clipped.tensors)
+    found = Dump(right.header.model_copy(update={"source": "library", "activations": "float16"}), clipped.tensors)
     comparison = compare(found, right)
     assert comparison.finding.row.name == name and not comparison.agrees
     (text,) = comparison.nonfinite
@@ -344,7 +345,7 @@ def test_rescaled_dumps_agree_with_plain_ones():
     config, parameters = reference.load(checkpoint, options=ModelOptions(rescale_every=1))
     right = dump_of("5.2")
     tensors = record(config, Recipe(TOKENS), stepper(config, parameters))
-    header = dataclasses.replace(right.header, model_config=config.to_dict())
+    header = right.header.model_copy(update={"config": config})
     comparison = compare(Dump(header, tensors), right)
     assert comparison.agrees, comparison.finding.sentences()
     silent = compare(Dump(right.header, tensors), right)
@@ -376,20 +377,20 @@ def test_dumps_of_other_things_are_refused(right, eagle):
 
 
 def test_notes(eagle):
-    config = eagle.header.model_config | {"head_size_divisor": 1, "context_length": 7}
-    other = dataclasses.replace(eagle.header, sha256="1", quantization="q4f16_1", model_config=config)
+    config = dataclasses.replace(eagle.header.config, head_size_divisor=1, context_length=7)
+    other = eagle.header.model_copy(update={"sha256": "1", "quantization": "q4f16_1", "config": config})
     comparison = compare(Dump(other, eagle.tensors), eagle)
     assert comparison.agrees and len(comparison.notes) == 3
     assert comparison.notes[1] == "head_size_divisor is 1 in A and 8 in B."
     assert "dump the reference with --quantization q4f16_1" in comparison.notes[2]
-    noted = dataclasses.replace(eagle.header, notes=["decode gives other logits."])
+    noted = eagle.header.model_copy(update={"notes": ["decode gives other logits."]})
     comparison = compare(Dump(noted, eagle.tensors), eagle)
     assert not comparison.agrees and comparison.notes == ["decode gives other logits."]
 
 
 def test_report_is_one_harmless_file(eagle):
     name = "prefill/blocks.1.att.wkv"
-    named = dataclasses.replace(eagle.header, name="<script>alert(1)</script>", target='"><img src=x>')
+    named = eagle.header.model_copy(update={"name": "<script>alert(1)</script>", "target": '"><img src=x>'})
     text = html(compare(Dump(named, {**eagle.tensors, name: eagle.tensors[name] * 2}), eagle))
     assert "<script" not in text and "<img" not in text and "&lt;script&gt;" in text
     assert not re.search(r"\b(src|href)=|url\(|@import|https?:", text.replace("src=x", ""))

@@ -419,11 +419,24 @@ def test_missing_file(source, tmp_path, monkeypatch):
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json is not JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
-        (lambda folder: (folder / "config.json").write_text('{"context_length": "4k"}'), "context_length as '4k'"),
-        (lambda folder: (folder / "config.json").write_text('{"head_size_divisor": 0}'), "head_size_divisor as 0"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"context_length": "4k"}'),
+            "context_length as '4k', expected an integer",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text('{"head_size_divisor": 0}'),
+            "head_size_divisor as 0, expected at least 1",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights; expected one of"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is no checkpoint"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+            "lacks weight_map; download it again",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}'),
+            "weight_map.a as '../b', expected the name of a file in the same folder",
+        ),
         (
             lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b", "c": "d"}}'),
             "lacks b, d, which model.safetensors.index.json names",
