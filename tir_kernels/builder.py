@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from tvm import tirx
@@ -34,6 +35,15 @@ def prim_func(
 def arg(name: str, shape: tuple, dtype: str = "float32"):
     """Declare the next argument, a buffer; extents may be symbolic int64 variables."""
     return T.arg(name, T.Buffer(shape, dtype))
+
+
+@contextmanager
+def root_block() -> Iterator[None]:
+    """Run the body in the block that encloses a CPU kernel; what it reads and writes is left open."""
+    with T.sblock("root"):
+        T.reads()
+        T.writes()
+        yield
 
 
 def size(name: str) -> tirx.Var:

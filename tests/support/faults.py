@@ -181,7 +181,7 @@ def _in_every_generation(generation: str) -> list[Fault]:
             "q4f16_1",
             {
                 "llvm": Edit(
-                    "tir_kernels.cpu.gemv",
+                    "tir_kernels.cpu.quantize_activation",
                     "low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0],",
                     "low = widen(T.cast(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], 'int16x16'),",
                 )

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
+from ..activations import ACTIVATIONS
 from ..builder import span, splat
-from ..product import Matrix, block_starts
-from .simd import LANES, registers
+from ..product import Matrix, Operands, block_starts
+from .simd import LANES, exp, registers
 
 
 def each_block(matrices: tuple[Matrix, ...], rows_per_block: int, emit: Callable) -> None:
@@ -57,3 +58,11 @@ def load_block(source, row, block, rows: int):
     if rows % LANES:
         at = T.min(at, splat(T.int64(rows - 1), LANES))
     return source[0, row, at]
+
+
+def finish_block(operands: Operands, matrices: tuple[Matrix, ...], i: int, product, row, block) -> None:
+    """Write the 16 lanes of output block ``block`` of matrix i from its ``product``, with all that follows."""
+    matrix = matrices[i]
+    y = ACTIVATIONS[matrix.activation](product, LANES, exp)
+    y = operands.follow(y, lambda source: load_block(source, row, block, matrix.rows))
+    store_block(operands.outs[i], y, row, block, matrix.rows)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func
+from ..builder import arg, prim_func, root_block
 from ..segments import sequence
 
 
@@ -26,9 +26,7 @@ def border_slots() -> tirx.PrimFunc:
         slots = arg("slots", (batch,), "int32")
         first_slots = arg("first_slots", (rows,), "int32")
         last_slots = arg("last_slots", (rows,), "int32")
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.serial(0, rows) as t:
                 T.buffer_store(first_slots, T.int32(-1), [t])
                 T.buffer_store(last_slots, T.int32(-1), [t])

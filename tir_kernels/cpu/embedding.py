@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func
+from ..builder import arg, prim_func, root_block
 from ..rows import Rows
 
 
@@ -24,9 +24,7 @@ def embedding(vocab_size: int, channels: int, form: Rows) -> tirx.PrimFunc:
         tokens = arg("tokens", (rows,), "int32")
         table = form.args("table", vocab_size, channels)
         out = arg("out", (1, rows, channels))
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, rows) as t:
                 token = T.bind(T.max(T.min(T.cast(tokens[t], "int64"), T.int64(vocab_size - 1)), T.int64(0)))
                 with T.serial(0, channels) as c:

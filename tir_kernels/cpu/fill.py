@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span
+from ..builder import arg, constant, prim_func, root_block, span
 from .simd import LANES
 
 
@@ -19,9 +19,7 @@ def fill() -> tirx.PrimFunc:
     def kernel():
         blocks, extent = T.int64(), T.int64()
         x = arg("x", (blocks, extent))
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, blocks) as block, T.serial(0, extent // LANES) as i:
                 T.buffer_store(x, constant(1.0, LANES), [block, span(i * LANES, LANES)])
 

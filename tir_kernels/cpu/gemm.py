@@ -7,11 +7,11 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
-from ..product import Matrix
-from .blocks import each_block, load_block, store_block
+from ..builder import arg, constant, prim_func, root_block, span, splat
+from ..product import Matrix, operands
+from .blocks import each_block, finish_block, load_block, store_block
 from .packed import Packed, PackedFloat
-from .simd import ACTIVATIONS, LANES, registers
+from .simd import LANES, registers
 
 DEPTH = 128  # inputs in a panel, at most: 128 x 64 float32 are half of a 64 KB first-level share
 
@@ -39,21 +39,18 @@ def gemm(
     def kernel():
         rows = T.int64()
         x = arg("x", (len(matrices), rows, columns))
-        weights = [form.args(f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
-        gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
-        skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
-        outs = [arg(f"out{i}", (1, rows, matrix.rows)) for i, matrix in enumerate(matrices)]
+        rest = operands(matrices, rows, columns, form, gated, residual)
         lanes = span(0, LANES)
 
         def expand(i, block, first, vector, panel):
             """Weights of one row block, inputs from ``first`` on, into column ``vector`` of the panel."""
             at = T.ramp(vector * LANES, 1, LANES)
             if isinstance(form, PackedFloat):
-                (weight,) = weights[i]
+                (weight,) = rest.weights[i]
                 with T.serial(0, T.min(depth, columns - first)) as k:
                     T.buffer_store(panel, form.value(weight, block, first + k), [k, at])
                 return
-            q_weight, q_scale = weights[i]
+            q_weight, q_scale = rest.weights[i]
             with T.serial(0, T.min(depth, form.padded(columns) - first) // form.group) as g:
                 group = first // form.group + g
                 scale = T.bind(form.scale(q_scale, block, group))
@@ -62,7 +59,7 @@ def gemm(
 
         def multiply(i, blocks, chunk, panel):
             """Add one panel's share to every token of the output; the first chunk starts from zero."""
-            out = outs[i]
+            out = rest.outs[i]
             with T.serial(0, (rows + tile_rows - 1) // tile_rows) as tile_index:
                 tokens = [T.bind(T.min(tile_index * tile_rows + m, rows - 1)) for m in range(tile_rows)]
                 acc = [registers((tile_vectors, LANES)) for _ in range(tile_rows)]
@@ -80,15 +77,9 @@ def gemm(
                     store_block(out, acc[m][v, lanes], tokens[m], blocks[v], matrices[i].rows)
 
         def finish(i, block):
-            matrix = matrices[i]
             with T.serial(0, rows) as t:
-                y = T.bind(load_block(outs[i], t, block, matrix.rows))
-                y = ACTIVATIONS[matrix.activation](y, LANES)
-                if gated:
-                    y = y * load_block(gate, t, block, matrix.rows)
-                if residual:
-                    y = y + load_block(skip, t, block, matrix.rows)
-                store_block(outs[i], y, t, block, matrix.rows)
+                product = T.bind(load_block(rest.outs[i], t, block, matrices[i].rows))
+                finish_block(rest, matrices, i, product, t, block)
 
         def panel_of_rows(i, index):
             last = -(-matrices[i].rows // LANES) - 1
@@ -102,9 +93,7 @@ def gemm(
                 with T.serial(0, T.min(T.int64(tile_vectors), last + 1 - index * tile_vectors)) as v:
                     finish(i, index * tile_vectors + v)
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             each_block(matrices, tile_vectors * LANES, panel_of_rows)
 
     return kernel

@@ -10,12 +10,12 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
-from ..product import Matrix
-from .blocks import each_block, load_block, store_block
+from ..builder import arg, constant, prim_func, root_block, span, splat
+from ..product import Matrix, operands
+from .blocks import each_block, finish_block
 from .integer_dot import INTEGER_DOTS
 from .packed import PackedGroup
-from .simd import ACTIVATIONS, LANES, registers, widen
+from .simd import LANES, registers, widen
 
 TILES = {"vnni": (6, 2)}
 """Register blocks, token rows by vectors of 16 output rows, for the integer dots that take digits up to 127 and outrun
@@ -47,15 +47,12 @@ def gemm_int8(
         digits = arg("digits", (len(matrices), rows, groups * quads), "int32")
         scales = arg("scales", (len(matrices), rows, groups))
         offsets = arg("offsets", (len(matrices), rows, groups), "int32")
-        weights = [form.args(f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
-        gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
-        skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
-        outs = [arg(f"out{i}", (1, rows, matrix.rows)) for i, matrix in enumerate(matrices)]
+        rest = operands(matrices, rows, columns, form, gated, residual)
         lanes = span(0, LANES)
 
         def expand(i, block, v: int, panel, panel_scale):
             """The weights of one row block as bytes and their scales as float32, into column ``v`` of the panel."""
-            q_weight, q_scale = weights[i]
+            q_weight, q_scale = rest.weights[i]
             with T.serial(0, groups) as g:
                 T.buffer_store(panel_scale, form.scale(q_scale, block, g), [g, v, lanes])
                 for j, quad in enumerate(form.byte_quads(q_weight, block, g)):
@@ -83,8 +80,7 @@ def gemm_int8(
             return acc
 
         def panel_of_rows(i, index):
-            matrix = matrices[i]
-            last = -(-matrix.rows // LANES) - 1
+            last = -(-matrices[i].rows // LANES) - 1
             blocks = [T.bind(T.min(index * tile_vectors + v, T.int64(last))) for v in range(tile_vectors)]
             panel = T.alloc_buffer((groups * quads, tile_vectors, LANES), "int32")
             panel_scale = T.alloc_buffer((groups, tile_vectors, LANES))
@@ -94,16 +90,9 @@ def gemm_int8(
                 tokens = [T.bind(T.min(tile * tile_rows + m, rows - 1)) for m in range(tile_rows)]
                 acc = multiply(i, tokens, panel, panel_scale)
                 for m, v in cells:
-                    y = ACTIVATIONS[matrix.activation](acc[m][v, lanes], LANES)
-                    if gated:
-                        y = y * load_block(gate, tokens[m], blocks[v], matrix.rows)
-                    if residual:
-                        y = y + load_block(skip, tokens[m], blocks[v], matrix.rows)
-                    store_block(outs[i], y, tokens[m], blocks[v], matrix.rows)
+                    finish_block(rest, matrices, i, acc[m][v, lanes], tokens[m], blocks[v])
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             each_block(matrices, tile_vectors * LANES, panel_of_rows)
 
     return kernel

@@ -7,13 +7,13 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
-from ..product import Matrix
-from .blocks import each_block, each_part, load_block, store_block
+from ..builder import arg, constant, prim_func, root_block, span, splat
+from ..product import Matrix, operands
+from .blocks import each_block, each_part, finish_block
 from .integer_dot import INTEGER_DOTS
 from .packed import Packed, PackedFloat
-from .quantize_activation import BASE_BITS, PLANES
-from .simd import ACTIVATIONS, LANES, prefetch, registers, widen
+from .quantize_activation import PLANES, join_planes
+from .simd import LANES, prefetch, registers
 
 PREFETCH = 64  # words ahead, 4 KB: past what the hardware prefetchers of the two streams reach
 
@@ -48,29 +48,26 @@ def gemv(
             offsets = arg("offsets", (inputs, rows, PLANES, groups), "int32")
         else:
             x = arg("x", (inputs, rows, columns))
-        weights = [form.args(f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
-        gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
-        skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
-        outs = [arg(f"out{i}", (1, rows, matrix.rows)) for i, matrix in enumerate(matrices)]
+        rest = operands(matrices, rows, columns, form, gated, residual)
         lanes = span(0, LANES)
 
         def float_product(i, block, t):
             """Four accumulators hide the latency of the additions."""
             chains = 4 if columns % 4 == 0 else 1
-            (weight,) = weights[i]
+            (weight,) = rest.weights[i]
             acc = registers((chains, LANES))
             for j in range(chains):
                 T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
             with T.serial(0, columns // chains) as k:
                 for j in range(chains):
-                    w = widen(weight[block, k * chains + j, lanes], "float32", LANES)
+                    w = form.value(weight, block, k * chains + j)
                     T.buffer_store(acc, acc[j, lanes] + w * splat(x[i, t, k * chains + j], LANES), [j, lanes])
             if chains == 1:
                 return acc[0, lanes]
             return (acc[0, lanes] + acc[1, lanes]) + (acc[2, lanes] + acc[3, lanes])
 
         def group_product(i, block, t):
-            q_weight, q_scale = weights[i]
+            q_weight, q_scale = rest.weights[i]
             acc = registers((2, LANES))
             T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
 
@@ -80,8 +77,7 @@ def gemv(
                     word = q_weight[block, g * form.words + k // form.fields, lanes]
                     product = form.field(word, k % form.fields) * splat(x[i, t, g * form.group + k], LANES)
                     T.buffer_store(acc, acc[1, lanes] + product, [1, lanes])
-                scale = widen(q_scale[block, g, lanes], "float32", LANES)
-                T.buffer_store(acc, acc[0, lanes] + acc[1, lanes] * scale, [0, lanes])
+                T.buffer_store(acc, acc[0, lanes] + acc[1, lanes] * form.scale(q_scale, block, g), [0, lanes])
 
             with T.serial(0, columns // form.group) as g:
                 add_group(g, form.group)
@@ -90,7 +86,7 @@ def gemv(
             return acc[0, lanes]
 
         def integer_product(i, block, t):
-            q_weight, q_scale = weights[i]
+            q_weight, q_scale = rest.weights[i]
             dot, quads = INTEGER_DOTS[integer_dot], len(form.quads)
             acc = registers((1, LANES))
             T.buffer_store(acc, constant(0.0, LANES), [0, lanes])
@@ -105,10 +101,8 @@ def gemv(
                         for plane in range(PLANES):
                             digit = splat(digits[i, t, plane, at * quads + j], LANES)
                             sums[plane] = T.bind(dot(sums[plane], quad, digit))
-                low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], "float32", LANES)
-                total = widen(sums[2], "float32", LANES) * constant(2.0 ** (2 * BASE_BITS), LANES) + low
-                scale = widen(q_scale[block, g, lanes], "float32", LANES) * splat(scales[i, t, g], LANES)
-                T.buffer_store(acc, acc[0, lanes] + total * scale, [0, lanes])
+                scale = form.scale(q_scale, block, g) * splat(scales[i, t, g], LANES)
+                T.buffer_store(acc, acc[0, lanes] + join_planes(sums) * scale, [0, lanes])
             return acc[0, lanes]
 
         if integer_dot:
@@ -117,18 +111,10 @@ def gemv(
             product = float_product if isinstance(form, PackedFloat) else group_product
 
         def block_of_rows(i, block):
-            matrix = matrices[i]
             with T.serial(0, rows) as t:
-                y = ACTIVATIONS[matrix.activation](product(i, block, t), LANES)
-                if gated:
-                    y = y * load_block(gate, t, block, matrix.rows)
-                if residual:
-                    y = y + load_block(skip, t, block, matrix.rows)
-                store_block(outs[i], y, t, block, matrix.rows)
+                finish_block(rest, matrices, i, product(i, block, t), t, block)
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             if parts:
                 each_part(matrices, parts, block_of_rows)
             else:

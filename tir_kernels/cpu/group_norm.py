@@ -7,7 +7,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, span, splat
+from ..builder import arg, prim_func, root_block, span
+from ..norm import normalized
 from .layer_norm import mean_and_scale
 from .simd import vector_width
 
@@ -28,15 +29,13 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) ->
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
         gate = arg("gate", (1, rows, channels)) if gated else None
         out = arg("out", (1, rows, channels))
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, rows * num_groups) as i:
                 t, start = i // num_groups, i % num_groups * group_size
                 mean, scale = mean_and_scale(lambda j: x[0, t, span(start + j, width)], group_size, width, epsilon)
                 for j in range(0, group_size, width):
                     at = span(start + j, width)
-                    value = (x[0, t, at] - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at]
+                    value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
                     T.buffer_store(out, value * gate[0, t, at] if gated else value, [0, t, at])
 
     return kernel

@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, size, span
+from ..builder import arg, constant, prim_func, root_block, size, span
 from .simd import vector_width
 
 
@@ -20,9 +20,7 @@ def halve(channels: int) -> tirx.PrimFunc:
     def kernel():
         rows = size("rows")
         x, out = arg("x", (1, rows, channels)), arg("out", (1, rows, channels))
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, rows) as t, T.serial(0, channels // width) as i:
                 at = span(i * width, width)
                 T.buffer_store(out, x[0, t, at] * constant(0.5, width), [0, t, at])

@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func
+from ..builder import arg, prim_func, root_block
 
 
 @lru_cache(None)
@@ -20,9 +20,7 @@ def last_rows(channels: int) -> tirx.PrimFunc:
         x = arg("x", (1, rows, channels))
         ends = arg("segment_ends", (batch,), "int32")
         out = arg("out", (1, batch, channels))
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.serial(0, batch) as b, T.serial(0, channels) as c:
                 T.buffer_store(out, x[0, T.cast(ends[b], "int64") - 1, c], [0, b, c])
 

@@ -8,7 +8,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
+from ..builder import arg, constant, prim_func, root_block, span, splat
+from ..norm import normalized
 from .simd import reduce_add, registers, vector_width
 
 
@@ -51,14 +52,12 @@ def layer_norm(channels: int, epsilon: float) -> tirx.PrimFunc:
         x = arg("x", (1, rows, channels))
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
         out = arg("out", (1, rows, channels))
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, rows) as t:
                 mean, scale = mean_and_scale(lambda i: x[0, t, span(i, width)], channels, width, epsilon)
                 with T.serial(0, channels // width) as i:
                     at = span(i * width, width)
-                    normed = (x[0, t, at] - splat(mean, width)) * splat(scale, width)
-                    T.buffer_store(out, normed * weight[at] + bias[at], [0, t, at])
+                    value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
+                    T.buffer_store(out, value, [0, t, at])
 
     return kernel

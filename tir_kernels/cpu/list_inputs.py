@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, span, splat
+from ..builder import arg, prim_func, root_block, span, splat
 from .lists import AHEAD, compress, count, end_list, magnitude, not_listed
 from .simd import LANES, registers
 
@@ -50,9 +50,7 @@ def list_inputs(columns: int, group: int, skip: bool = True) -> tirx.PrimFunc:
                 list_span(t, end, g * group + first, 1, skipped)
             T.buffer_store(bounds, end[0], [t, g + 1])
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.serial(0, rows) as t:
                 skipped = not_listed(x, t, columns, skip)
                 end = registers((1,), "int32")

@@ -7,7 +7,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
+from ..builder import arg, prim_func, root_block, span
+from ..norm import mixed, normalized
 from .layer_norm import mean_and_scale
 from .simd import vector_width
 
@@ -37,7 +38,7 @@ def norm_shift_mix(channels: int, num_mixes: int, epsilon: float) -> tirx.PrimFu
             return mean_and_scale(lambda i: x[0, t, span(i, width)], channels, width, epsilon)
 
         def normed(t, at, mean, scale):
-            return (x[0, t, at] - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at]
+            return normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
 
         def mix(t, previous):
             mean, scale = statistics(t)
@@ -45,12 +46,9 @@ def norm_shift_mix(channels: int, num_mixes: int, epsilon: float) -> tirx.PrimFu
                 at = span(i * width, width)
                 y, before = T.bind(normed(t, at, mean, scale)), T.bind(previous(at))
                 for j, mu in enumerate(mixes):
-                    m = mu[0, 0, at]
-                    T.buffer_store(out, y * m + before * (constant(1.0, width) - m), [j, t, at])
+                    T.buffer_store(out, mixed(y, before, mu[0, 0, at], width), [j, t, at])
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, rows) as t:
                 slot = T.bind(T.cast(first_slots[t], "int64"))
                 with T.If(slot >= 0):

@@ -7,7 +7,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
+from ..builder import arg, prim_func, root_block, span
+from ..norm import mixed, normalized
 from .layer_norm import mean_and_scale
 from .simd import vector_width
 
@@ -30,19 +31,16 @@ def norm_shift_mix_token(channels: int, num_mixes: int, epsilon: float, parts: i
         state = arg("state", (num_slots, channels))
         slots = arg("slots", (1,), "int32")
         out = arg("out", (num_mixes, 1, channels))
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             wide = vector_width(channels)
             mean, scale = mean_and_scale(lambda i: x[0, 0, span(i, wide)], channels, wide, epsilon, unrolled=True)
             slot = T.bind(T.cast(slots[0], "int64"))
             with T.parallel(0, parts) as part, T.serial(0, extent // width) as i:
                 at = span(part * extent + i * width, width)
-                y = T.bind((x[0, 0, at] - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at])
+                y = T.bind(normalized(x[0, 0, at], mean, scale, weight[at], bias[at], width))
                 before = T.bind(state[slot, at])
                 for j, mu in enumerate(mixes):
-                    m = mu[0, 0, at]
-                    T.buffer_store(out, y * m + before * (constant(1.0, width) - m), [j, 0, at])
+                    T.buffer_store(out, mixed(y, before, mu[0, 0, at], width), [j, 0, at])
                 T.buffer_store(state, y, [slot, at])
 
     return kernel

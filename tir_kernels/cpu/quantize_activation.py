@@ -12,7 +12,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, splat
+from ..builder import arg, constant, prim_func, root_block, splat
 from .packed import PackedGroup
 from .simd import LANES, intrinsic, largest_magnitude, registers, widen
 
@@ -108,9 +108,7 @@ def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx
                 summed = intrinsic("llvm.vector.reduce.add", "int32", total[plane])
                 T.buffer_store(offsets, summed * -form.max_int, [n, t, plane, g])
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             on_vectors = group % LANES == 0 and LANES % fields == 0
             whole = columns // group // parts
             with T.parallel(0, parts) as part, T.serial(0, inputs) as n, T.serial(0, rows) as t:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
+from ..builder import arg, constant, prim_func, root_block, span, splat
 from .lists import AHEAD, compress, count, end_list, magnitude, not_listed
 from .packed import PackedGroup
 from .quantize_activation import LARGEST, PLANES, planes
@@ -76,9 +76,7 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
             T.buffer_store(bounds, first + (end + 3) // 4, [t, g + 1])
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [t, g])
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.serial(0, rows) as t:
                 skipped = not_listed(x, t, columns, skip)
                 T.buffer_store(bounds, T.int32(0), [t, 0])

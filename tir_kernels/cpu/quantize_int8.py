@@ -7,7 +7,7 @@ from functools import lru_cache, reduce
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
+from ..builder import arg, constant, prim_func, root_block, span, splat
 from .packed import PackedGroup
 from .simd import intrinsic, largest_magnitude, registers, vector_width, widen
 
@@ -60,9 +60,7 @@ def quantize_int8(columns: int, form: PackedGroup) -> tirx.PrimFunc:
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [n, t, g])
             T.buffer_store(offsets, total * -form.max_int, [n, t, g])
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, rows) as t, T.serial(0, inputs) as n:
                 with T.serial(0, columns // form.group) as g:
                     quantize_group(n, t, g, [x[n, t, span(g * form.group + i * width, width)] for i in range(parts)])

@@ -60,20 +60,6 @@ def exp(x, width: int):
     )
 
 
-def sigmoid(x, width: int):
-    return constant(1.0, width) / (constant(1.0, width) + exp(constant(0.0, width) - x, width))
-
-
-def silu(x, width: int):
-    x = T.bind(x)
-    return x * sigmoid(x, width)
-
-
-def squared_relu(x, width: int):
-    positive = T.bind(T.max(x, constant(0.0, width)))
-    return positive * positive
-
-
 def reduce_add(x, width: int):
     """Sum of the lanes, pairwise."""
     if width == 1:
@@ -90,6 +76,3 @@ def largest_magnitude(values: list, width: int):
     horizontal maximum."""
     bits = [T.reinterpret(T.fabs(value), dtype=vector_type("int32", width)) for value in values]
     return T.bind(T.reinterpret(intrinsic("llvm.vector.reduce.smax", "int32", reduce(T.max, bits)), dtype="float32"))
-
-
-ACTIVATIONS = {None: lambda x, width: x, "sigmoid": sigmoid, "silu": silu, "squared_relu": squared_relu}

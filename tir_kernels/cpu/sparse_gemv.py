@@ -7,8 +7,9 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, span, splat
-from .blocks import load_block, store_block
+from ..builder import arg, prim_func, root_block, span, splat
+from ..product import Matrix, operands
+from .blocks import finish_block
 from .integer_dot import INTEGER_DOTS
 from .lists import AHEAD
 from .packed import LINE, PackedFloat, Tiled
@@ -42,6 +43,7 @@ def sparse_gemv(
     Weights as ``packed`` says. out float32 [1, T, N] = W x, times ``gate`` and plus ``residual`` of its shape; with
     ``integer_dot`` the bits are those of ``gemv``. Sums of inputs that are listed and zero are the same as without them.
     """
+    matrices = (Matrix(outputs),)
     groups = 1 if isinstance(form, PackedFloat) else form.groups(columns)
     vectors, blocks = form.tile // LANES, -(-outputs // LANES)
     tiles = -(-blocks // vectors)
@@ -60,10 +62,8 @@ def sparse_gemv(
             values = arg("values", (rows, columns + AHEAD))
             inputs = arg("inputs", (rows, columns + AHEAD), "int32")
             bounds = arg("bounds", (rows, groups + 1), "int32")
-        weight, *q_scale = form.args("w", outputs, columns)
-        gate = arg("gate", (1, rows, outputs)) if gated else None
-        skip = arg("residual", (1, rows, outputs)) if residual else None
-        out = arg("out", (1, rows, outputs))
+        rest = operands(matrices, rows, columns, form, gated, residual)
+        weight, *q_scale = rest.weights[0]
         lanes = span(0, LANES)
 
         def line(tile, t, entry):
@@ -145,13 +145,6 @@ def sparse_gemv(
             four = [total[block // 4 * 4 + b, lanes] for b in range(4)]
             return T.Shuffle(four, [b * LANES + block % 4 * 4 + c for b in range(4) for c in range(4)])
 
-        def finish(t, block, y):
-            if gated:
-                y = y * load_block(gate, t, block, outputs)
-            if residual:
-                y = y + load_block(skip, t, block, outputs)
-            store_block(out, y, t, block, outputs)
-
         if integer_dot:
             product, dot = integer_product, INTEGER_DOTS[integer_dot]
             # Vectors that are made of the same interleaved bytes stay together.
@@ -161,16 +154,14 @@ def sparse_gemv(
         else:
             product = float_product if isinstance(form, PackedFloat) else group_product
 
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, tiles) as tile, T.serial(0, rows) as t:
                 for v, y in enumerate(product(tile, t)):
                     block = tile * vectors + v
                     if tiles * vectors == blocks:
-                        finish(t, block, y)
+                        finish_block(rest, matrices, 0, y, t, block)
                     else:
                         with T.If(block < blocks), T.Then():
-                            finish(t, block, y)
+                            finish_block(rest, matrices, 0, y, t, block)
 
     return kernel

@@ -7,7 +7,7 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span
+from ..builder import arg, constant, prim_func, root_block, span
 from .simd import LANES, prefetch, reduce_add, registers
 
 CHAINS = 8  # vectors in flight, so that additions do not wait for one another
@@ -25,9 +25,7 @@ def stream() -> tirx.PrimFunc:
         x = arg("x", (blocks, extent))
         sums = arg("sums", (blocks,))
         lanes = span(0, LANES)
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
+        with root_block():
             with T.parallel(0, blocks) as block:
                 acc = registers((CHAINS, LANES))
                 for j in range(CHAINS):

@@ -10,11 +10,12 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import prim_func, size, span
-from ..product import Matrix, block_starts
+from ..activations import ACTIVATIONS
+from ..builder import arg, prim_func, size, span
+from ..product import Matrix, block_starts, operands
 from ..rows import RowFloat, RowGroup, Rows
-from .product import field, product_args
-from .threads import ACTIVATIONS, THREADS, barrier, choose, grid, lanes_of, narrow, registers, shared, vector_of
+from .product import field
+from .threads import THREADS, barrier, choose, exp, grid, lanes_of, narrow, registers, shared, vector_of
 
 TILE = 64  # tokens and output rows of a block
 CELL = 4  # tokens and output rows of a thread
@@ -45,7 +46,8 @@ def gemm(
     @prim_func
     def kernel():
         rows = size("rows")
-        x, weights, gate, skip, outs = product_args(matrices, rows, columns, form, x_dtype, gated, residual)
+        x = arg("x", (len(matrices), rows, columns), x_dtype)
+        rest = operands(matrices, rows, columns, form, gated, residual)
 
         def tasks(thread, count: int, emit: Callable):
             """Share ``count`` times ``TILE`` tasks out: ``emit(place in the tile, which)``, neighbours in the tile first."""
@@ -78,11 +80,11 @@ def gemm(
             def floats(n, which):
                 width = vector_of(form.dtype, columns, halves)
                 start = clamped(chunk * depth + which * width, width)
-                for j, value in enumerate(lanes_of(weights[i][0][last_or(n), span(start, width)], width)):
+                for j, value in enumerate(lanes_of(rest.weights[i][0][last_or(n), span(start, width)], width)):
                     T.buffer_store(ws, value, [which * width + j, n])
 
             def fields(n, which):
-                q_weight, q_scale = weights[i]
+                q_weight, q_scale = rest.weights[i]
                 word = T.bind(q_weight[last_or(n), chunk * (depth // form.fields) + which])
                 scale = T.bind(T.cast(q_scale[last_or(n), chunk * depth // form.group], "float32"))
                 for j in range(form.fields):
@@ -112,13 +114,10 @@ def gemm(
                     t, row = first_token + m, first_row + n
                     with T.If(T.And(t < rows, row < matrix.rows)), T.Then():
                         for j in range(n, n + width):
-                            T.buffer_store(acc, ACTIVATIONS[matrix.activation](acc[m, j]), [m, j])
+                            T.buffer_store(acc, ACTIVATIONS[matrix.activation](acc[m, j], 1, exp), [m, j])
                         y, at = acc[m, span(n, width)], span(row, width)
-                        if gated:
-                            y = y * gate[0, t, at]
-                        if residual:
-                            y = y + skip[0, t, at]
-                        T.buffer_store(outs[i], narrow(y, matrix.dtype, width), [0, t, at])
+                        y = rest.follow(y, lambda source: source[0, t, at])
+                        T.buffer_store(rest.outs[i], narrow(y, matrix.dtype, width), [0, t, at])
 
         with grid((rows + TILE - 1) // TILE, starts[-1]) as (tile, block, thread):
             xs, ws = shared((depth, TILE)), shared((depth, TILE))

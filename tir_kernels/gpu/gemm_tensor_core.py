@@ -27,11 +27,11 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import prim_func, size, span
-from ..product import Matrix, block_starts
+from ..activations import ACTIVATIONS
+from ..builder import arg, prim_func, size, span
+from ..product import Matrix, block_starts, operands
 from ..rows import RowFloat, RowGroup, Rows
-from .product import product_args
-from .threads import ACTIVATIONS, barrier, choose, grid, narrow, registers, shared, vector_of
+from .threads import barrier, choose, exp, grid, narrow, registers, shared, vector_of
 
 THREADS = 128
 WARP = 32
@@ -138,7 +138,8 @@ def gemm_tensor_core(
     @prim_func
     def kernel():
         rows = size("rows")
-        x, weights, gate, skip, outs = product_args(matrices, rows, columns, form, "float16", gated, residual)
+        x = arg("x", (len(matrices), rows, columns), "float16")
+        rest = operands(matrices, rows, columns, form, gated, residual)
 
         def product(shape: Shape, tile, block, thread, landing, expanded):
             """All that a block does. What arrives by ``async_copy`` lies in ``landing``: x, then weights, those of groups in
@@ -179,7 +180,7 @@ def gemm_tensor_core(
                     if grouped:
                         return copy_group(i, chunk)
                     to, extent = shape.stages * x_words + stage * w_words, matrices[i].rows - first_row(i)
-                    copy(chunk, shape.rows, to, extent, lambda n, k: weights[i][0][first_row(i) + n, k])
+                    copy(chunk, shape.rows, to, extent, lambda n, k: rest.weights[i][0][first_row(i) + n, k])
 
                 choose(block, starts, weights_of)
 
@@ -192,7 +193,7 @@ def gemm_tensor_core(
                 row, group = first_row(i) + group_row, chunk * groups_of_row + group_place
                 inside = T.And(row < matrices[i].rows, group < form.groups(columns))
                 for start in range(0, form.words, WORDS):
-                    source = weights[i][0][row, group * form.words + start]
+                    source = rest.weights[i][0][row, group * form.words + start]
                     call("async_copy", T.address_of(landing[landed_group(chunk, start)]), T.address_of(source), inside)
 
             def load_scale(chunk):
@@ -201,7 +202,7 @@ def gemm_tensor_core(
                 def load(i: int):
                     row = T.min(first_row(i) + group_row, matrices[i].rows - 1)
                     group = T.min(chunk * groups_of_row + group_place, form.groups(columns) - 1)
-                    T.buffer_store(scale, weights[i][1][row, group], [0])
+                    T.buffer_store(scale, rest.weights[i][1][row, group], [0])
 
                 choose(block, starts, load)
 
@@ -258,14 +259,11 @@ def gemm_tensor_core(
                         row, held = first_row(i) + warp_row + lane % 4 * 2 + n * RIGHT + j, upper * 2 + j
                         with T.If(T.And(t < rows, row < matrix.rows)), T.Then():
                             for k in range(width):
-                                active = ACTIVATIONS[matrix.activation](acc[m, n, held + k])
+                                active = ACTIVATIONS[matrix.activation](acc[m, n, held + k], 1, exp)
                                 T.buffer_store(acc, active, [m, n, held + k])
                             y, at = acc[m, n, span(held, width)], span(row, width)
-                            if gated:
-                                y = y * gate[0, t, at]
-                            if residual:
-                                y = y + skip[0, t, at]
-                            T.buffer_store(outs[i], narrow(y, matrix.dtype, width), [0, t, at])
+                            y = rest.follow(y, lambda source: source[0, t, at])
+                            T.buffer_store(rest.outs[i], narrow(y, matrix.dtype, width), [0, t, at])
 
             with T.unroll(0, products[0]) as m, T.unroll(0, products[1]) as n, T.unroll(0, 4) as k:
                 T.buffer_store(acc, T.float32(0.0), [m, n, k])

@@ -9,16 +9,17 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import prim_func, size, span
-from ..product import Matrix, block_starts
+from ..activations import ACTIVATIONS
+from ..builder import arg, prim_func, size, span
+from ..product import Matrix, block_starts, operands
 from ..rows import RowFloat, Rows
-from .product import CHUNK_WORDS, chunk_of, field, product_args
+from .product import CHUNK_WORDS, chunk_of, field
 from .threads import (
-    ACTIVATIONS,
     THREADS,
     barrier,
     choose,
     each,
+    exp,
     grid,
     lanes_of,
     narrow,
@@ -75,16 +76,17 @@ def gemv(
     @prim_func
     def kernel():
         rows = size("rows")
-        x, weights, gate, skip, outs = product_args(matrices, rows, columns, form, x_dtype, gated, residual)
+        x = arg("x", (len(matrices), rows, columns), x_dtype)
+        rest = operands(matrices, rows, columns, form, gated, residual)
 
         def load(i: int, first, at, loaded, scales):
             """Chunk ``at`` of ``ROWS`` rows of matrix i."""
             for r in range(ROWS):
                 row = T.min(first + r, matrices[i].rows - 1)
                 if isinstance(form, RowFloat):
-                    T.buffer_store(loaded, weights[i][0][row, span(at * chunk, chunk)], [r, span(0, chunk)])
+                    T.buffer_store(loaded, rest.weights[i][0][row, span(at * chunk, chunk)], [r, span(0, chunk)])
                 else:
-                    q_weight, q_scale = weights[i]
+                    q_weight, q_scale = rest.weights[i]
                     words = q_weight[row, T.ramp(at * CHUNK_WORDS, 1, CHUNK_WORDS)]
                     T.buffer_store(loaded, words, [r, T.ramp(0, 1, CHUNK_WORDS)])
                     T.buffer_store(scales, q_scale[row, at * CHUNK_WORDS // form.words], [r])
@@ -163,12 +165,9 @@ def gemv(
                 t = tile if tokens == 1 else T.bind(tile * tokens + mine // ROWS)
                 inside = T.And(lane % share == 0, row < matrix.rows)
                 with T.If(inside if tokens == 1 else T.And(inside, t < rows)), T.Then():
-                    y = ACTIVATIONS[matrix.activation](total)
-                    if gated:
-                        y = y * gate[0, t, row]
-                    if residual:
-                        y = y + skip[0, t, row]
-                    T.buffer_store(outs[i], narrow(y, matrix.dtype), [0, t, row])
+                    y = ACTIVATIONS[matrix.activation](total, 1, exp)
+                    y = rest.follow(y, lambda source: source[0, t, row])
+                    T.buffer_store(rest.outs[i], narrow(y, matrix.dtype), [0, t, row])
 
             choose(block, starts, finish)
 

@@ -7,7 +7,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, size, span, splat
+from ..builder import arg, prim_func, size, span
+from ..norm import normalized
 from .threads import THREADS, each, grid, narrow, shared, statistics, threads_for, vector_of
 
 
@@ -36,7 +37,7 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool, dt
 
             def write(_, c):
                 at = span(start + c, width)
-                value = (x[0, t, at] - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at]
+                value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
                 T.buffer_store(out, narrow(value * gate[0, t, at] if gated else value, dtype, width), [0, t, at])
 
             with T.If(group < num_groups), T.Then():

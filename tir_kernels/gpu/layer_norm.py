@@ -7,7 +7,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, size, span, splat
+from ..builder import arg, prim_func, size, span
+from ..norm import normalized
 from .threads import THREADS, each, grid, narrow, shared, statistics, vector_of
 
 
@@ -30,8 +31,8 @@ def layer_norm(channels: int, epsilon: float, dtype: str = "float32") -> tirx.Pr
 
             def write(_, c):
                 at = span(c, width)
-                normed = (x[0, t, at] - splat(mean, width)) * splat(scale, width)
-                T.buffer_store(out, narrow(normed * weight[at] + bias[at], dtype, width), [0, t, at])
+                value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
+                T.buffer_store(out, narrow(value, dtype, width), [0, t, at])
 
             each(channels, thread, THREADS, width, write)
 

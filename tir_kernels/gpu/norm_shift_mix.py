@@ -8,7 +8,8 @@ from typing import Literal
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, size, span, splat
+from ..builder import arg, prim_func, size, span
+from ..norm import mixed, normalized
 from ..segments import sequence
 from .threads import THREADS, each, grid, narrow, registers, shared, statistics, vector_of
 
@@ -74,7 +75,7 @@ def norm_shift_mix(
 
             def normed(j: int, first, at):
                 mean, scale = found[j]
-                return (loads[j](first) - splat(mean, width)) * splat(scale, width) * weight[at] + bias[at]
+                return normalized(loads[j](first), mean, scale, weight[at], bias[at], width)
 
             def write(_, c):
                 first = T.bind(part * extent + c)
@@ -90,9 +91,8 @@ def norm_shift_mix(
                         T.buffer_store(before, state[slot, at], [lanes])
                         T.buffer_store(state, last_row, [slot, at])
                 for j, mu in enumerate(mixes):
-                    m = T.bind(mu[0, 0, at])
-                    mixed = current[lanes] * m + before[lanes] * (constant(1.0, width) - m)
-                    T.buffer_store(out, narrow(mixed, dtype, width), [j, t, at])
+                    value = mixed(current[lanes], before[lanes], T.bind(mu[0, 0, at]), width)
+                    T.buffer_store(out, narrow(value, dtype, width), [j, t, at])
 
             each(extent, thread, THREADS, width, write)
 

@@ -1,28 +1,14 @@
-"""What the matrix products of GPUs have in common: their arguments, and weights as ``rows`` stores them, 16 bytes at a time."""
+"""How the matrix products of GPUs read weights as ``rows`` stores them."""
 
 from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg
-from ..product import Matrix
 from ..rows import RowFloat, RowGroup, Rows
 from .threads import vector_of
 
 CHUNK_WORDS = 4  # 16 bytes, what a thread loads at once
 MANTISSA = 23
-
-
-def product_args(
-    matrices: tuple[Matrix, ...], rows, columns: int, form: Rows, x_dtype: str, gated: bool, residual: bool
-) -> tuple:
-    """Declare the arguments of a fused product: (x, weights of each matrix, gate, residual, outs)."""
-    x = arg("x", (len(matrices), rows, columns), x_dtype)
-    weights = [form.args(f"w{i}", matrix.rows, columns) for i, matrix in enumerate(matrices)]
-    gate = arg("gate", (1, rows, matrices[0].rows)) if gated else None
-    skip = arg("residual", (1, rows, matrices[0].rows)) if residual else None
-    outs = [arg(f"out{i}", (1, rows, matrix.rows), matrix.dtype) for i, matrix in enumerate(matrices)]
-    return x, weights, gate, skip, outs
 
 
 def chunk_of(form: Rows, columns: int, halves: int) -> int:

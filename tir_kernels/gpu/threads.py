@@ -15,11 +15,11 @@ from functools import reduce
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import span
+from ..builder import constant, span, vector_type
 
 THREADS = 256
 RADIX = 16  # partial sums that a thread adds between two barriers
-HALF_MAX = 65504.0
+FLOAT16_MAX = 65504.0
 
 
 @contextmanager
@@ -70,9 +70,8 @@ def narrow(value, dtype: str, width: int = 1):
     """Float32 lanes as ``dtype``; what lies beyond float16's range becomes its largest value."""
     if dtype == "float32":
         return value
-    most = T.float32(HALF_MAX) if width == 1 else T.broadcast(T.float32(HALF_MAX), width)
-    least = T.float32(-HALF_MAX) if width == 1 else T.broadcast(T.float32(-HALF_MAX), width)
-    return tirx.Cast("float16" if width == 1 else f"float16x{width}", T.max(T.min(value, most), least))
+    most, least = constant(FLOAT16_MAX, width), constant(-FLOAT16_MAX, width)
+    return tirx.Cast(vector_type("float16", width), T.max(T.min(value, most), least))
 
 
 def each(extent: int, thread, threads: int, width: int, emit: Callable, unrolled: bool = True) -> None:
@@ -114,8 +113,8 @@ def statistics(loads: list[Callable], extent: int, thread, lanes: int, width: in
     """(mean, 1 / sqrt(variance + epsilon)) of rows of ``extent`` elements, each spread over ``lanes`` threads; ``loads[j]``
     gives the vector of ``width`` of row j from an element on. ``scratch`` as for ``totals``."""
     steps = -(-extent // (lanes * width))
-    kept = [T.alloc_buffer((steps, width), "float32", scope="local") for _ in loads]
-    sums = T.alloc_buffer((len(loads),), "float32", scope="local")
+    kept = [registers((steps, width)) for _ in loads]
+    sums = registers((len(loads),))
     place = thread % lanes
 
     def averages(terms: list[Callable]) -> list:
@@ -167,18 +166,6 @@ def choose(index, starts: list[int], emit: Callable) -> None:
     among(0)
 
 
-def sigmoid(x):
-    return T.float32(1.0) / (T.float32(1.0) + T.exp(T.float32(0.0) - x))
-
-
-def silu(x):
-    x = T.bind(x)
-    return x * sigmoid(x)
-
-
-def squared_relu(x):
-    positive = T.bind(T.max(x, T.float32(0.0)))
-    return positive * positive
-
-
-ACTIVATIONS = {None: lambda x: x, "sigmoid": sigmoid, "silu": silu, "squared_relu": squared_relu}
+def exp(x, width: int):
+    """exp(x), which is the device's function."""
+    return T.exp(x)
