@@ -17,7 +17,7 @@ dist/$(DEMO)-q4f16_1: $(BIN)/rwkv-mlc
 # Where the tools are missing and cannot be installed, the tests end with a table of what they did not prove.
 test: .venv/test
 	@[ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || dpkg -s $(TOOLS) >/dev/null 2>&1 || $(MAKE) tools || true
-	$(BIN)/python -m pytest -n auto $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
 
 tools:
 	apt-get update -qq

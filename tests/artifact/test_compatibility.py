@@ -1,0 +1,122 @@
+"""What this version builds is what ``BEFORE`` built, and what that built goes on to run.
+
+``BEFORE`` is the last commit before the code was moved into its rooms: moving it changed no value."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from support.accuracy import DEMO_MODELS, PROMPTS, held_out
+from support.paths import DEMOS, ROOT
+
+from rwkv_mlc import Engine
+from rwkv_mlc.artifact import CHAT_CONFIG
+
+BEFORE = "26145e5"
+SCHEMES = ("q4f16_1", "q0f32")
+RUN = (
+    "import sys, rwkv_mlc, tir_kernels\n"
+    "from pathlib import Path\n"
+    "from rwkv_mlc.cli.main import main\n"
+    "for package in (rwkv_mlc, tir_kernels):\n"
+    "    assert Path(package.__file__).is_relative_to(sys.argv[1]), package.__file__\n"
+    "sys.exit(main(sys.argv[2:]))"
+)
+"""A command of the code in a folder, and of no other."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A version of the project's code, and where its artifacts lie."""
+
+    root: Path
+    artifacts: Path
+
+    def run(self, *command: str) -> None:
+        environment = os.environ | {"PYTHONPATH": str(self.root)}
+        line = [sys.executable, "-c", RUN, str(self.root), *command]
+        result = subprocess.run(line, cwd=self.root, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    def build(self, name: str, scheme: str) -> Path:
+        """The artifact of a demo model, built once a test run."""
+        built = self.artifacts / f"{name}-{scheme}"
+        with FileLock(f"{built}.lock"):
+            if not built.exists():
+                options = ["--target", "llvm", "--quantization", scheme, "--artifact-path", str(self.artifacts)]
+                self.run("build", "--model", str(DEMOS / name), *options)
+        return built
+
+    def logits(self, artifact: Path, tokens: list[int], written: Path, *options: str) -> np.ndarray:
+        """Those after every token, [T, V]."""
+        self.run("logits", str(artifact), "--tokens", ",".join(map(str, tokens)), "--out", str(written), *options)
+        return np.load(written)
+
+
+@pytest.fixture(scope="session")
+def before(artifacts) -> Code:
+    """The code of ``BEFORE``; skips where git does not have it."""
+    folder = artifacts / BEFORE
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            command = ["git", "-C", str(ROOT), "archive", "--format=tar", BEFORE]
+            archive = subprocess.run(command, capture_output=True)
+            if archive.returncode:
+                pytest.skip(f"this repository does not hold the commit {BEFORE}")
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+                files.extractall(folder / "code", filter="data")
+            (folder / "dist").mkdir()
+    return Code(folder / "code", folder / "dist")
+
+
+@pytest.fixture(scope="session")
+def today(artifacts) -> Code:
+    folder = artifacts / "today"
+    folder.mkdir(exist_ok=True)
+    return Code(ROOT, folder)
+
+
+every_model = pytest.mark.parametrize("name", DEMO_MODELS)
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+@every_model
+@every_scheme
+def test_parameters_and_chat_configs_are_the_same_bytes(name, scheme, before, today):
+    old, new = (code.build(name, scheme) / "params" for code in (before, today))
+    shards = sorted(path.name for path in old.glob("params_shard_*.bin"))
+    assert shards and shards == sorted(path.name for path in new.glob("params_shard_*.bin"))
+    for file in (*shards, "tensor-cache.json", CHAT_CONFIG):
+        assert (old / file).read_bytes() == (new / file).read_bytes(), file
+
+
+@every_model
+@every_scheme
+@pytest.mark.parametrize("options", [[], ["--decode"]], ids=["score", "decode"])
+def test_logits_are_the_same_bits(name, scheme, options, before, today, tmp_path):
+    tokens = held_out(name, 1200)
+    old, new = (
+        code.logits(code.build(name, scheme), tokens, tmp_path / f"{version}.npy", *options)
+        for version, code in (("old", before), ("new", today))
+    )
+    assert len(old) == len(tokens) and np.isfinite(old).all() and np.ptp(old) > 1
+    assert old.dtype == new.dtype and old.tobytes() == new.tobytes()
+
+
+@every_model
+@every_scheme
+def test_old_artifacts_answer_today(name, scheme, before, today):
+    """As new ones do: the library, the record and the chat's configuration are read as they were written then."""
+    old, new = (Engine(code.build(name, scheme)) for code in (before, today))
+    for prompt in PROMPTS:
+        answers = [engine.generate(prompt, max_tokens=32, temperature=0).text for engine in (old, new)]
+        assert answers[0] and answers[0] == answers[1]
