@@ -10,7 +10,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, Strict, model_serializer, model_validator
+from pydantic import ConfigDict, Field, Strict, WithJsonSchema, model_serializer, model_validator
 from pydantic.dataclasses import dataclass
 
 from .errors import UserError
@@ -21,37 +21,40 @@ GENERATIONS = ("4", "5.0", "5.1", "5.2")
 
 Layers = Annotated[int, Field(ge=1, le=1 << 16)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NAMES = {"type": "array", "items": {"type": "string"}, "default": None}
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
 class RWKVConfig:
-    """Everything a graph, a reference forward or a runner needs to know about a model's shape.
+    """What a graph, a reference forward or a runner needs to know of a model.
 
-    ``generation`` is one of ``GENERATIONS``. ``head_size`` is 0 for generation 4, whose state has no heads.
-    ``head_size_divisor`` scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's
-    ``RWKV-v5/src/model.py``, where ``ln_x`` is applied to ``x / head_size_divisor``.
-
-    ``rescale_every`` and ``float32`` are about precision. After every ``rescale_every``-th layer (0: none) the residual
-    stream is halved, and what the layers after it add to it is too, which their weights take care of (ChatRWKV's
-    ``RESCALE_LAYER``). ``float32`` are patterns of values, such as ``blocks.0.*`` and ``blocks.*.ffn.key``, which a target
-    that computes in float16 keeps in float32.
-
-    ``own`` are sizes that only this generation has, by name; JSON has them beside the other fields, and their names under
-    ``own``.
-    """
+    Sizes that only one generation has are in ``own``; JSON has them beside the other fields."""
 
     generation: str
+    """``4``, ``5.0``, ``5.1`` or ``5.2``."""
     vocab_size: Extent
+    """Rows of the embedding and of the head; some may stand for no token."""
     hidden_size: Extent
+    """Channels of the residual stream."""
     num_hidden_layers: Layers
     intermediate_size: Extent
+    """Channels of the channel mixing."""
     head_size: Count = 0
+    """Channels of a head; 0 for generation 4, whose state has no heads."""
     head_size_divisor: Extent = 8
+    """Scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's ``RWKV-v5/src/model.py``, where
+    ``ln_x`` is applied to ``x / head_size_divisor``."""
     layer_norm_epsilon: Epsilon = 1e-5
     context_length: Extent = 4096
+    """Tokens; of the training. The model has no limit."""
     rescale_every: Count = 0
+    """After every so many layers (0: never) the residual stream is halved, and what the layers after it add to it is too,
+    which their weights take care of (ChatRWKV's ``RESCALE_LAYER``)."""
     float32: Annotated[tuple[str, ...], Strict(False)] = ()
-    own: dict[str, Count] = field(default_factory=dict, hash=False)
+    """Patterns of values, such as ``blocks.0.*`` and ``blocks.*.ffn.key``, which a target that computes in float16 keeps in
+    float32."""
+    own: Annotated[dict[str, Count], WithJsonSchema(NAMES)] = field(default_factory=dict, hash=False)
+    """The names of sizes that only this generation has; each is a field beside the others."""
 
     def is_float32(self, value: str) -> bool:
         return any(fnmatchcase(value, pattern) for pattern in self.float32)

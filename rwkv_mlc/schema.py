@@ -67,8 +67,7 @@ class FunctionSpec(Schema):
     arguments: tuple[TensorSpec | Literal["states", "params"], ...]
     """In order. "states" and "params" stand for one argument each: the tuple of all tensors of that kind, in the order of
     the metadata."""
-    result: TensorSpec | None = None
-    """A tensor that the function allocates; null where it gives none."""
+    result: TensorSpec
 
 
 class KernelValues(NamedTuple):
@@ -96,9 +95,9 @@ class LibraryMetadata(Schema):
     params: tuple[ParameterSpec, ...]
     """The tuple "params"."""
     states: tuple[StateSpec, ...] = ()
-    """The tuple "states". Missing in libraries built before they described it."""
+    """The tuple "states"; libraries built before they described it have none."""
     functions: dict[str, FunctionSpec] = {}
-    """By name. Missing in libraries built before they described them."""
+    """By name; libraries built before they described them have none."""
     values: dict[str, tuple[KernelValues, ...]] = {}
     """The kernel calls of every function in order, none where they are merged into one."""
 
@@ -164,7 +163,7 @@ class ShardEntry(Schema):
     """A file of tensors one after another."""
 
     file: FileName = Field(alias="dataPath")
-    """Beside the index."""
+    """The file's name, beside the index."""
     format: Literal["raw-shard"] = "raw-shard"
     nbytes: Bytes
     """Of the file."""
@@ -278,7 +277,7 @@ class ChatConfig(Schema):
     version: str | None = None
     """Of mlc_llm's format."""
     model_type: str | None = None
-    """``rwkv4`` or "rwkv5"."""
+    """``rwkv4`` or ``rwkv5``."""
     quantization: str
     """The scheme of the parameters; see Schemes."""
     config: RWKVConfig = Field(alias="model_config")
@@ -303,7 +302,7 @@ class ChatConfig(Schema):
     eos_token_id: Count | tuple[Count, ...] = 0
     """The token, or the tokens, that end a text."""
     temperature: float | None = None
-    """This and the next five are the sampling defaults; docs/generation.md says what they mean."""
+    """This and those up to ``seed`` are the sampling defaults; generation.md says what they mean."""
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -330,7 +329,7 @@ class ChatConfig(Schema):
     model_name: str | None = None
     """The artifact's name without the scheme."""
     model_category: str | None = None
-    """``rwkv``, "rwkv_world" or "rwkv5"."""
+    """``rwkv``, ``rwkv_world`` or ``rwkv5``."""
     conv_config: Conversation2023 | None = None
     mean_gen_len: Extent | None = None
     max_gen_len: Extent | None = None

@@ -18,7 +18,6 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.runner import Runner
-from ..schema import LibraryMetadata
 from .timing import is_enough, seconds_of, synchronize
 
 HALVES = {"ln1": "time_mixing", "attention": "time_mixing", "ln2": "channel_mixing", "feed_forward": "channel_mixing"}
@@ -191,9 +190,8 @@ def _arguments(engine: Engine) -> dict[Any, Argument]:
     """By the tensors that the kernels take."""
     artifact = engine.artifact
     parameter_of = {name: p for p in artifact.model_parameters for name in artifact.scheme.stored(p)}
-    metadata = LibraryMetadata.read(engine.runner.vm["_metadata"]())
     arguments = {}
-    for spec, tensor in zip(metadata.params, engine.runner.params):
+    for spec, tensor in zip(engine.runner.metadata.params, engine.runner.params):
         parameter = parameter_of[spec.name]
         is_matrix = parameter.role in ("linear", "head") and not spec.name.endswith("scale")
         arguments[tensor] = Argument(

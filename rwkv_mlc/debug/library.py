@@ -11,7 +11,7 @@ from ..engine.engine import Engine
 from ..engine.runner import Runner, State
 from ..engine.tvm_runtime import to_numpy
 from ..errors import UserError
-from ..schema import DumpHeader, KernelValues, LibraryMetadata
+from ..schema import DumpHeader, KernelValues
 from .dump import Dump, Recipe, record
 
 
@@ -24,7 +24,7 @@ class Tracer:
 
     def __init__(self, runner: Runner):
         self.runner = runner
-        metadata = LibraryMetadata.read(runner.vm["_metadata"]())
+        metadata = runner.metadata
         if not metadata.values:
             raise UserError(
                 "The library does not name its values: another version of rwkv_mlc built it; build it again."

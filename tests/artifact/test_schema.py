@@ -4,13 +4,17 @@ that do not fit."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rwkv_mlc import schema
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.quantization.layouts import LAYOUTS
+from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.schema import LibraryMetadata, StateSpec, TensorSpec
 from rwkv_mlc.typed_json import Count, Extent, FileName, Schema, parse, read
 
@@ -133,3 +137,37 @@ def test_files_that_are_not_there(tmp_path):
 
 def test_keys_of_a_newer_version_are_passed_over():
     assert parse(Cat, '{"name": "Tom", "mood": "good"}', "cat.json", "") == Cat(name="Tom")
+
+
+def test_the_page_is_written_from_the_types():
+    """``python tools/make_artifact_page.py`` writes the tables."""
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import make_artifact_page as tool\n"
+        "text = tool.PAGE.read_text(encoding='utf-8'); print(tool.page(text) == text)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "True\n"
+
+
+def test_the_page_has_every_type():
+    page = (ROOT / "docs" / "artifact.md").read_text(encoding="utf-8")
+    of_other_files = {"FolderConfig", "WeightIndex", "DumpHeader"}
+    types = {
+        name
+        for name, kind in vars(schema).items()
+        if isinstance(kind, type) and kind.__module__ == schema.__name__ and name not in of_other_files
+    }
+    assert {"LibraryMetadata", "ChatConfig", "TensorIndex", "BuildRecord", "DumpFile"} <= types
+    assert {name for name in types if f"<!-- {name}: begin -->" not in page} == set()
+    links = set(re.findall(r"\]\(#(\w+)\)", page))
+    assert links - {heading.lower() for heading in re.findall(r"^#+ (\w+)$", page, re.MULTILINE)} == set()
+
+
+def test_layouts_on_the_page():
+    page = (ROOT / "docs" / "artifact.md").read_text(encoding="utf-8")
+    assert {name for name in LAYOUTS if f"`{name}`" not in page} == set()
+
+
+def test_schemes_on_the_page():
+    page = (ROOT / "docs" / "artifact.md").read_text(encoding="utf-8")
+    assert {name for name in SCHEMES if not re.search(rf"\| .*\b{name}\b.* \|", page)} == set()
