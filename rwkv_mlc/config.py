@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
@@ -13,11 +12,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, Strict, WithJsonSchema, model_serializer, model_validator
 from pydantic.dataclasses import dataclass
 
-from .errors import UserError
 from .typed_json import Count, Extent, parse
-
-GENERATIONS = ("4", "5.0", "5.1", "5.2")
-
 
 Layers = Annotated[int, Field(ge=1, le=1 << 16)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -31,7 +26,7 @@ class RWKVConfig:
     Sizes that only one generation has are in ``own``; JSON has them beside the other fields."""
 
     generation: str
-    """``4``, ``5.0``, ``5.1`` or ``5.2``."""
+    """A key of ``models.GENERATIONS``."""
     vocab_size: Extent
     """Rows of the embedding and of the head; some may stand for no token."""
     hidden_size: Extent
@@ -74,11 +69,6 @@ class RWKVConfig:
     def group_norm_epsilon(self) -> float:
         return 1e-5 * self.head_size_divisor**2
 
-    @property
-    def model_type(self) -> str:
-        """The model's file in ``rwkv_mlc.models``: ``rwkv4`` or ``rwkv5``."""
-        return f"rwkv{self.generation[0]}"
-
     @model_serializer
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -99,58 +89,3 @@ class RWKVConfig:
         """From the JSON form; unknown keys are ignored, so that a file written by a newer version stays readable. Raises
         UserError for a field that is missing or does not fit."""
         return parse(cls, json.dumps(data), "The model configuration", "write it again with gen-config")
-
-
-def detect_config(
-    shapes: Mapping[str, tuple[int, ...]], head_size_divisor: int | None = None, context_length: int | None = None
-) -> RWKVConfig:
-    """Read generation and dimensions off tensor shapes under BlinkDL's names; file names play no part.
-
-    The rules are those of ChatRWKV's ``model.py`` (``ln_x``: 5; ``att.gate.weight``: 5.1; a second axis in
-    ``time_decay``: 5.2; ``time_maa_x``: 6; ``att.r_k``: 7). Raises UserError for anything that is not generation 4 to 5.2.
-    """
-    required = ["emb.weight", "head.weight", "blocks.0.ffn.key.weight"]
-    missing = [name for name in required if name not in shapes]
-    if missing:
-        raise UserError(f"This is not an RWKV checkpoint: it has no {', '.join(missing)}.")
-    if len(shapes["emb.weight"]) != 2 or len(shapes["blocks.0.ffn.key.weight"]) != 2:
-        raise UserError("This is not an RWKV checkpoint: emb.weight and blocks.0.ffn.key.weight should be matrices.")
-
-    def has(pattern: str) -> bool:
-        return any(re.fullmatch(pattern, name) for name in shapes)
-
-    if has(r"blocks\.\d+\.att\.r_k"):
-        raise UserError("This is an RWKV-7 checkpoint; generations 4 to 5.2 are supported.")
-    if has(r"blocks\.\d+\.att\.time_maa_\w+"):
-        raise UserError("This is an RWKV-6 checkpoint; generations 4 to 5.2 are supported.")
-    decay = shapes.get("blocks.0.att.time_decay")
-    if decay is None:
-        raise UserError("This is not an RWKV checkpoint: it has no blocks.0.att.time_decay.")
-
-    vocab_size, hidden_size = shapes["emb.weight"]
-    if not has(r"blocks\.\d+\.att\.ln_x\.weight"):
-        generation, head_size = "4", 0
-    else:
-        heads = decay[0] if decay else 0
-        if not heads or hidden_size % heads:
-            raise UserError(
-                f"blocks.0.att.time_decay says {heads} heads, which do not divide the hidden size {hidden_size}."
-            )
-        head_size = hidden_size // heads
-        if not has(r"blocks\.\d+\.att\.gate\.weight"):
-            generation = "5.0"
-        elif len(decay) > 1 and decay[1] > 1:
-            generation = "5.2"
-        else:
-            generation = "5.1"
-    layers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in shapes) if match}
-    return RWKVConfig(
-        generation=generation,
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=max(layers) + 1,
-        intermediate_size=shapes["blocks.0.ffn.key.weight"][0],
-        head_size=head_size,
-        **({} if head_size_divisor is None else {"head_size_divisor": head_size_divisor}),
-        **({} if context_length is None else {"context_length": context_length}),
-    )

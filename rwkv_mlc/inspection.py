@@ -16,7 +16,7 @@ from .artifact import Artifact, LibraryRecord
 from .config import RWKVConfig
 from .engine.compatibility import check_library
 from .errors import UserError
-from .models import ModelOptions, Parameter, model_module, resolve
+from .models import ModelOptions, Parameter, generation_of, resolve
 from .quantization.schemes import FloatForm, Scheme
 from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
@@ -161,7 +161,7 @@ def _measured(
 
 
 def _model(config: RWKVConfig) -> dict[str, Any]:
-    states = model_module(config).states(config)
+    states = generation_of(config).states(config)
     per_layer = sum(math.prod(state.shape) for state in states)
     return {
         **config.to_dict(),

@@ -20,6 +20,9 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "uint32": 4}
 
 # The function _metadata of a library
 
+CAPTURED_PREFIX = "captured_"
+"""Begins the name of a second form of a function, whose launches on a CUDA device are one graph."""
+
 
 class ParameterSpec(Schema):
     """A stored tensor as the functions of a library take it."""
@@ -108,38 +111,22 @@ class LibraryMetadata(Schema):
         metadata = parse(cls, text, f"The metadata of {library}", "build it again")
         if metadata.functions:
             return metadata
-        config = metadata.config
-        return metadata.model_copy(update={"states": model_states(config), "functions": native_functions(config)})
+        from .interfaces import INTERFACES
+
+        functions = INTERFACES[metadata.interface].functions(metadata.config)
+        return metadata.model_copy(update={"states": model_states(metadata.config), "functions": functions})
 
 
 def model_states(config: RWKVConfig) -> tuple[StateSpec, ...]:
     """The state tensors of a model, layer by layer."""
-    from .models import model_module
+    from .models import generation_of
 
-    layers, states = range(config.num_hidden_layers), model_module(config).states(config)
+    layers, states = range(config.num_hidden_layers), generation_of(config).states(config)
     return tuple(
         StateSpec(layer=layer, role=state.role, shape=state.shape, initial=state.initial)
         for layer in layers
         for state in states
     )
-
-
-def native_functions(config: RWKVConfig) -> dict[str, FunctionSpec]:
-    """What the native interface computes with: T tokens of B sequences one after the other, where each sequence ends, and
-    the state slot of each; logits after each sequence's last token, or at every position."""
-
-    def function(tokens: int | str, sequences: int | str, rows: int | str) -> FunctionSpec:
-        vectors = {"tokens": tokens, "segment_ends": sequences, "slots": sequences}
-        inputs = (TensorSpec(name=name, shape=(extent,), dtype="int32") for name, extent in vectors.items())
-        logits = TensorSpec(name="logits", shape=(1, rows, config.vocab_size), dtype="float32")
-        return FunctionSpec(arguments=(*inputs, "states", "params"), result=logits)
-
-    return {
-        "prefill": function("T", "B", "B"),
-        "score": function("T", "B", "T"),
-        "decode": function(1, 1, 1),
-        "batch_decode": function("B", "B", "B"),
-    }
 
 
 # params/tensor-cache.json

@@ -11,12 +11,11 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support.accuracy import DEMO_MODELS, PROMPTS, greedy  # noqa: E402
-from support.paths import DEMOS  # noqa: E402
-
 from rwkv_mlc import reference  # noqa: E402
 from rwkv_mlc.tokenizer import load_tokenizer  # noqa: E402
 from rwkv_mlc.weights import open_checkpoint  # noqa: E402
+from support.accuracy import DEMO_MODELS, PROMPTS, greedy  # noqa: E402
+from support.paths import DEMOS  # noqa: E402
 
 PINNED = ROOT / "tests" / "models" / "demo_greedy.json"
 

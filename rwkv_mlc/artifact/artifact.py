@@ -73,9 +73,9 @@ class Artifact:
     @property
     def model_parameters(self) -> list[Parameter]:
         """The model's parameters, in the order in which the compiled functions take what is stored of them."""
-        from ..models import model_module
+        from ..models import generation_of
 
-        return model_module(self.config).parameters(self.config)
+        return generation_of(self.config).parameters(self.config)
 
     def stored_tensors(self) -> dict[str, StoredTensor]:
         """What the shards hold, by stored name, in the order of the index; a library's ``params`` say which it takes."""

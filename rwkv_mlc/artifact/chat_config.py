@@ -6,9 +6,14 @@ mlc_llm of today reads ``model_config`` and ``conv_template`` (``protocol/mlc_ch
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
 from ..schema import ChatConfig, Conversation, Conversation2023, TokenizerInfo
+
+if TYPE_CHECKING:
+    from ..models import Generation
 
 # The author's values for chat, which belong together (ChatRWKV ``API_DEMO_CHAT.py``): a small nucleus, and penalties
 # that keep it from repeating itself. ``penalty_decay`` is ours; other engines skip it.
@@ -26,6 +31,7 @@ SEPARATED_ROLES, LANGUAGE_MODEL = 0, 2  # SeparatorStyle of mlc_chat
 
 def chat_config(
     config: RWKVConfig,
+    generation: Generation,
     scheme: Scheme,
     name: str,
     conv_template: Conversation,
@@ -39,7 +45,7 @@ def chat_config(
     ``prefill_chunk_size`` is the longest prompt part of one call."""
     return ChatConfig(
         version="0.1.0",
-        model_type=config.model_type,
+        model_type=generation.model_type,
         quantization=scheme.name,
         config=config,
         vocab_size=config.vocab_size,
@@ -65,7 +71,7 @@ def chat_config(
         model_lib=name,
         local_id=name,
         model_name=name.removesuffix(f"-{scheme.name}"),
-        model_category=_category(config, tokenizer_files),
+        model_category=generation.category("pile" if "tokenizer.json" in tokenizer_files else "world"),
         conv_config=_conv_config(conv_template),
         mean_gen_len=128,
         max_gen_len=config.context_length,
@@ -74,13 +80,6 @@ def chat_config(
         num_shards=1,
         use_presharded_weights=False,
     )
-
-
-def _category(config: RWKVConfig, tokenizer_files: list[str]) -> str:
-    """The names of mlc_chat: generation 5, or generation 4 with either vocabulary."""
-    if config.model_type == "rwkv5":
-        return "rwkv5"
-    return "rwkv" if "tokenizer.json" in tokenizer_files else "rwkv_world"
 
 
 def _conv_config(template: Conversation) -> Conversation2023:

@@ -18,23 +18,18 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.runner import Runner
+from ..models.parameter import NORMS
 from .timing import is_enough, seconds_of, synchronize
 
-HALVES = {"ln1": "time_mixing", "attention": "time_mixing", "ln2": "channel_mixing", "feed_forward": "channel_mixing"}
-NORMS = "norms_and_shifts"
-BUILTIN = "vm.builtin."
-# What a kernel does that reads a parameter, by the first pattern that the parameter's name matches.
-GROUPS = {
-    r"model\.embeddings": "embedding",
-    r"head": "head",
-    r".*\b(pre_ln|ln1|ln2|ln_out|time_mix_\w+)\b": NORMS,
-    r".*\.attention\.(time_decay|time_first|time_faaaa)": "wkv",
-    r".*\.attention\.ln_x": "group_norm",
-    r".*\.attention\.output": "time_mixing_output",
-    r".*\.attention\.": "time_mixing_inputs",
-    r".*\.feed_forward\.value": "channel_mixing_value",
-    r".*\.feed_forward\.": "channel_mixing_inputs",
+HALVES = {
+    "pre_ln": None,  # before the first half block
+    "ln1": "time_mixing",
+    "attention": "time_mixing",
+    "ln2": "channel_mixing",
+    "feed_forward": "channel_mixing",
 }
+BUILTIN = "vm.builtin."
+MULTIPLIED = ("matrix", "low_rank", "head")  # roles of parameters
 
 
 @dataclass(frozen=True)
@@ -193,9 +188,9 @@ def _arguments(engine: Engine) -> dict[Any, Argument]:
     arguments = {}
     for spec, tensor in zip(engine.runner.metadata.params, engine.runner.params):
         parameter = parameter_of[spec.name]
-        is_matrix = parameter.role in ("linear", "head") and not spec.name.endswith("scale")
+        is_matrix = parameter.role in MULTIPLIED and not spec.name.endswith("scale")
         arguments[tensor] = Argument(
-            group=next(group for pattern, group in GROUPS.items() if re.match(pattern, parameter.name)),
+            group=parameter.part,
             place=_place(parameter.name),
             nbytes=0 if parameter.role == "embedding" else prod(spec.shape) * np.dtype(spec.dtype).itemsize,
             elements=prod(parameter.shape) if is_matrix else 0,
@@ -204,5 +199,7 @@ def _arguments(engine: Engine) -> dict[Any, Argument]:
 
 
 def _place(name: str) -> tuple[int, str] | None:
+    """Layer and half block of a parameter."""
     match = re.match(r"model\.blocks\.(\d+)\.(\w+)", name)
-    return (int(match[1]), HALVES[match[2]]) if match and match[2] in HALVES else None
+    half_block = HALVES[match[2]] if match else None
+    return (int(match[1]), half_block) if match and half_block else None

@@ -10,7 +10,7 @@ import numpy as np
 from .. import reference
 from ..config import RWKVConfig
 from ..errors import UserError
-from ..models.values import block_roles
+from ..models import generation_of
 
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 MARGIN = 4.0  # how much further another text may reach
@@ -19,7 +19,7 @@ MARGIN = 4.0  # how much further another text may reach
 def float32_patterns(config: RWKVConfig, layers: Sequence[int], roles: Sequence[str]) -> list[str]:
     """``RWKVConfig.float32`` for whole layers and for roles, such as ``ffn.key``, of every layer; a matrix takes what it
     reads along. Raises UserError for a layer or role that the model does not have."""
-    known = {role.name: role for role in block_roles(config)}
+    known = {role.name: role for role in generation_of(config).block_roles(config)}
     for layer in layers:
         if not 0 <= layer < config.num_hidden_layers:
             raise UserError(

@@ -33,9 +33,9 @@ from ..artifact.names import BUILD_RECORD, CONFIG_FILES, OBJECTS, system_lib_pre
 from ..artifact.shards import read_index, verify
 from ..config import RWKVConfig
 from ..data_files import ROOT, config_names
-from ..engine.templates import Template, default_template, load_template
+from ..engine.templates import Template, load_template
 from ..errors import UserError
-from ..models import ModelOptions, resolve
+from ..models import ModelOptions, generation_of, resolve
 from ..quantization.schemes import Scheme
 from ..tokenizer import find_vocabulary, load_tokenizer, write_tokenizer_files
 from ..weights import open_checkpoint
@@ -46,7 +46,7 @@ from .precision import WideValue, wide_values
 
 if TYPE_CHECKING:
     from ..compiler.targets import CompileTarget
-    from ..graph.module import Activations
+    from ..graph.model import Activations
 
 PREFILL_CHUNK = 512  # tokens; activations of one call stay below 50 MB for a 7B model
 
@@ -73,7 +73,7 @@ class Source:
         config, _, _ = resolve(checkpoint, options)
         vocabulary = find_vocabulary(checkpoint, config, tokenizer)
         kind = load_tokenizer(vocabulary).kind
-        chat = load_template(template) if template else default_template(config, kind)
+        chat = load_template(template or generation_of(config).template(kind))
         return cls(checkpoint, options, config, vocabulary, chat)
 
     @cached_property
@@ -89,7 +89,7 @@ class Source:
     def wide_values(self, scheme: Scheme, target: CompileTarget) -> list[WideValue]:
         """What would leave float16's range, or come near it, on ``target`` while the model reads ``configs/calibration.txt``.
         Takes the model's size in float32 of memory."""
-        from ..graph.module import float16_values
+        from ..interfaces.module import float16_values
 
         if not (narrow := float16_values(self.config, scheme, target)):
             return []
@@ -171,7 +171,9 @@ def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Pat
     params.mkdir(parents=True, exist_ok=True)
     files = write_tokenizer_files(source.vocabulary, params, source.config.vocab_size)
     active = load_tokenizer(source.vocabulary).max_id + 1
-    config = chat_config(source.config, scheme, name, source.template, files, active, PREFILL_CHUNK)
+    config = chat_config(
+        source.config, generation_of(source.config), scheme, name, source.template, files, active, PREFILL_CHUNK
+    )
     write_json(params / CHAT_CONFIG, config.to_dict())
     return params / CHAT_CONFIG
 
@@ -197,7 +199,7 @@ def compile_library(
     from ..compiler.link import export_library
     from ..compiler.pipeline import compile_module
     from ..compiler.targets import resolve_target
-    from ..graph.module import build_module
+    from ..interfaces.module import build_module
 
     target = resolve_target(target_text, mcpu)
     suffix = OBJECTS if system_lib else target.suffix

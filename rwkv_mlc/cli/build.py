@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..building.steps import Source
     from ..config import RWKVConfig
-    from ..graph.module import Activations
+    from ..graph.model import Activations
     from ..quantization.schemes import Scheme
 
 
@@ -235,7 +235,7 @@ def _check_target(args: argparse.Namespace, scheme: Scheme) -> None:
     from ..artifact.names import OBJECTS
     from ..compiler.link import check_tools
     from ..compiler.targets import resolve_target
-    from ..graph.module import check_activations
+    from ..graph.model import check_activations
 
     target = resolve_target(args.target, args.mcpu)
     check_activations(_activations(args), scheme, target)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
 from ..artifact.disk import beside
 from .debug_index import write_index
@@ -14,49 +14,39 @@ from .kernel_source import kernels_as_source
 from .passes.cuda_graph import capture_cuda_graphs
 from .passes.float16 import widen_by_integers
 from .passes.merge import merge_kernels
+from .passes.symbols import attach_symbols
 from .targets import CompileTarget
 
 transform = relax.transform
 
-
-@tvm.transform.module_pass(opt_level=0)
-def attach_symbols(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-    """``AttachGlobalSymbol``, which puts a system library's prefix before the names of kernels, without their bodies at
-    hand: TVM 0.27 fails to rewrite one that takes a buffer's address."""
-    kernels = {name: f for name, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
-    hollow = mod.clone()
-    for name, kernel in kernels.items():
-        hollow.update_func(name, kernel.with_body(tirx.Evaluate(0)))
-    named = transform.AttachGlobalSymbol()(hollow)
-    prefix = mod.attrs["system_lib_prefix"] if mod.attrs and "system_lib_prefix" in mod.attrs else ""
-    for name, kernel in kernels.items():
-        symbol = prefix + name.name_hint
-        named.update_func(named.get_global_var(symbol), kernel.with_attr("global_symbol", symbol))
-    return named
+Pass = tvm.transform.Pass
 
 
-PHASES: list[tuple[str, list[Callable]]] = [
-    ("1-merge", [lambda: merge_kernels]),
-    ("2-lower", [transform.ToNonDataflow, transform.RemovePurityChecking, transform.CallTIRRewrite]),
-    (
-        "3-memory",
-        [
-            transform.StaticPlanBlockMemory,
-            transform.LowerAllocTensor,
-            lambda: capture_cuda_graphs,
-            transform.KillAfterLastUse,
-        ],
-    ),
-    (
-        "4-runtime",
-        [
-            transform.LowerRuntimeBuiltin,
-            transform.ComputePrimValue,
-            transform.VMShapeLower,
-            lambda: attach_symbols,
-        ],
-    ),
+def _kernels(target: CompileTarget) -> list[Pass]:
+    return [merge_kernels] if target.converts_float16 else [widen_by_integers, merge_kernels]
+
+
+def _lower(_: CompileTarget) -> list[Pass]:
+    return [transform.ToNonDataflow(), transform.RemovePurityChecking(), transform.CallTIRRewrite()]
+
+
+def _memory(_: CompileTarget) -> list[Pass]:
+    planned = [transform.StaticPlanBlockMemory(), transform.LowerAllocTensor()]
+    return [*planned, capture_cuda_graphs, transform.KillAfterLastUse()]
+
+
+def _runtime(_: CompileTarget) -> list[Pass]:
+    lowered = [transform.LowerRuntimeBuiltin(), transform.ComputePrimValue(), transform.VMShapeLower()]
+    return [*lowered, attach_symbols]
+
+
+PHASES: list[tuple[str, Callable[[CompileTarget], list[Pass]]]] = [
+    ("1-kernels", _kernels),
+    ("2-lower", _lower),
+    ("3-memory", _memory),
+    ("4-runtime", _runtime),
 ]
+"""Every pass, in order, by the phase after which the module can be dumped."""
 
 
 def _options(target: CompileTarget) -> dict:
@@ -76,15 +66,13 @@ def compile_module(mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | No
                 path.write_text(module.script(), encoding="utf-8")
 
     dump("0-graph", mod)
-    graph = mod
-    if not target.converts_float16:
-        mod = widen_by_integers(mod)
+    graph, phases = mod, [(name, passes(target)) for name, passes in PHASES]
     with target.tvm, tvm.transform.PassContext(config=_options(target)), kernels_as_source():
-        for name, passes in PHASES:
-            mod = tvm.transform.Sequential([make() for make in passes])(mod)
+        for name, passes in phases:
+            mod = tvm.transform.Sequential(passes)(mod)
             dump(name, mod)
         executable = relax.build(mod, target.tvm, relax_pipeline=None, exec_mode="bytecode")
     if dump_dir is not None:
-        passes = [("0-graph", []), *((name, [make().info.name for make in phase]) for name, phase in PHASES)]
-        write_index(dump_dir, passes, graph, mod, executable)
+        named = [("0-graph", []), *((name, [one.info.name for one in passes]) for name, passes in phases)]
+        write_index(dump_dir, named, graph, mod, executable)
     return executable

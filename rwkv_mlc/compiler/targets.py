@@ -16,6 +16,7 @@ import tvm
 from tvm.target import Target, codegen
 
 from ..errors import UserError
+from ..graph.target import GraphTarget
 from ..machine.cpu_features import REQUIRED_FEATURES, host_features
 from ..machine.drivers import best_device
 from .cuda import ARCHITECTURES
@@ -44,27 +45,18 @@ LARGE_GPU = {"max_num_threads": 1024, "max_threads_per_block": 1024, "thread_war
 MACOS, ANDROID = "arm64-apple-macos11.0", "aarch64-linux-android"
 
 
-@dataclass(frozen=True)
-class CompileTarget:
+@dataclass(frozen=True, kw_only=True)
+class CompileTarget(GraphTarget):
     """A resolved target.
 
-    ``name`` is the suffix of the library's file name, ``family`` the class of ``rwkv_mlc.graph.ops`` that writes its graph,
-    ``suffix`` the library's file type. For CPUs, ``features`` are those that the code may use (LLVM's names), and
-    ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``). For GPUs, ``vector_halves`` is how many float16
-    a vector may hold; ``architectures`` are those of the machine code for CUDA, ``tensor_cores`` and ``launch_graphs`` say
-    whether the device has what ``tir_kernels.gpu.gemm_tensor_core`` calls and can repeat a record of launches."""
+    ``suffix`` is the library's file type. For CPUs, ``features`` are those that the code may use (LLVM's names), and
+    ``integer_dot`` and ``gemm_tile`` are chosen by them (``CPU_KERNELS``). For CUDA, ``architectures`` are those of the machine
+    code."""
 
-    name: str
     tvm: Target
-    family: Literal["cpu", "gpu"]
     suffix: Literal[".so", ".dylib", ".tar"]
     features: tuple[str, ...] = ()
-    integer_dot: str | None = None
-    gemm_tile: tuple[int, int] | None = None
-    vector_halves: int = 8
     architectures: tuple[str, ...] = ()
-    tensor_cores: bool = False
-    launch_graphs: bool = False
 
     @property
     def attributes(self) -> dict:
@@ -80,10 +72,6 @@ class CompileTarget:
     def converts_float16(self) -> bool:
         """Whether the device has instructions for it."""
         return self.family == "gpu" or not {"f16c", "neon"}.isdisjoint(self.features)
-
-    def integer_dot_for(self, bits: int) -> str | None:
-        """``integer_dot`` for weights of so many bits: Arm's sdot takes signed bytes."""
-        return "sdot_of_bytes" if self.integer_dot == "sdot" and bits == 8 else self.integer_dot
 
 
 class NotAccepted(Exception):
@@ -175,7 +163,8 @@ def _gpu(options: dict, *, name: str, kind: str, limits: dict, triple: str | Non
     host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
     target = _accepted({"kind": kind, **limits, **options}, host)
     suffix = _suffix(json.loads(str(target))["host"]["mtriple"])
-    return CompileTarget(name, target, "gpu", suffix, vector_halves=4 if kind in ("metal", "vulkan") else 8)
+    halves = 4 if kind in ("metal", "vulkan") else 8
+    return CompileTarget(name=name, tvm=target, family="gpu", suffix=suffix, vector_halves=halves)
 
 
 def _cuda(options: dict) -> CompileTarget:

@@ -18,15 +18,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from ..models import ModelOptions, Parameter, model_module, resolve
-from ..models.values import LAST_ROW
+from ..models import ModelOptions, PackageHooks, Parameter, generation_of, resolve
+from ..models.values import LAST_ROW, Value
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint, LazyTensor
 from ..weights.parameters import read_parameter
 from .dump import Dump, Recipe, record
 from .reference import header
 
-DIVISOR = 8  # of the heads, as an epsilon of 64e-5 that is written into the package
 SWITCHES = ("RWKV_JIT_ON", "RWKV_CUDA_ON")  # read when the package is imported
 
 
@@ -36,21 +35,26 @@ def dump_chatrwkv(
     """With the weights rounded by ``scheme`` where one is given, and never with ``rescale_every``. Raises UserError for a checkpoint that the package cannot
     run, and as ``Recipe.check``; ImportError where the package is not installed."""
     config, _, _ = resolve(checkpoint, dataclasses.replace(options, rescale_every=0))
-    if config.num_heads and config.head_size_divisor != DIVISOR:
+    generation = generation_of(config)
+    hooks = generation.package
+    if hooks is None:
         raise UserError(
-            f"The rwkv package divides heads by {DIVISOR} and {checkpoint.name} by {config.head_size_divisor}; "
-            "compare it with --reference instead."
+            f"The rwkv package does not know RWKV-{config.generation}; compare {checkpoint.name} with --reference instead."
+        )
+    if hooks.head_size_divisor not in (None, config.head_size_divisor):
+        raise UserError(
+            f"The rwkv package divides heads by {hooks.head_size_divisor} and {checkpoint.name} by "
+            f"{config.head_size_divisor}; compare it with --reference instead."
         )
     recipe.check(config)
-    model = _load(_rounded(checkpoint, scheme) if scheme else checkpoint)
-    weights = {id(tensor): name.removesuffix(".weight") for name, tensor in model.w.items()}
-    roles = [state.role for state in model_module(config).states(config)]
-    states = [f"blocks.{layer}.state.{role}" for layer in range(config.num_hidden_layers) for role in roles]
+    model = _load(_rounded(checkpoint, scheme) if scheme else checkpoint, hooks)
+    weights = {id(tensor): name for name, tensor in model.w.items()}
+    states = [f"blocks.{layer}.state.{role}" for layer in range(config.num_hidden_layers) for role in hooks.states]
     state = None
 
     def step(tokens: Sequence[int], _single: bool) -> dict[str, np.ndarray]:
         nonlocal state
-        with Observer(weights) as observer:
+        with Observer(weights, generation.values(config)) as observer:
             logits, state = model.forward(list(tokens), state)
         found = observer.found | {"logits": logits.numpy().copy()}
         rows = {name: array.reshape(1 if name in LAST_ROW else len(tokens), -1) for name, array in found.items()}
@@ -77,9 +81,9 @@ def _rounded(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
     return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **matrices})
 
 
-def _load(checkpoint: Checkpoint) -> Any:
+def _load(checkpoint: Checkpoint, hooks: PackageHooks) -> Any:
     """The package's model of a checkpoint of any format: it reads a .pth, so it is given one."""
-    os.environ.update(dict.fromkeys(SWITCHES, "0"))
+    os.environ.update(dict.fromkeys(SWITCHES, "0") | hooks.environment)
     from rwkv.model import RWKV
 
     with tempfile.TemporaryDirectory() as folder:
@@ -90,22 +94,26 @@ def _load(checkpoint: Checkpoint) -> Any:
 
 
 class Observer(TorchFunctionMode):
-    """While it is active, ``found`` gets every value that it recognises, by name; ``weights`` name the model's tensors by
-    their ``id``."""
+    """While it is active, ``found`` gets every value that it recognizes, by name; ``weights`` name the model's tensors by
+    their ``id``, and ``graph`` tells what is computed from what."""
 
-    def __init__(self, weights: Mapping[int, str]):
+    def __init__(self, weights: Mapping[int, str], graph: Mapping[str, Value]):
         super().__init__()
         self.weights = weights
         self.found: dict[str, np.ndarray] = {}
         self.names: dict[int, str] = {}
         self.alive: list[torch.Tensor] = []  # so that no other tensor gets their id
+        self.by_parameter = {parameter: value for value in graph.values() for parameter in value.parameters[:1]}
+        self.by_inputs = {(value.operation, value.inputs): value for value in graph.values()}
+        self.gates = {value.inputs[0]: value for value in graph.values() if value.operation == "gate"}
+        self.sums = {value.inputs[1]: value for value in graph.values() if value.operation == "sum"}
         self.rules = {
             "getitem": self._embedding,
             "matmul": self._product,
             "layer_norm": self._norm,
             "group_norm": self._norm,
-            "sigmoid": self._sigmoid,
-            "silu": self._silu,
+            "sigmoid": self._activation,
+            "silu": self._activation,
             "mul": self._gate,
             "add": self._residual,
         }
@@ -121,53 +129,46 @@ class Observer(TorchFunctionMode):
         self.names[id(tensor)] = name
         self.alive.append(tensor)
 
-    def _name(self, value: Any) -> tuple[str, str]:
-        """Block half and role of a value that is known."""
-        half, _, role = self.names.get(id(value), "").rpartition(".")
-        return half, role
+    def _reader(self, weight: Any) -> Value | None:
+        """The value that is computed with a weight of the model."""
+        return self.by_parameter.get(self.weights.get(id(weight), ""))
 
     def _embedding(self, result, table, *_) -> None:
-        if self.weights.get(id(table)) == "emb":  # the package has applied ln0 to the table
+        if self.weights.get(id(table)) == "emb.weight":  # the package has applied ln0 to the table
             self._keep("blocks.0.ln0", result)
 
     def _product(self, result, x, matrix, *_) -> None:
-        name = self.weights.get(id(matrix))
-        if name is None:
+        value = self._reader(matrix)
+        if value is None:
             return
-        half, _, role = name.rpartition(".")
-        if role == "output" and self._name(x)[1] != "ln_x":
-            self._keep(f"{half}.gated", x)
-        elif role == "value" and half.endswith("ffn"):
-            self._keep(f"{half}.k_squared", x)
-        elif role in ("key", "value", "receptance", "gate"):
-            self._keep(f"{half}.mixed_{role}", x)
-        if role != "head":
-            self._keep(name, result)
+        if id(x) not in self.names:
+            self._keep(value.inputs[0], x)
+        if value.name != "logits":
+            self._keep(value.name, result)
 
     def _norm(self, result, x, *_, weight=None, **__) -> None:
-        name = self.weights.get(id(weight))
-        if name is None:
+        value = self._reader(weight)
+        if value is None:
             return
-        if name.endswith("ln_x"):
-            self._keep(name.replace("ln_x", "wkv"), x)
-        self._keep(name, result)
+        if value.operation == "group norm":
+            self._keep(value.inputs[0], x)
+        self._keep(value.name, result)
 
-    def _sigmoid(self, result, x) -> None:
-        half, role = self._name(x)
-        if role == "receptance":
-            self._keep(f"{half}.receptance_sigmoid", result)
-
-    def _silu(self, result, x, *_, **__) -> None:
-        half, role = self._name(x)
-        if role == "gate":
-            self._keep(f"{half}.gate_silu", result)
+    def _activation(self, result, x, *_, **__) -> None:
+        inputs = (self.names.get(id(x), ""),)
+        for operation in ("sigmoid", "SiLU"):
+            if value := self.by_inputs.get((operation, inputs)):
+                self._keep(value.name, result)
 
     def _gate(self, result, left, right) -> None:
-        half, role = self._name(left)
-        if role == "receptance_sigmoid":
-            self._keep(*((f"{half}.wkv", right) if half.endswith("att") else (f"{half}.gated", result)))
+        value = self.gates.get(self.names.get(id(left), ""))
+        if value is None:
+            return
+        if id(right) not in self.names:
+            self._keep(value.inputs[1], right)
+        self._keep(value.name, result)
 
     def _residual(self, result, left, right, **_) -> None:
-        half, role = self._name(right)
-        if (half.endswith("att") and role == "output") or (half.endswith("ffn") and role == "gated"):
-            self._keep(f"{half}.residual", result)
+        added = self.names.get(id(right), "")
+        if value := self.sums.get(added):
+            self._keep(value.name, result)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..models.values import Value, nearest, place, values
+from ..models import generation_of
+from ..models.values import Value, nearest, place
 from ..schema import DumpHeader
 from .dump import Dump
 from .hints import Case, hints
@@ -138,7 +139,8 @@ def compare(a: Dump, b: Dump, rtol: float | None = None, weights: StoredWeights 
     a, b = a.unscaled(), b.unscaled()
     if rtol is None:
         rtol = max(RTOL[header.activations] for header in (a.header, b.header))
-    graph = values(b.header.config)
+    config = b.header.config
+    graph = generation_of(config).values(config)
     rows: dict[str, Row] = {}
     finding = None
     for call in (call for call in a.header.calls if call in b.header.calls):
@@ -189,8 +191,8 @@ def _finding(
 def _kernel(case: Case) -> str | None:
     """What computed the value in A; a state is written by the kernel that reads it."""
     readers = [v.name for v in case.graph.values() if case.value in v.states]
-    behind = [v.name for v in case.graph.values() if set(v.inputs) & set(readers)]
-    names = (f"{case.call}/{name}" for name in (case.value, *readers, *behind))
+    after = [v.name for v in case.graph.values() if set(v.inputs) & set(readers)]
+    names = (f"{case.call}/{name}" for name in (case.value, *readers, *after))
     return next((kernel for name in names if (kernel := case.a.header.kernels.get(name))), None)
 
 

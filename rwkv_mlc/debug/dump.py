@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from ..artifact.disk import staging, write_json
 from ..config import RWKVConfig
 from ..errors import UserError
-from ..models.values import LAST_ROW, RESIDUAL, place, values
+from ..models import generation_of
+from ..models.values import LAST_ROW, place
 from ..schema import DumpFile, DumpHeader
 from ..typed_json import read
 
@@ -65,9 +66,12 @@ class Dump:
         if not config.rescale_every:
             return self
 
+        graph = generation_of(config).values(config)
+
         def of(name: str, array: np.ndarray) -> np.ndarray:
-            layer, role = place(name.partition("/")[2])
-            return array.astype(np.float64) * 2.0 ** config.halvings(layer) if role in RESIDUAL else array
+            value = graph[name.partition("/")[2]]
+            layer, _ = place(value.name)
+            return array.astype(np.float64) * 2.0 ** config.halvings(layer) if value.rescaled else array
 
         return Dump(self.header, {name: of(name, array) for name, array in self.tensors.items()})
 
@@ -92,7 +96,8 @@ class Dump:
         except (OSError, SafetensorError) as error:
             raise UserError(f"The dump {folder} cannot be read ({error}); {advice}.") from None
         header = file.header
-        known = {f"{call}/{name}" for call in header.calls for name in values(header.config)}
+        graph = generation_of(header.config).values(header.config)
+        known = {f"{call}/{name}" for call in header.calls for name in graph}
         if unknown := file.tensors.keys() - known:
             raise UserError(f"The dump {folder} holds the unknown value {min(unknown)}; {advice}.")
         for name, form in file.tensors.items():
@@ -108,9 +113,9 @@ def _form(array: np.ndarray) -> tuple[str | int, ...]:
 def record(config: RWKVConfig, recipe: Recipe, step: Step) -> dict[str, np.ndarray]:
     """All values by call and name, in the order of execution. Raises UserError as ``Recipe.check``."""
     recipe.check(config)
-    tensors = {}
+    tensors, graph = {}, generation_of(config).values(config)
     for call, found in _calls(recipe, step):
-        tensors |= {f"{call}/{name}": found[name] for name in values(config) if name in found}
+        tensors |= {f"{call}/{name}": found[name] for name in graph if name in found}
     return tensors
 
 

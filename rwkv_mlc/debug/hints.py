@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ..models import model_module
+from ..models import generation_of
 from ..models.values import Value, place
 from .dump import Dump
-from .matrices import matrix_hints
+from .matrices import matrix_guesses
 from .measure import relative
 from .weights import StoredWeights
 
@@ -39,9 +39,21 @@ class Case:
     def role(self) -> str:
         return place(self.value)[1]
 
+    @property
+    def operation(self) -> str:
+        return self.graph[self.value].operation
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.graph[self.value].inputs
+
+    def right(self, value: str) -> np.ndarray | None:
+        """B's value of this name in the same call."""
+        return self.b.tensors.get(f"{self.call}/{value}")
+
     def beside(self, role: str) -> np.ndarray | None:
         """B's value of another role of the same block."""
-        return self.b.tensors.get(f"{self.call}/{self.value.removesuffix(self.role)}{role}")
+        return self.right(f"{self.value.removesuffix(self.role)}{role}")
 
     def explained(self, guess: np.ndarray) -> bool:
         """Whether ``guess`` is what A holds."""
@@ -61,7 +73,7 @@ def hints(case: Case, weights: StoredWeights | None = None) -> Iterator[str]:
     for pattern in PATTERNS:
         yield from pattern(case)
     if weights is not None:
-        yield from matrix_hints(case, weights)
+        yield from case.best(matrix_guesses(case.graph[case.value], case.graph, case.right, weights))
 
 
 def transposed(case: Case) -> Iterator[str]:
@@ -128,9 +140,8 @@ def swapped(case: Case) -> Iterator[str]:
 
 def mirrored(case: Case) -> Iterator[str]:
     """mu x + (1 - mu) previous the wrong way round."""
-    half, _, what = case.role.partition(".")
-    norm = case.beside({"att": "ln1", "ffn": "ln2"}.get(half, ""))
-    if norm is None or not what.startswith("mixed_") or case.call != "prefill":
+    norm = case.right(case.inputs[0]) if case.operation == "token shift and mix" else None
+    if norm is None or case.call != "prefill":
         return
     previous = np.concatenate([np.zeros_like(norm[:1]), norm[:-1]])
     if case.explained(norm + previous - case.expected):
@@ -144,7 +155,8 @@ def stale(case: Case) -> Iterator[str]:
     layer, role = place(case.value)
     if not role.startswith("state."):
         return
-    layout = {s.role: s for s in model_module(case.b.header.config).states(case.b.header.config)}
+    config = case.b.header.config
+    layout = {s.role: s for s in generation_of(config).states(config)}
     initial = layout[role.removeprefix("state.")].initial
     if np.array_equal(case.found, np.full_like(case.found, np.float32(initial))):
         yield "it is still the initial state"
@@ -153,22 +165,26 @@ def stale(case: Case) -> Iterator[str]:
             yield f"it is still that of {call}"
 
 
-def updated(case: Case) -> Iterator[str]:
-    """The first token's output, r (u k v), with the k v that belongs into the next state."""
-    r, k, v = (case.beside(f"att.{role}") for role in ("receptance", "key", "value"))
-    config = case.b.header.config
-    if case.role != "att.wkv" or not config.num_heads or case.call != "prefill" or r is None or k is None or v is None:
+def mistaken(case: Case) -> Iterator[str]:
+    """What the generation itself knows."""
+    if case.call != "prefill":
         return
-    heads = [array[0].astype(np.float64).reshape(config.num_heads, config.head_size) for array in (r, k, v)]
-    once_more = ((heads[0] * heads[1]).sum(1, keepdims=True) * heads[2]).reshape(-1)
-    if relative(case.found[0], case.expected[0] + once_more) <= case.limit:
-        yield "the state is read after its update: the first token counts once more than its bonus"
+    config = case.b.header.config
+    for text, rows in generation_of(config).mistakes(config, case.role, case.beside):
+        if relative(case.found[: len(rows)], rows) <= case.limit:
+            yield text
 
 
 def normalized(case: Case) -> Iterator[str]:
     """Group norms of another kind. Weight and bias are found from B's own norm, channel by channel."""
-    wkv, ln_x, gate = (case.beside(f"att.{role}") for role in ("wkv", "ln_x", "gate_silu"))
-    if case.role not in ("att.ln_x", "att.gated") or wkv is None or ln_x is None or len(wkv) < 2:
+    normed_value, gate_value = case.value, None
+    if case.operation == "gate":
+        normed_value, gate_value = case.inputs
+    if case.graph[normed_value].operation != "group norm":
+        return
+    wkv, ln_x = case.right(case.graph[normed_value].inputs[0]), case.right(normed_value)
+    gate = np.float64(1.0) if gate_value is None else case.right(gate_value)
+    if wkv is None or ln_x is None or gate is None or len(wkv) < 2:
         return
     config = case.b.header.config
     heads = wkv.astype(np.float64).reshape(len(wkv), config.num_heads, config.head_size)
@@ -187,7 +203,6 @@ def normalized(case: Case) -> Iterator[str]:
         "the statistics over the tokens as well": normed(epsilon, 0, 2),
         "the statistics across the heads": normed(epsilon, 1),
     }
-    gate = gate if case.role == "att.gated" else 1.0
     guesses = ((f"it is what a group norm with {text} gives", (n * weight + bias) * gate) for text, n in kinds.items())
     yield from case.best(guesses)
 
@@ -196,4 +211,4 @@ def _listed(rows: list[int]) -> str:
     return f"token{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))}"
 
 
-PATTERNS = (transposed, scaled, tokens, phases, swapped, mirrored, stale, updated, normalized)
+PATTERNS = (transposed, scaled, tokens, phases, swapped, mirrored, stale, mistaken, normalized)

@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from ..models import Parameter
+from ..models.values import Value
 from ..quantization.schemes import FloatForm, GroupForm
 from .weights import StoredWeights
-
-if TYPE_CHECKING:
-    from .hints import Case
-
-READ = {  # the value: its matrix, what that multiplies, and what is done with the product
-    "att.key": ("att.key", "att.mixed_key", None),
-    "att.value": ("att.value", "att.mixed_value", None),
-    "att.receptance": ("att.receptance", "att.mixed_receptance", None),
-    "att.receptance_sigmoid": ("att.receptance", "att.mixed_receptance", "sigmoid"),
-    "att.gate_silu": ("att.gate", "att.mixed_gate", "silu"),
-    "ffn.k_squared": ("ffn.key", "ffn.mixed_key", "squared_relu"),
-    "ffn.receptance_sigmoid": ("ffn.receptance", "ffn.mixed_receptance", "sigmoid"),
-    "logits": ("head", "ln_out", None),
-}
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
-ACTIVATIONS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
-    None: lambda x: x,
+OPERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": _sigmoid,
-    "silu": lambda x: x * _sigmoid(x),
-    "squared_relu": lambda x: np.maximum(x, 0) ** 2,
+    "SiLU": lambda x: x * _sigmoid(x),
+    "squared ReLU": lambda x: np.maximum(x, 0) ** 2,
 }
+"""What is done with a product alone, by ``Value.operation``."""
 
 
-def matrix_hints(case: Case, weights: StoredWeights) -> Iterator[str]:
-    if case.role not in READ:
+def matrix_guesses(
+    value: Value, graph: Mapping[str, Value], right: Callable[[str], np.ndarray | None], weights: StoredWeights
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What a product, or an activation of one, is with a matrix that is read wrongly: a sentence and a value. ``right`` gives the
+    value of a name that is right."""
+    product = graph[value.inputs[0]] if value.operation in OPERATIONS else value
+    if product.operation != "matrix product" or (x := right(product.inputs[0])) is None:
         return
-    matrix, source, activation = READ[case.role]
-    x = case.beside(source)
-    if x is None:
-        return
-    name = f"{case.value.removesuffix(case.role)}{matrix}.weight"
-    guesses = _guesses(weights.by_source(name), weights)
-    results = ((text, ACTIVATIONS[activation](x.astype(np.float64) @ weight.T)) for text, weight in guesses)
-    yield from case.best((f"it is what {name} gives with {text}", result) for text, result in results)
+    (name,) = product.parameters
+    activation = OPERATIONS.get(value.operation, lambda product: product)
+    for text, weight in _guesses(weights.by_source(name), weights):
+        yield f"it is what {name} gives with {text}", activation(x.astype(np.float64) @ weight.T)
 
 
 def _guesses(parameter: Parameter, weights: StoredWeights) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..models.values import RESIDUAL, Value, nearest, place, values
+from ..models import generation_of
+from ..models.values import Value, nearest, place
 from .dump import Dump
 
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
@@ -28,7 +29,8 @@ def _saturated(array: np.ndarray) -> int:
 
 def _described(dump: Dump, name: str, array: np.ndarray, other: Dump | None) -> str:
     call, _, value_name = name.partition("/")
-    graph = values(dump.header.config)
+    config = dump.header.config
+    graph = generation_of(config).values(config)
     value = graph[value_name]
     sources, between = nearest(graph, dump.tensors, call, value)
     ranges = ", ".join(f"{source} up to {np.abs(dump.tensors[source]).max():.4g}" for source in sources)
@@ -53,7 +55,7 @@ def _cure(dump: Dump, value: Value, largest: float | None) -> str:
     narrow = dump.header.activations == "float16"
     if narrow and (largest is None or largest > LARGEST_FLOAT16):
         cures = [] if layer is None else [f"--fp32 {role}", f"--fp32-layers {layer}"]
-        cures += [*(["--rescale-every 6"] if role in RESIDUAL else []), "--auto-precision"]
+        cures += [*(["--rescale-every 6"] if value.rescaled else []), "--auto-precision"]
         return f"Float16 ends at {LARGEST_FLOAT16:.0f}: build it with {' or '.join(cures)}."
     if "wkv" in value.operation:
         return "Look at its exponents and its running maximum, and at the state that it starts from."

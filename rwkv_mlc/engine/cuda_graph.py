@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..schema import CAPTURED_PREFIX
 from .tvm_runtime import Device, Module, Tensor, copy, empty, tvm_ffi, virtual_machine
 
-FUNCTION = "captured_decode"
+FUNCTION = f"{CAPTURED_PREFIX}decode"
 
 
 class DecodeGraph:

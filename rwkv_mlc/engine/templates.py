@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import RWKVConfig
 from ..data_files import config_path
 from ..schema import Conversation
 from ..typed_json import parse, read
@@ -69,11 +68,3 @@ class Template(Conversation):
 def load_template(name: str) -> Template:
     """A template of ``configs/templates`` by its name. Raises UserError, with the known names, for another."""
     return read(Template, config_path("templates", name), "correct it")
-
-
-def default_template(config: RWKVConfig, tokenizer_kind: str) -> Template:
-    """The template for a model: World models chat as User and Assistant, Raven, the only chat models with the Pile's
-    vocabulary, are of generation 4 (ChatRWKV's README); others continue plain text."""
-    if tokenizer_kind == "world":
-        return load_template("rwkv_world")
-    return load_template("rwkv_raven" if config.generation == "4" else "plain")

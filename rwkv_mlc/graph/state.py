@@ -1,18 +1,34 @@
-"""How a graph reaches the recurrent state: ``get`` and ``set`` by layer and role."""
+"""How the operations of a graph reach the recurrent state; an interface decides it."""
 
 from __future__ import annotations
 
-from tvm import relax
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tvm import relax
 
 
-class ExplicitState:
-    """State tensors that the caller passes, float32 [S, ...] with one slot a sequence; kernels update them in place."""
+class StateRef(NamedTuple):
+    """One tensor of the state."""
 
-    def __init__(self, tensors: dict[tuple[int, str], relax.Expr]):
-        self.tensors = tensors
+    layer: int
+    role: str
 
-    def get(self, layer: int, role: str) -> relax.Expr:
-        return self.tensors[layer, role]
 
-    def set(self, layer: int, role: str, value: relax.Expr) -> None:
-        self.tensors[layer, role] = value
+class StateAccess(ABC):
+    """``in_place`` says in which of their two forms kernels are wanted: those that update the slots of a pool, [S, ...], which
+    they find by ``slots`` int32 [B]; or those that take the states of the call's sequences, [B, ...], and give new ones,
+    where there are no ``slots``."""
+
+    in_place: bool
+    slots: relax.Expr | None
+
+    @abstractmethod
+    def read(self, states: Sequence[StateRef]) -> list[relax.Expr]:
+        """The tensors to give to a kernel."""
+
+    @abstractmethod
+    def write(self, states: Sequence[StateRef], tensors: Sequence[relax.Expr]) -> None:
+        """Take what the kernel has made of them."""

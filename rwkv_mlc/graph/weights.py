@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, TiledFloat, TiledGroup
+from tir_kernels.cpu.packed import Packed
 from tir_kernels.rows import RowFloat, RowGroup, Rows
 
 from ..models import Parameter
 from ..quantization.layouts import LAYOUTS
 from ..quantization.schemes import FloatForm, GroupForm, Scheme
+from .state import StateRef
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,11 @@ class Norm:
     bias: relax.Expr
 
 
-def packed_form(parameter: Parameter, form: FloatForm | GroupForm) -> Packed | Rows:
-    """Embeddings as they are stored, matrices in tiles where inputs can be left out; fields of 3 bits fill no line."""
-    if parameter.role == "embedding":
-        return (
-            RowFloat(form.dtype) if isinstance(form, FloatForm) else RowGroup(form.bits, form.group, form.scale_dtype)
-        )
+def row_form(form: FloatForm | GroupForm) -> Rows:
+    """A matrix as it is stored, read row by row."""
     if isinstance(form, FloatForm):
-        return (TiledFloat if parameter.sparse_input else PackedFloat)(form.dtype)
-    tiled = parameter.sparse_input and 8 % form.bits == 0
-    return (TiledGroup if tiled else PackedGroup)(form.bits, form.group, form.scale_dtype)
+        return RowFloat(form.dtype)
+    return RowGroup(form.bits, form.group, form.scale_dtype)
 
 
 def runtime_tensors(
@@ -73,10 +69,16 @@ def runtime_tensors(
 
 
 class Weights:
-    """Looks parameters up by name below a prefix: ``weights.at("model.blocks.0").matrix("attention.key")``."""
+    """Looks parameters up by name below a prefix: ``weights.block(0).matrix("attention.key")``."""
 
-    def __init__(self, parameters: dict[str, MatrixWeight | relax.Expr], sources: dict[str, str], prefix: str = ""):
-        self.parameters, self.sources, self.prefix = parameters, sources, prefix
+    def __init__(
+        self,
+        parameters: dict[str, MatrixWeight | relax.Expr],
+        sources: dict[str, str],
+        prefix: str = "",
+        layer: int | None = None,
+    ):
+        self.parameters, self.sources, self.prefix, self.layer = parameters, sources, prefix, layer
 
     @classmethod
     def of(
@@ -98,7 +100,11 @@ class Weights:
         return cls(found, {p.name: p.source for p in parameters})
 
     def at(self, name: str) -> Weights:
-        return Weights(self.parameters, self.sources, f"{self.prefix}{name}.")
+        return Weights(self.parameters, self.sources, f"{self.prefix}{name}.", self.layer)
+
+    def block(self, layer: int) -> Weights:
+        """The weights of a layer, which has a state as well."""
+        return Weights(self.parameters, self.sources, f"{self.prefix}model.blocks.{layer}.", layer)
 
     def vector(self, name: str) -> relax.Expr:
         return self.parameters[f"{self.prefix}{name}"]
@@ -109,3 +115,8 @@ class Weights:
     def norm(self, name: str) -> Norm:
         source = self.sources[f"{self.prefix}{name}.weight"].removesuffix(".weight")
         return Norm(source, self.vector(f"{name}.weight"), self.vector(f"{name}.bias"))
+
+    def state(self, role: str) -> StateRef:
+        """A state of the layer."""
+        assert self.layer is not None, "weights outside of all layers have no state"
+        return StateRef(self.layer, role)

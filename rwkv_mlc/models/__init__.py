@@ -1,29 +1,42 @@
-"""One file per generation; a new one is found by its name."""
+"""One file for each build of RWKV. ``GENERATIONS`` is the one list of what there is."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import re
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..config import GENERATIONS, RWKVConfig, detect_config
+from ..config import RWKVConfig
 from ..errors import UserError
+from . import rwkv4, rwkv5
+from .generation import Generation, PackageHooks, Recurrence, Shapes
 from .parameter import Parameter, StateTensor, check_tensors
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint, LazyTensor
 
-__all__ = ["ModelOptions", "Parameter", "StateTensor", "check_tensors", "model_module", "resolve"]
+__all__ = [
+    "GENERATIONS",
+    "Generation",
+    "ModelOptions",
+    "PackageHooks",
+    "Parameter",
+    "Recurrence",
+    "StateTensor",
+    "check_tensors",
+    "detect_config",
+    "generation_of",
+    "resolve",
+]
 
+GENERATIONS: dict[str, Generation] = {
+    generation.name: generation for generation in (*rwkv4.GENERATIONS, *rwkv5.GENERATIONS)
+}
+"""By ``RWKVConfig.generation``, the oldest first: a later one has all that tells an earlier one, and more."""
 
-def model_module(config: RWKVConfig) -> ModuleType:
-    """The generation's file: ``parameters(config)``, ``states(config)`` and ``forward(...)``. Raises UserError for a
-    generation that this version does not know."""
-    if config.generation not in GENERATIONS:
-        raise UserError(f"Unknown RWKV generation {config.generation!r}; this version knows {', '.join(GENERATIONS)}.")
-    return importlib.import_module(f".{config.model_type}", __package__)
+UNSUPPORTED = {r"blocks\.\d+\.att\.r_k": "RWKV-7", r"blocks\.\d+\.att\.time_maa_\w+": "RWKV-6"}
+"""Tensors of generations that are known by name only."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,50 @@ class ModelOptions:
             raise UserError(f"--max-seq-len must be at least 1, or -1 for the model's own, not {self.context_length}.")
 
 
+def generation_of(config: RWKVConfig) -> Generation:
+    """Raises UserError for a generation that this version does not know."""
+    if config.generation not in GENERATIONS:
+        raise UserError(f"Unknown RWKV generation {config.generation!r}; this version knows {', '.join(GENERATIONS)}.")
+    return GENERATIONS[config.generation]
+
+
+def recognize(shapes: Shapes) -> Generation | None:
+    """The latest generation that recognizes tensors of these shapes."""
+    return next((g for g in reversed(GENERATIONS.values()) if g.recognizes(shapes)), None)
+
+
+def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWKVConfig:
+    """Read generation and dimensions off tensor shapes under BlinkDL's names; file names play no part. Raises UserError for
+    anything that is not of one of ``GENERATIONS``."""
+    required = ["emb.weight", "head.weight", "blocks.0.ffn.key.weight"]
+    missing = [name for name in required if name not in shapes]
+    if missing:
+        raise UserError(f"This is not an RWKV checkpoint: it has no {', '.join(missing)}.")
+    if len(shapes["emb.weight"]) != 2 or len(shapes["blocks.0.ffn.key.weight"]) != 2:
+        raise UserError("This is not an RWKV checkpoint: emb.weight and blocks.0.ffn.key.weight should be matrices.")
+    for pattern, name in UNSUPPORTED.items():
+        if any(re.fullmatch(pattern, tensor) for tensor in shapes):
+            first, *_, last = GENERATIONS
+            raise UserError(f"This is an {name} checkpoint; generations {first} to {last} are supported.")
+    generation = recognize(shapes)
+    if generation is None:
+        raise UserError("This is not an RWKV checkpoint: it has no blocks.0.att.time_decay.")
+    vocab_size, hidden_size = shapes["emb.weight"]
+    layers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in shapes) if match}
+    given = {"head_size_divisor": options.head_size_divisor, "context_length": options.context_length}
+    return RWKVConfig(
+        generation=generation.name,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=max(layers) + 1,
+        intermediate_size=shapes["blocks.0.ffn.key.weight"][0],
+        rescale_every=options.rescale_every,
+        float32=options.float32,
+        **generation.dimensions(shapes),
+        **{field: value for field, value in given.items() if value is not None},
+    )
+
+
 def resolve(
     checkpoint: Checkpoint, options: ModelOptions = ModelOptions()
 ) -> tuple[RWKVConfig, list[Parameter], dict[str, LazyTensor]]:
@@ -52,16 +109,12 @@ def resolve(
 
     Returns the config, its parameters in order and the tensors by ``Parameter.source``. Raises UserError for a
     checkpoint of no known generation or whose tensors do not fit it."""
-    config = detect_config(
-        checkpoint.shapes,
-        options.head_size_divisor or checkpoint.head_size_divisor,
-        options.context_length or checkpoint.context_length,
-    )
-    config = dataclasses.replace(config, rescale_every=options.rescale_every, float32=options.float32)
-    module = model_module(config)
-    tensors = checkpoint.tensors
-    if hasattr(module, "sanitize"):
-        tensors = module.sanitize(tensors)
-    parameters = module.parameters(config)
+    implied = {
+        "head_size_divisor": options.head_size_divisor or checkpoint.head_size_divisor,
+        "context_length": options.context_length or checkpoint.context_length,
+    }
+    config = detect_config(checkpoint.shapes, dataclasses.replace(options, **implied))
+    generation = generation_of(config)
+    tensors, parameters = generation.sanitize(checkpoint.tensors), generation.parameters(config)
     check_tensors(parameters, {name: tensor.shape for name, tensor in tensors.items()})
     return config, parameters, tensors

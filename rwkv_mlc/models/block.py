@@ -1,72 +1,162 @@
-"""What the blocks of generations 4 and 5 share: parameter lists, the residual stack and channel mixing."""
+"""What generations of the same build share: blocks of time mixing and channel mixing around a residual stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Sequence
 
 from ..config import RWKVConfig
-from .parameter import Parameter
+from .generation import Generation
+from .parameter import NORMS, Parameter, Range, StateTensor, Transform
+from .values import Role, norm_role, product_role
+
+# transformers' modeling_rwkv.py and the remote code of RWKV-5 (modeling_rwkv5.py)
+HUGGING_FACE_NAMES = (
+    (r"rwkv\.", ""),
+    (r"embeddings\.", "emb."),
+    (r"(blocks\.\d+)\.pre_ln\.", r"\1.ln0."),
+    (r"(blocks\.\d+)\.attention\.", r"\1.att."),
+    (r"(blocks\.\d+)\.feed_forward\.", r"\1.ffn."),
+    (r"(blocks\.\d+\.\w+\.time_mix_[kvrg])(?:ey|alue|eceptance|ate)$", r"\1"),
+)
 
 
-def norm(name: str, source: str, size: int) -> list[Parameter]:
-    return [Parameter(f"{name}.{part}", f"{source}.{part}", (size,)) for part in ("weight", "bias")]
+class BlockGeneration(Generation):
+    """Blocks ``x + time_mixing(ln1(x))``, ``x + channel_mixing(ln2(x))``; the channel mixing is that of generations 4 and 5."""
+
+    hugging_face_names = HUGGING_FACE_NAMES
+
+    # Parameters
+
+    @abstractmethod
+    def attention(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
+        """The parameters of one layer's time mixing, below ``name`` and ``source``; what it adds to the residual stream is
+        halved so many times."""
+
+    def feed_forward(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
+        """As ``attention``, of channel mixing."""
+        c, f, inputs = config.hidden_size, config.intermediate_size, "channel_mixing_inputs"
+        return [
+            *(mix(name, source, target, c) for target in ("key", "receptance")),
+            matrix(f"{name}.key", f"{source}.key", f, c, inputs),
+            matrix(f"{name}.receptance", f"{source}.receptance", c, c, inputs),
+            matrix(f"{name}.value", f"{source}.value", c, f, "channel_mixing_value", halvings, sparse_input=True),
+        ]
+
+    def parameters(self, config: RWKVConfig) -> list[Parameter]:
+        c, v = config.hidden_size, config.vocab_size
+        result = [Parameter("model.embeddings.weight", "emb.weight", (v, c), "embedding", "embedding")]
+        for i in range(config.num_hidden_layers):
+            block, source, halvings = f"model.blocks.{i}", f"blocks.{i}", config.halvings(i)
+            if i == 0:
+                result += norm(f"{block}.pre_ln", f"{source}.ln0", c)
+            result += norm(f"{block}.ln1", f"{source}.ln1", c) + norm(f"{block}.ln2", f"{source}.ln2", c)
+            result += self.attention(config, f"{block}.attention", f"{source}.att", halvings)
+            result += self.feed_forward(config, f"{block}.feed_forward", f"{source}.ffn", halvings)
+        head = Parameter("head.weight", "head.weight", (v, c), "head", "head")
+        return [*result, *norm("model.ln_out", "ln_out", c), head]
+
+    # The graph
+
+    @abstractmethod
+    def time_mixing(self, config: RWKVConfig, ops, block, x):
+        """x [1, T, C] with the block's time mixing added."""
+
+    def channel_mixing(self, config: RWKVConfig, ops, block, x):
+        """x + sigmoid(r) * W_v relu(W_k ...)^2 ("RWKV", equation 19; "Eagle and Finch", section 4.3)."""
+        w = block.at("feed_forward")
+        mixes = {target: w.vector(f"time_mix_{target}") for target in ("key", "receptance")}
+        mixed = ops.norm_shift_mix(x, block.norm("ln2"), mixes, block.state("ffn_x"))
+        key, receptance = ops.linears(
+            [
+                (mixed["key"], w.matrix("key"), "squared_relu"),
+                (mixed["receptance"], w.matrix("receptance"), "sigmoid"),
+            ]
+        )
+        return ops.linear(key, w.matrix("value"), gate=receptance, residual=x)
+
+    def embed(self, config: RWKVConfig, ops, weights, tokens):
+        x = ops.embedding(tokens, weights.matrix("model.embeddings"))
+        return ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))
+
+    def blocks(self, config: RWKVConfig, ops, weights, x):
+        for layer in range(config.num_hidden_layers):
+            block = weights.block(layer)
+            x = self.time_mixing(config, ops, block, x)
+            x = self.channel_mixing(config, ops, block, x)
+            if config.halvings(layer + 1) > config.halvings(layer):
+                x = ops.halve(x)
+        return x
+
+    def head(self, config: RWKVConfig, ops, weights, x):
+        return ops.linear(ops.layer_norm(x, weights.norm("model.ln_out")), weights.matrix("head"))
+
+    # Roles
+
+    @abstractmethod
+    def time_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+        """From the norm ``ln1`` to ``att.output``."""
+
+    def channel_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+        """From the norm ``ln2`` to what is added to the residual stream."""
+        return [
+            *mixed_roles("ln2", "ffn", ["key", "receptance"]),
+            product_role("ffn.key", "ffn.mixed_key"),
+            Role("ffn.k_squared", "squared ReLU", ("ffn.key",)),
+            product_role("ffn.receptance", "ffn.mixed_receptance"),
+            Role("ffn.receptance_sigmoid", "sigmoid", ("ffn.receptance",)),
+            product_role("ffn.value", "ffn.k_squared", rescaled=True),
+            Role("ffn.gated", "gate", ("ffn.receptance_sigmoid", "ffn.value"), rescaled=True),
+        ]
+
+    def block_roles(self, config: RWKVConfig) -> list[Role]:
+        time_mixing, channel_mixing = self.time_mixing_roles(config), self.channel_mixing_roles(config)
+        return [
+            norm_role("ln1", "x"),
+            *time_mixing,
+            Role("att.residual", "sum", ("x", time_mixing[-1].name), rescaled=True),
+            norm_role("ln2", "att.residual"),
+            *channel_mixing,
+            Role("ffn.residual", "sum", ("att.residual", channel_mixing[-1].name), rescaled=True),
+        ]
+
+    def state_roles(self, config: RWKVConfig) -> list[Role]:
+        """``att_x`` and ``ffn_x`` are the norms' last rows, the others what wkv leaves of all it read."""
+        (wkv,) = (role for role in self.block_roles(config) if role.name == "att.wkv")
+        rows = {"att_x": "ln1", "ffn_x": "ln2"}
+
+        def role(state: StateTensor) -> Role:
+            if state.role in rows:
+                return Role(f"state.{state.role}", "last row", (rows[state.role],))
+            return Role(f"state.{state.role}", "state of wkv", wkv.inputs[:2], wkv.states, wkv.parameters[:1])
+
+        return [role(state) for state in self.states(config)]
 
 
-def linear(
-    name: str, source: str, outputs: int, inputs: int, halvings: int = 0, sparse_input: bool = False
+def norm(name: str, source: str, size: int, part: str = NORMS) -> list[Parameter]:
+    """Weight and bias of a norm; random models have ones and zeros."""
+    drawn: dict[str, Range] = {"weight": (1.0, 1.0), "bias": (0.0, 0.0)}
+    return [Parameter(f"{name}.{p}", f"{source}.{p}", (size,), "vector", part, value) for p, value in drawn.items()]
+
+
+def matrix(
+    name: str, source: str, outputs: int, inputs: int, part: str, halvings: int = 0, sparse_input: bool = False
 ) -> Parameter:
     """A matrix [N, K], halved so many times: exact in float."""
-    transform = (lambda w: w * 0.5**halvings) if halvings else None
-    return Parameter(
-        f"{name}.weight", f"{source}.weight", (outputs, inputs), "linear", transform, sparse_input=sparse_input
-    )
+    transform: Transform | None = (lambda w: w * 0.5**halvings) if halvings else None
+    shape, names = (outputs, inputs), (f"{name}.weight", f"{source}.weight")
+    return Parameter(*names, shape, "matrix", part, transform=transform, sparse_input=sparse_input)
 
 
 def mix(name: str, source: str, target: str, size: int) -> Parameter:
-    return Parameter(f"{name}.time_mix_{target}", f"{source}.time_mix_{target[0]}", (1, 1, size))
+    """The part mu of the token itself in what ``target`` reads."""
+    names = f"{name}.time_mix_{target}", f"{source}.time_mix_{target[0]}"
+    return Parameter(*names, (1, 1, size), "vector", NORMS, (0.0, 1.0))
 
 
-def parameters(config: RWKVConfig, attention: Callable[[str, str, int], list[Parameter]]) -> list[Parameter]:
-    """The whole model's parameters around ``attention(name, source, halvings)``, those of one layer's time mixing; what it
-    adds to the residual stream is halved so many times."""
-    c, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
-    result = [Parameter("model.embeddings.weight", "emb.weight", (v, c), "embedding")]
-    for i in range(config.num_hidden_layers):
-        block, source, halvings = f"model.blocks.{i}", f"blocks.{i}", config.halvings(i)
-        if i == 0:
-            result += norm(f"{block}.pre_ln", f"{source}.ln0", c)
-        result += norm(f"{block}.ln1", f"{source}.ln1", c) + norm(f"{block}.ln2", f"{source}.ln2", c)
-        result += attention(f"{block}.attention", f"{source}.att", halvings)
-        feed_forward, ffn = f"{block}.feed_forward", f"{source}.ffn"
-        result += [mix(feed_forward, ffn, target, c) for target in ("key", "receptance")]
-        result += [
-            linear(f"{feed_forward}.key", f"{ffn}.key", f, c),
-            linear(f"{feed_forward}.receptance", f"{ffn}.receptance", c, c),
-            linear(f"{feed_forward}.value", f"{ffn}.value", c, f, halvings, sparse_input=True),
-        ]
-    return [*result, *norm("model.ln_out", "ln_out", c), Parameter("head.weight", "head.weight", (v, c), "head")]
-
-
-def forward(config: RWKVConfig, ops, weights, state, tokens, time_mixing: Callable):
-    """Tokens int32 [T] to the residual stream float32 [1, T, C] after the last block."""
-    x = ops.embedding(tokens, weights.matrix("model.embeddings"))
-    x = ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))
-    for layer in range(config.num_hidden_layers):
-        block = weights.at(f"model.blocks.{layer}")
-        x = time_mixing(config, ops, block, state, layer, x)
-        x = channel_mixing(ops, block, state, layer, x)
-        if config.halvings(layer + 1) > config.halvings(layer):
-            x = ops.halve(x)
-    return x
-
-
-def channel_mixing(ops, block, state, layer: int, x):
-    """x + sigmoid(r) * W_v relu(W_k ...)^2 ("RWKV", equation 19; "Eagle and Finch", section 4.3)."""
-    w = block.at("feed_forward")
-    mixes = {target: w.vector(f"time_mix_{target}") for target in ("key", "receptance")}
-    mixed, last = ops.norm_shift_mix(x, block.norm("ln2"), mixes, state.get(layer, "ffn_x"))
-    state.set(layer, "ffn_x", last)
-    key, receptance = ops.linears(
-        mixed, [w.matrix("key"), w.matrix("receptance")], activations=["squared_relu", "sigmoid"]
-    )
-    return ops.linear(key, w.matrix("value"), gate=receptance, residual=x)
+def mixed_roles(norm: str, half_block: str, targets: Sequence[str]) -> list[Role]:
+    state = (f"state.{half_block}_x",)
+    return [
+        Role(f"{half_block}.mixed_{t}", "token shift and mix", (norm,), state, (f"{half_block}.time_mix_{t[0]}",))
+        for t in targets
+    ]

@@ -10,7 +10,12 @@ import numpy as np
 
 from ..errors import UserError
 
-Role = Literal["embedding", "linear", "head", "vector"]
+Role = Literal["embedding", "matrix", "head", "low_rank", "vector"]
+Range = tuple[float, float]
+Transform = Callable[[np.ndarray], np.ndarray]
+
+NORMS = "norms_and_shifts"
+"""``Parameter.part`` of what norms and token shifts read, which other kernels may do beside their own work."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +23,24 @@ class Parameter:
     """One parameter of a model.
 
     ``name`` is the one written to the artifact (mlc_llm's style), ``source`` BlinkDL's name in the checkpoint.
-    ``shape`` is the parameter's shape; ``source_shape`` the checkpoint's where ``transform`` changes it.
-    Roles ``embedding``, ``linear`` and ``head`` are what a quantisation scheme may change; a ``vector`` (time_*, norms,
-    bonus, decay) stays float32 always. ``transform`` maps the source array, in float64, to the parameter.
-    ``sparse_input`` says of a matrix that what it multiplies is mostly zero.
+    ``shape`` is the parameter's shape; ``source_shape`` the checkpoint's where ``transform`` changes it. ``transform`` maps
+    the source array, in float64, to the parameter.
+
+    ``role`` says what may happen to it: a quantization scheme has a form for each of ``embedding``, ``matrix``, ``head``
+    and ``low_rank`` (one of two thin matrices in place of a large one); a ``vector`` (time_*, norms, bonus, decay) stays
+    float32 always. ``sparse_input`` says of a matrix that what it multiplies is mostly zero.
+
+    ``part`` names what a kernel does that reads it, for accounts of where time goes. ``drawn`` are the bounds between which
+    random weights are drawn uniformly; a matrix has none, as its own shape tells them.
     """
 
     name: str
     source: str
     shape: tuple[int, ...]
-    role: Role = "vector"
-    transform: Callable[[np.ndarray], np.ndarray] | None = None
+    role: Role
+    part: str
+    drawn: Range | None = None
+    transform: Transform | None = None
     source_shape: tuple[int, ...] | None = None
     sparse_input: bool = False
 

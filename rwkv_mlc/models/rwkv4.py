@@ -2,59 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from ..config import RWKVConfig
-from . import block
+from .block import BlockGeneration, matrix, mix, mixed_roles
+from .generation import Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
 from .parameter import Parameter, StateTensor
+from .values import Role, product_role
 
-MIXES = ("key", "value", "receptance")
+TARGETS = ("key", "value", "receptance")
+AVERAGE = ("att_a", "att_b", "att_p")
 
 
-def parameters(config: RWKVConfig) -> list[Parameter]:
-    """Every parameter in the order in which the compiled functions take them."""
-    c = config.hidden_size
+class RWKV4(BlockGeneration):
+    name = "4"
+    model_type = "rwkv4"
+    package = PackageHooks(environment={}, states=("att_x", *AVERAGE, "ffn_x"))
 
-    def attention(name: str, source: str, halvings: int) -> list[Parameter]:
+    def recognizes(self, shapes: Shapes) -> bool:
+        return "blocks.0.att.time_decay" in shapes
+
+    def dimensions(self, shapes: Shapes) -> dict[str, Any]:
+        return {}
+
+    def sanitize(self, tensors):
+        return tensors
+
+    def attention(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
+        c = config.hidden_size
+
+        def vector(part: str, low: float, high: float, transform=None) -> Parameter:
+            return Parameter(f"{name}.{part}", f"{source}.{part}", (c,), "vector", "wkv", (low, high), transform)
+
         return [
-            Parameter(f"{name}.time_decay", f"{source}.time_decay", (c,), transform=lambda w: -np.exp(w)),
-            Parameter(f"{name}.time_first", f"{source}.time_first", (c,)),
-            *(block.mix(name, source, target, c) for target in MIXES),
-            *(block.linear(f"{name}.{matrix}", f"{source}.{matrix}", c, c) for matrix in MIXES),
-            block.linear(f"{name}.output", f"{source}.output", c, c, halvings),
+            vector("time_decay", -5.0, 3.0, lambda w: -np.exp(w)),
+            vector("time_first", -1.0, 1.0),
+            *(mix(name, source, target, c) for target in TARGETS),
+            *(matrix(f"{name}.{t}", f"{source}.{t}", c, c, "time_mixing_inputs") for t in TARGETS),
+            matrix(f"{name}.output", f"{source}.output", c, c, "time_mixing_output", halvings),
         ]
 
-    return block.parameters(config, attention)
+    def states(self, config: RWKVConfig) -> list[StateTensor]:
+        """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_a`` and ``att_b`` numerator and
+        denominator of wkv, both scaled by exp(-``att_p``), the running maximum of the exponents."""
+        c = config.hidden_size
+        average = [StateTensor(role, (c,), -1e30 if role == "att_p" else 0.0) for role in AVERAGE]
+        return [StateTensor("att_x", (c,)), *average, StateTensor("ffn_x", (c,))]
+
+    def rwkv_cpp_tensor(
+        self, name: str, shape: tuple[int, ...], hidden_size: int
+    ) -> tuple[tuple[int, ...], str | None]:
+        return shape, "-exp" if name.endswith(".time_decay") else None
+
+    def time_mixing(self, config: RWKVConfig, ops, block, x):
+        """x + W_o (sigmoid(r) * wkv), equations 11 to 18."""
+        w = block.at("attention")
+        mixes = {target: w.vector(f"time_mix_{target}") for target in TARGETS}
+        mixed = ops.norm_shift_mix(x, block.norm("ln1"), mixes, block.state("att_x"))
+        activations = {"receptance": "sigmoid"}
+        k, v, r = ops.linears([(mixed[t], w.matrix(t), activations.get(t)) for t in TARGETS])
+        states = [block.state(role) for role in AVERAGE]
+        gated = ops.recurrence([r, k, v, w.vector("time_decay"), w.vector("time_first")], states, "att.gated")
+        return ops.linear(gated, w.matrix("output"), residual=x)
+
+    def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
+        """(r through its sigmoid, k, v, w, u, a, b, p) -> r * wkv."""
+        wkv4, channels = kernel_module(device, "wkv4"), config.hidden_size
+        parts = channels // wkv4.wkv4_channels(channels) if device == "cpu" else 1
+        return Recurrence(partial(wkv4.wkv4, channels), parts, feeds_matrix=True)
+
+    def time_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+        return [
+            *mixed_roles("ln1", "att", TARGETS),
+            *(product_role(f"att.{target}", f"att.mixed_{target}") for target in TARGETS),
+            Role("att.receptance_sigmoid", "sigmoid", ("att.receptance",)),
+            Role(
+                "att.wkv",
+                "wkv",
+                ("att.key", "att.value"),
+                tuple(f"state.{role}" for role in AVERAGE),
+                ("att.time_decay", "att.time_first"),
+            ),
+            Role("att.gated", "gate", ("att.receptance_sigmoid", "att.wkv")),
+            product_role("att.output", "att.gated", rescaled=True),
+        ]
+
+    def mistakes(self, config: RWKVConfig, role: str, beside) -> Iterator[tuple[str, np.ndarray]]:
+        return iter(())
+
+    @property
+    def reference(self) -> ReferenceForward:
+        from ..reference.rwkv4 import forward
+
+        return forward
+
+    def category(self, tokenizer_kind: str) -> str:
+        return {"pile": "rwkv", "world": "rwkv_world"}[tokenizer_kind]
+
+    def template(self, tokenizer_kind: str) -> str:
+        """Raven, the only chat models with the Pile's vocabulary, are of this generation (ChatRWKV's README)."""
+        return {"pile": "rwkv_raven", "world": "rwkv_world"}[tokenizer_kind]
 
 
-def states(config: RWKVConfig) -> list[StateTensor]:
-    """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_a`` and ``att_b`` numerator and
-    denominator of wkv, both scaled by exp(-``att_p``), the running maximum of the exponents."""
-    c = config.hidden_size
-    return [
-        StateTensor("att_x", (c,)),
-        StateTensor("att_a", (c,)),
-        StateTensor("att_b", (c,)),
-        StateTensor("att_p", (c,), -1e30),
-        StateTensor("ffn_x", (c,)),
-    ]
-
-
-def time_mixing(config: RWKVConfig, ops, weights, state, layer: int, x):
-    """x + W_o (sigmoid(r) * wkv), equations 11 to 18."""
-    w = weights.at("attention")
-    mixes = {target: w.vector(f"time_mix_{target}") for target in MIXES}
-    mixed, last = ops.norm_shift_mix(x, weights.norm("ln1"), mixes, state.get(layer, "att_x"))
-    state.set(layer, "att_x", last)
-    k, v, r = ops.linears(mixed, [w.matrix(target) for target in MIXES], activations=[None, None, "sigmoid"])
-    roles = ("att_a", "att_b", "att_p")
-    previous = [state.get(layer, role) for role in roles]
-    out, updated = ops.wkv4(r, k, v, w.vector("time_decay"), w.vector("time_first"), previous)
-    for role, value in zip(roles, updated):
-        state.set(layer, role, value)
-    return ops.linear(out, w.matrix("output"), residual=x)
-
-
-def forward(config: RWKVConfig, ops, weights, state, tokens):
-    """The graph of one call, up to the residual stream that the head reads."""
-    return block.forward(config, ops, weights, state, tokens, time_mixing)
+GENERATIONS = (RWKV4(),)

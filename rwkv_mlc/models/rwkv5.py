@@ -3,88 +3,175 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import RWKVConfig
-from . import block
+from ..errors import UserError
+from .block import BlockGeneration, matrix, mix, mixed_roles, norm
+from .generation import Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
 from .parameter import Parameter, StateTensor
+from .values import Role, norm_role, product_role
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import LazyTensor
 
 
-def mixes_of(config: RWKVConfig) -> tuple[str, ...]:
-    """What the mixed inputs are for; 5.0 has no gate."""
-    return ("key", "value", "receptance") + (() if config.generation == "5.0" else ("gate",))
+class RWKV5(BlockGeneration):
+    """``gated`` says whether there is a gate, ``by_channel`` whether decay and bonus are one number a channel (5.2 is the paper's
+    Eagle) or one a head."""
 
+    model_type = "rwkv5"
+    package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
 
-def sanitize(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """5.0 stores the bonus as its logarithm under ``time_first``; later versions store ``time_faaaa`` itself."""
+    def __init__(self, name: str, gated: bool, by_channel: bool):
+        self.name, self.gated, self.by_channel = name, gated, by_channel
 
-    def exponential(tensor: LazyTensor) -> LazyTensor:
-        return dataclasses.replace(tensor, read=lambda: np.exp(tensor.read().astype(np.float64)))
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What the mixed inputs are for."""
+        return ("key", "value", "receptance", "gate") if self.gated else ("key", "value", "receptance")
 
-    result = dict(tensors)
-    for name in tensors:
-        bonus = name.removesuffix("time_first") + "time_faaaa"
-        if name.endswith(".time_first") and bonus not in tensors:
-            result[bonus] = exponential(result.pop(name))
-    return result
+    def recognizes(self, shapes: Shapes) -> bool:
+        """ChatRWKV's ``model.py``: ``ln_x`` is 5, ``att.gate.weight`` 5.1, a second axis of ``time_decay`` 5.2."""
+        decay = shapes.get("blocks.0.att.time_decay")
+        if decay is None or not _any_layer_has(shapes, "ln_x"):
+            return False
+        gated = _any_layer_has(shapes, "gate")
+        return (gated or not self.gated) and (len(decay) > 1 and decay[1] > 1 or not self.by_channel)
 
+    def dimensions(self, shapes: Shapes) -> dict[str, Any]:
+        decay, (_, hidden_size) = shapes["blocks.0.att.time_decay"], shapes["emb.weight"]
+        heads = decay[0] if decay else 0
+        if not heads or hidden_size % heads:
+            raise UserError(
+                f"blocks.0.att.time_decay says {heads} heads, which do not divide the hidden size {hidden_size}."
+            )
+        return {"head_size": hidden_size // heads}
 
-def parameters(config: RWKVConfig) -> list[Parameter]:
-    """Every parameter in the order in which the compiled functions take them.
+    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """5.0 stores the bonus as its logarithm under ``time_first``; later versions store ``time_faaaa`` itself."""
 
-    Decay and bonus are [H, N] in every version: the one scalar per head of 5.0 and 5.1 is repeated."""
-    c, heads, size = config.hidden_size, config.num_heads, config.head_size
-    per_head = (heads, size) if config.generation == "5.2" else (heads,)
-    mixes = mixes_of(config)
+        def exponential(tensor: LazyTensor) -> LazyTensor:
+            return dataclasses.replace(tensor, read=lambda: np.exp(tensor.read().astype(np.float64)))
 
-    def per_channel(array: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(array.reshape(heads, -1), (heads, size))
+        result = dict(tensors)
+        for name in tensors:
+            bonus = name.removesuffix("time_first") + "time_faaaa"
+            if name.endswith(".time_first") and bonus not in tensors:
+                result[bonus] = exponential(result.pop(name))
+        return result
 
-    def decay(w: np.ndarray) -> np.ndarray:
-        return np.exp(-np.exp(per_channel(w)))
+    def attention(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
+        """Decay and bonus are [H, N] in every version: the one scalar per head of 5.0 and 5.1 is repeated."""
+        c, heads, size = config.hidden_size, config.num_heads, config.head_size
 
-    def attention(name: str, source: str, halvings: int) -> list[Parameter]:
+        def by_channel(array: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(array.reshape(heads, -1), (heads, size))
+
+        def decay(w: np.ndarray) -> np.ndarray:
+            return np.exp(-np.exp(by_channel(w)))
+
+        def by_head(part: str, low: float, high: float, transform) -> Parameter:
+            stored = (heads, size) if self.by_channel else (heads,)
+            names, shape = (f"{name}.{part}", f"{source}.{part}"), (heads, size)
+            return Parameter(*names, shape, "vector", "wkv", (low, high), transform, stored)
+
         return [
-            Parameter(f"{name}.time_decay", f"{source}.time_decay", (heads, size), "vector", decay, per_head),
-            Parameter(f"{name}.time_faaaa", f"{source}.time_faaaa", (heads, size), "vector", per_channel, per_head),
-            *(block.mix(name, source, target, c) for target in mixes),
-            *(block.linear(f"{name}.{matrix}", f"{source}.{matrix}", c, c) for matrix in mixes),
-            block.linear(f"{name}.output", f"{source}.output", c, c, halvings),
-            *block.norm(f"{name}.ln_x", f"{source}.ln_x", c),
+            by_head("time_decay", -6.0, -0.5, decay),
+            by_head("time_faaaa", -1.0, 1.0, by_channel),
+            *(mix(name, source, target, c) for target in self.targets),
+            *(matrix(f"{name}.{t}", f"{source}.{t}", c, c, "time_mixing_inputs") for t in self.targets),
+            matrix(f"{name}.output", f"{source}.output", c, c, "time_mixing_output", halvings),
+            *norm(f"{name}.ln_x", f"{source}.ln_x", c, "group_norm"),
         ]
 
-    return block.parameters(config, attention)
+    def states(self, config: RWKVConfig) -> list[StateTensor]:
+        """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_kv`` is S[h, k, v], key before value."""
+        c, size = config.hidden_size, config.head_size
+        kv = StateTensor("att_kv", (config.num_heads, size, size))
+        return [StateTensor("att_x", (c,)), kv, StateTensor("ffn_x", (c,))]
+
+    def rwkv_cpp_tensor(
+        self, name: str, shape: tuple[int, ...], hidden_size: int
+    ) -> tuple[tuple[int, ...], str | None]:
+        """rwkv.cpp stores the decay after its exponentials, 5.0's bonus after its exponential, and both with trailing axes of
+        length 1: [H, N, 1] is [H, N]; [H, 1] and [H, 1, 1] are [H]; [N, 1], what is left of a single head's [1, N], is [1, N]."""
+        part = name.rpartition(".")[2]
+        if part not in ("time_decay", "time_first", "time_faaaa"):
+            return shape, None
+        if prod(shape) == hidden_size:
+            shape = (1, hidden_size) if len(shape) == 2 else shape[:2]
+        else:
+            shape = shape[:1]
+        return shape, {"time_decay": "exp(-exp)", "time_first": "exp", "time_faaaa": None}[part]
+
+    def time_mixing(self, config: RWKVConfig, ops, block, x):
+        """x + W_o (silu(g) * group_norm(wkv)), equations 3 to 7; no gate in 5.0."""
+        w = block.at("attention")
+        mixes = {target: w.vector(f"time_mix_{target}") for target in self.targets}
+        mixed = ops.norm_shift_mix(x, block.norm("ln1"), mixes, block.state("att_x"))
+        activations = {"gate": "silu"}
+        k, v, r, *gate = ops.linears([(mixed[t], w.matrix(t), activations.get(t)) for t in self.targets])
+        inputs = [r, k, v, w.vector("time_decay"), w.vector("time_faaaa")]
+        out = ops.recurrence(inputs, [block.state("att_kv")], "att.wkv")
+        out = ops.group_norm(out, w.norm("ln_x"), config.num_heads, config.group_norm_epsilon, *gate)
+        return ops.linear(out, w.matrix("output"), residual=x)
+
+    def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
+        """(r, k, v, w, u, kv) -> wkv."""
+        kernel = partial(kernel_module(device, "wkv5").wkv5, config.num_heads, config.head_size)
+        return Recurrence(kernel, parts=config.num_heads)
+
+    def time_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+        read = ("att.key", "att.value", "att.receptance")
+        gate = [
+            Role("att.gate_silu", "SiLU", ("att.gate",)),
+            Role("att.gated", "gate", ("att.ln_x", "att.gate_silu")),
+        ]
+        return [
+            *mixed_roles("ln1", "att", self.targets),
+            *(product_role(f"att.{target}", f"att.mixed_{target}") for target in self.targets),
+            *(gate[:1] if self.gated else []),
+            Role("att.wkv", "wkv", read, ("state.att_kv",), ("att.time_decay", "att.time_faaaa")),
+            norm_role("att.ln_x", "att.wkv", "group norm"),
+            *(gate[1:] if self.gated else []),
+            product_role("att.output", "att.gated" if self.gated else "att.ln_x", rescaled=True),
+        ]
+
+    def mistakes(self, config: RWKVConfig, role: str, beside) -> Iterator[tuple[str, np.ndarray]]:
+        """The first token's output, r (u k v), with the k v that belongs into the next state."""
+        r, k, v = (beside(f"att.{name}") for name in ("receptance", "key", "value"))
+        if role != "att.wkv" or r is None or k is None or v is None:
+            return
+        heads = [array[0].astype(np.float64).reshape(config.num_heads, config.head_size) for array in (r, k, v)]
+        once_more = ((heads[0] * heads[1]).sum(1, keepdims=True) * heads[2]).reshape(1, -1)
+        text = "the state is read after its update: the first token counts once more than its bonus"
+        yield text, beside(role)[:1] + once_more
+
+    @property
+    def reference(self) -> ReferenceForward:
+        from ..reference.rwkv5 import forward
+
+        return forward
+
+    def category(self, tokenizer_kind: str) -> str:
+        return "rwkv5"
+
+    def template(self, tokenizer_kind: str) -> str:
+        return {"pile": "plain", "world": "rwkv_world"}[tokenizer_kind]
 
 
-def states(config: RWKVConfig) -> list[StateTensor]:
-    """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_kv`` is S[h, k, v], key before value."""
-    c, size = config.hidden_size, config.head_size
-    return [
-        StateTensor("att_x", (c,)),
-        StateTensor("att_kv", (config.num_heads, size, size)),
-        StateTensor("ffn_x", (c,)),
-    ]
+def _any_layer_has(shapes: Shapes, part: str) -> bool:
+    return any(name.startswith("blocks.") and name.endswith(f".att.{part}.weight") for name in shapes)
 
 
-def time_mixing(config: RWKVConfig, ops, weights, state, layer: int, x):
-    """x + W_o (silu(g) * group_norm(wkv)), equations 3 to 7; no gate in 5.0."""
-    w, targets = weights.at("attention"), mixes_of(config)
-    mixes = {target: w.vector(f"time_mix_{target}") for target in targets}
-    mixed, last = ops.norm_shift_mix(x, weights.norm("ln1"), mixes, state.get(layer, "att_x"))
-    state.set(layer, "att_x", last)
-    activations = [None, None, None, "silu"][: len(targets)]
-    k, v, r, *gate = ops.linears(mixed, [w.matrix(target) for target in targets], activations=activations)
-    out, kv = ops.wkv5(r, k, v, w.vector("time_decay"), w.vector("time_faaaa"), state.get(layer, "att_kv"))
-    state.set(layer, "att_kv", kv)
-    out = ops.group_norm(out, w.norm("ln_x"), config.num_heads, config.group_norm_epsilon, *gate)
-    return ops.linear(out, w.matrix("output"), residual=x)
-
-
-def forward(config: RWKVConfig, ops, weights, state, tokens):
-    """The graph of one call, up to the residual stream that the head reads."""
-    return block.forward(config, ops, weights, state, tokens, time_mixing)
+GENERATIONS = (
+    RWKV5("5.0", gated=False, by_channel=False),
+    RWKV5("5.1", gated=True, by_channel=False),
+    RWKV5("5.2", gated=True, by_channel=True),
+)

@@ -1,6 +1,6 @@
 """Quantisation schemes: how a weight of each role is stored, under mlc_llm's names.
 
-``qAfB_N``: A bits for a weight, B for what stays a float, N the layout: 0 for transposed linear weights, 1 for the
+``qAfB_N``: A bits for a weight, B for what stays a float, N the layout: 0 for transposed matrices, 1 for the
 plain layout, 2 for the plain layout with embedding and head left as floats. A new scheme is an entry in ``SCHEMES``.
 """
 
@@ -49,17 +49,19 @@ class Scheme:
     """How every role is stored; vectors (time_*, norms, bonus, decay) are float32 in every scheme."""
 
     name: str
-    linear: Form
+    matrix: Form
     embedding: Form
     head: Form
+    low_rank: Form
 
     @property
     def float_dtype(self) -> str:
         """The dtype of what stays a float in matrices: weights or their scales."""
-        return self.linear.dtype if isinstance(self.linear, FloatForm) else self.linear.scale_dtype
+        return self.matrix.dtype if isinstance(self.matrix, FloatForm) else self.matrix.scale_dtype
 
     def form(self, role: Role) -> Form:
-        return FloatForm("float32") if role == "vector" else getattr(self, role)
+        forms = {"matrix": self.matrix, "embedding": self.embedding, "head": self.head, "low_rank": self.low_rank}
+        return {**forms, "vector": FloatForm("float32")}[role]
 
     def stored(self, parameter: Parameter) -> dict[str, tuple[tuple[int, ...], str]]:
         """(shape, dtype) of every stored tensor by name: the parameter itself, or ``.q_weight`` and ``.q_scale``."""
@@ -123,7 +125,13 @@ def _group_names(parameter: Parameter) -> tuple[str, str]:
 
 
 def _uniform(name: str, form: Form) -> Scheme:
-    return Scheme(name, linear=form, embedding=form, head=form)
+    return _scheme(name, form, embedding=form, head=form)
+
+
+def _scheme(name: str, matrix: Form, embedding: Form, head: Form) -> Scheme:
+    """With low-rank pairs, of which four bits would leave too little, as floats."""
+    dtype = matrix.dtype if isinstance(matrix, FloatForm) else matrix.scale_dtype
+    return Scheme(name, matrix, embedding, head, low_rank=FloatForm(dtype))
 
 
 _Q4F16 = GroupForm(4, 32, "float16")
@@ -135,9 +143,9 @@ SCHEMES: dict[str, Scheme] = {
         _uniform("q0f32", FloatForm("float32")),
         _uniform("q0f16", FloatForm("float16")),
         _uniform("q3f16_1", GroupForm(3, 40, "float16")),
-        Scheme("q4f16_0", linear=_Q4F16_TRANSPOSED, embedding=_Q4F16, head=_Q4F16_TRANSPOSED),
+        _scheme("q4f16_0", _Q4F16_TRANSPOSED, embedding=_Q4F16, head=_Q4F16_TRANSPOSED),
         _uniform("q4f16_1", _Q4F16),
-        Scheme("q4f16_2", linear=_Q4F16, embedding=FloatForm("float16"), head=FloatForm("float16")),
+        _scheme("q4f16_2", _Q4F16, embedding=FloatForm("float16"), head=FloatForm("float16")),
         _uniform("q4f32_1", GroupForm(4, 32, "float32")),
         _uniform("q8f16_1", GroupForm(8, 32, "float16")),
     )

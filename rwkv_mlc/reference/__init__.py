@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..config import RWKVConfig
-from ..models import ModelOptions, model_module, resolve
+from ..models import ModelOptions, generation_of, resolve
 from ..weights.checkpoint import Checkpoint
 from .trace import Trace, ignore
 
@@ -28,7 +27,7 @@ def initial_state(config: RWKVConfig) -> State:
     return {
         (layer, tensor.role): np.full(tensor.shape, tensor.initial, np.float64)
         for layer in range(config.num_hidden_layers)
-        for tensor in model_module(config).states(config)
+        for tensor in generation_of(config).states(config)
     }
 
 
@@ -44,9 +43,8 @@ def forward(
 
     ``parameters`` are by ``Parameter.name``, in ``dtype`` or a smaller float type; no ``state`` means ``initial_state``.
     ``trace`` is given every value by name. The arguments stay as they are and the results share no memory with them."""
-    generation = importlib.import_module(f".{config.model_type}", __name__)
     if state is None:
         state = initial_state(config)
     copy = {key: np.array(array, dtype) for key, array in state.items()}
     embedded = parameters["model.embeddings.weight"][np.asarray(tokens, np.intp)].astype(dtype)
-    return generation.forward(config, parameters, trace("emb", embedded), copy, trace)
+    return generation_of(config).reference(config, parameters, trace("emb", embedded), copy, trace)

@@ -49,7 +49,7 @@ def mix(p: Parameters, name: str, x: np.ndarray, previous: np.ndarray) -> np.nda
 
 
 def rescale(config: RWKVConfig, layer: int, x: np.ndarray) -> np.ndarray:
-    """The residual stream behind a layer, halved where ``RWKVConfig.rescale_every`` says so."""
+    """The residual stream after a layer, halved where ``RWKVConfig.rescale_every`` says so."""
     return x / 2 if config.halvings(layer + 1) > config.halvings(layer) else x
 
 
@@ -75,6 +75,7 @@ def forward(
     trace: Trace,
     time_mixing: Callable,
     roles: Sequence[str],
+    channel_mixing: Callable = channel_mixing,
 ) -> tuple[np.ndarray, dict]:
     """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays.
 

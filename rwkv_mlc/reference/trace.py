@@ -1,7 +1,7 @@
 """Naming the values of a forward while it runs.
 
 A trace is called with the name of every value, such as ``blocks.3.att.wkv``, and the value, one row a token; what it
-returns goes on in its place. Names are in the table of ``rwkv_mlc.models.values``.
+returns goes on in its place. Names are those of ``Generation.values``.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     tensors: dict[str, LazyTensor] = {}
     for file in files:
         file_format, found = read_file(file)
-        tensors |= huggingface.blinkdl_names(found)
+        tensors |= found
+    tensors = huggingface.blinkdl_names(tensors)
     config = huggingface.FolderConfig()
     if path.is_dir() and files[0].suffix != ".pth":
         file_format, config = "huggingface", huggingface.read_config(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  gives numpy its bfloat16, which safetensors asks for by name
@@ -10,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from ..models import GENERATIONS
 from ..schema import FolderConfig, WeightIndex
 from ..typed_json import read
 from .checkpoint import LazyTensor
@@ -25,26 +27,22 @@ WEIGHT_FILES = [
     "*.pth",
 ]
 
-# transformers' modeling_rwkv.py and the remote code of RWKV-5 (modeling_rwkv5.py)
-NAME_RULES = [
-    (r"rwkv\.", ""),
-    (r"embeddings\.", "emb."),
-    (r"(blocks\.\d+)\.pre_ln\.", r"\1.ln0."),
-    (r"(blocks\.\d+)\.attention\.", r"\1.att."),
-    (r"(blocks\.\d+)\.feed_forward\.", r"\1.ffn."),
-    (r"(blocks\.\d+\.\w+\.time_mix_[kvrg])(?:ey|alue|eceptance|ate)$", r"\1"),
-]
-
 
 def blinkdl_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The same tensors under BlinkDL's names, which stay as they are where they already are BlinkDL's."""
+    """The same tensors under BlinkDL's names, by the rules of the latest generation that recognizes them so; names that are
+    BlinkDL's already stay."""
+    renamed = tensors
+    for generation in reversed(GENERATIONS.values()):
+        renamed = {_rename(name, generation.hugging_face_names): tensor for name, tensor in tensors.items()}
+        if generation.recognizes({name: tensor.shape for name, tensor in renamed.items()}):
+            break
+    return renamed
 
-    def rename(name: str) -> str:
-        for pattern, replacement in NAME_RULES:
-            name = re.sub(f"^{pattern}", replacement, name)
-        return name
 
-    return {rename(name): tensor for name, tensor in tensors.items()}
+def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(f"^{pattern}", replacement, name)
+    return name
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import RWKVConfig
 from ..data_files import config_path
-from ..models import Parameter, model_module
+from ..models import Parameter, generation_of
 from .checkpoint import Checkpoint, LazyTensor
 
 
@@ -25,9 +25,9 @@ def random_checkpoint(config: RWKVConfig, name: str, seed: int = 0) -> Checkpoin
 
     def lazy_tensor(parameter: Parameter) -> LazyTensor:
         shape = parameter.source_shape or parameter.shape
-        return LazyTensor(shape, "float32", lambda: _draw(config, parameter, shape, seed))
+        return LazyTensor(shape, "float32", lambda: _draw(parameter, shape, seed))
 
-    parameters = model_module(config).parameters(config)
+    parameters = generation_of(config).parameters(config)
     return Checkpoint(
         name=name,
         format="random",
@@ -38,20 +38,16 @@ def random_checkpoint(config: RWKVConfig, name: str, seed: int = 0) -> Checkpoin
     )
 
 
-def _draw(config: RWKVConfig, parameter: Parameter, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Float32 [*shape], uniform between two bounds that the parameter's part in the model sets."""
-    part = parameter.source.rsplit(".", 1)[-1]
-    if parameter.role != "vector":
-        bound = 0.6 * (3.0 / shape[-1]) ** 0.5
-        low, high = -bound, bound
-    elif part == "time_decay":
-        low, high = (-5.0, 3.0) if config.generation == "4" else (-6.0, -0.5)
-    elif part in ("time_first", "time_faaaa"):
-        low, high = -1.0, 1.0
-    elif part.startswith("time_mix_"):
-        low, high = 0.0, 1.0
+def _draw(parameter: Parameter, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Float32 [*shape], uniform between the parameter's bounds; what a matrix of trained models' scale puts out is about as
+    large as what it reads."""
+    if parameter.role == "vector":
+        low, high = parameter.drawn
     else:
-        return np.full(shape, 1.0 if part == "weight" else 0.0, np.float32)
+        high = 0.6 * (3.0 / shape[-1]) ** 0.5
+        low = -high
+    if low == high:
+        return np.full(shape, low, np.float32)
     digest = hashlib.sha256(f"{seed} {parameter.source}".encode()).digest()
     generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
     array = generator.random(prod(shape), np.float32).reshape(shape)

@@ -6,12 +6,14 @@ The format is that of its ``docs/FILE_FORMAT.md``, the values those that ``pytho
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
+from ..models import GENERATIONS
 from .checkpoint import LazyTensor
 
 MAGIC = struct.pack("<I", 0x67676D66)
@@ -55,8 +57,23 @@ def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
     except UserError as error:
         raise UserError(f"{path} {error}.") from None
 
-    has_heads = "blocks.0.att.ln_x.weight" in stored
-    return {name: _lazy_tensor(path, name, *entry, has_heads, hidden_size) for name, entry in stored.items()}
+    shapes = {name: shape for name, (_, shape, _) in stored.items()}
+    described = _blinkdl_tensors(shapes, hidden_size)
+    return {
+        name: _lazy_tensor(path, offset, data_type, *described[name]) for name, (offset, _, data_type) in stored.items()
+    }
+
+
+def _blinkdl_tensors(
+    stored: dict[str, tuple[int, ...]], hidden_size: int
+) -> dict[str, tuple[tuple[int, ...], str | None]]:
+    """BlinkDL's shapes and what was done to the values, as the latest generation says that recognizes the tensors so; as
+    stored where none does."""
+    for generation in reversed(GENERATIONS.values()):
+        found = {name: generation.rwkv_cpp_tensor(name, shape, hidden_size) for name, shape in stored.items()}
+        if generation.recognizes({name: shape for name, (shape, _) in found.items()}):
+            return found
+    return {name: (shape, None) for name, shape in stored.items()}
 
 
 def _check(condition: bool, problem: str) -> None:
@@ -72,31 +89,14 @@ def _check_type(data_type: int) -> None:
     raise UserError(f"is quantised ({QUANTIZED_TYPES[index]}); start from its FP32 or FP16 file, or from the .pth")
 
 
-def _lazy_tensor(
-    path: Path, name: str, offset: int, shape: tuple[int, ...], data_type: int, has_heads: bool, hidden_size: int
-) -> LazyTensor:
+def _lazy_tensor(path: Path, offset: int, data_type: int, shape: tuple[int, ...], done: str | None) -> LazyTensor:
     dtype, numpy_type = STORED_TYPES[data_type]
-    if has_heads and name.endswith((".time_decay", ".time_first", ".time_faaaa")):
-        shape = _blinkdl_shape(shape, hidden_size)
-    if name.endswith(".time_decay"):
-        invert = _invert_head_decay if has_heads else _invert_channel_decay
-    elif name.endswith(".time_first") and has_heads:
-        invert = _log
-    else:
-        invert = None
 
     def read() -> np.ndarray:
         array = np.memmap(path, numpy_type, "r", offset, shape)
-        return np.array(array, np.float32) if invert is None else invert(array.astype(np.float64))
+        return np.array(array, np.float32) if done is None else INVERSES[done](array.astype(np.float64))
 
     return LazyTensor(shape, dtype, read)
-
-
-def _blinkdl_shape(shape: tuple[int, ...], hidden_size: int) -> tuple[int, ...]:
-    """[H, N, 1] to [H, N]; [H, 1] and [H, 1, 1] to [H]; [N, 1], what is left of a single head's [1, N], to [1, N]."""
-    if prod(shape) == hidden_size:
-        return (1, hidden_size) if len(shape) == 2 else shape[:2]
-    return shape[:1]
 
 
 # A value out of range gives NaN, which the conversion refuses by the tensor's name.
@@ -115,3 +115,11 @@ def _invert_head_decay(decay: np.ndarray) -> np.ndarray:
 def _invert_channel_decay(decay: np.ndarray) -> np.ndarray:
     """w from -exp(w)."""
     return _log(np.where(decay == -np.inf, LARGEST, -decay))
+
+
+INVERSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp": _log,
+    "exp(-exp)": _invert_head_decay,
+    "-exp": _invert_channel_decay,
+}
+"""BlinkDL's values in float64 from rwkv.cpp's, by what it did to them."""

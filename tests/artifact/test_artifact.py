@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc.artifact import (
     CHAT_CONFIG,
@@ -27,14 +26,15 @@ from rwkv_mlc.artifact import (
 )
 from rwkv_mlc.artifact import shards as shards_module
 from rwkv_mlc.building.convert import convert_weights
-from rwkv_mlc.config import GENERATIONS, RWKVConfig
+from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine.templates import Template
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import ModelOptions, resolve
+from rwkv_mlc.models import GENERATIONS, ModelOptions, generation_of, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.schema import TensorIndex
 from rwkv_mlc.typed_json import read
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+from support.synthetic import synthetic_checkpoint
 
 TARGET = {"kind": "llvm", "mcpu": "cascadelake"}
 TEMPLATE = {
@@ -52,7 +52,9 @@ TEMPLATE = {
 
 def content_of(config: RWKVConfig, quantization: str, name: str, template: dict, files: list[str], *sizes: int) -> dict:
     """The content of an artifact's chat config, as ``chat_config`` gives it."""
-    return chat_config(config, get_scheme(quantization), name, Template.from_dict(template), files, *sizes).to_dict()
+    return chat_config(
+        config, generation_of(config), get_scheme(quantization), name, Template.from_dict(template), files, *sizes
+    ).to_dict()
 
 
 def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:

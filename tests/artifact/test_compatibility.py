@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from support.accuracy import DEMO_MODELS, PROMPTS, held_out
-from support.paths import DEMOS, ROOT
 
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import CHAT_CONFIG
+from support.accuracy import DEMO_MODELS, PROMPTS, held_out
+from support.paths import DEMOS, ROOT
 
 BEFORE = "26145e5"
 SCHEMES = ("q4f16_1", "q0f32")

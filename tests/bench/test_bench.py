@@ -6,9 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from support.breakdown import check_parts
-from support.paths import DEMO
-from support.vulkan_kernels import vulkan_device
 
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import Artifact
@@ -20,6 +17,9 @@ from rwkv_mlc.bench.timing import Compared, Timing, is_enough
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.tvm_runtime import to_numpy
 from rwkv_mlc.graph.ops import gpu
+from support.breakdown import check_parts
+from support.paths import DEMO
+from support.vulkan_kernels import vulkan_device
 
 BUILD = ["build", "--model", str(DEMO)]
 

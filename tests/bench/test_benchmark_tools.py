@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support.paths import DEMO
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import reference
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.checkpoint import LazyTensor
+from support.paths import DEMO
+from support.synthetic import synthetic_checkpoint
 
 TOOLS = Path(__file__).parents[2] / "tools" / "benchmarks"
 sys.path.insert(0, str(TOOLS))

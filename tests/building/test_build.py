@@ -19,9 +19,6 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from safetensors.numpy import save, save_file
-from support.build_inputs import build_command, write_vocabulary
-from support.hub_server import serve_hub
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import Engine, UserError
 from rwkv_mlc import data_files as configs
@@ -31,6 +28,9 @@ from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler import link as link_module
 from rwkv_mlc.compiler import pipeline
 from rwkv_mlc.machine.cpu_features import REQUIRED_FEATURES, host_architecture, host_features
+from support.build_inputs import build_command, write_vocabulary
+from support.hub_server import serve_hub
+from support.synthetic import synthetic_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAME = "tiny-q4f16_1"
@@ -163,7 +163,7 @@ def test_files_of_a_build(built):
     written = {name for name in listing(folder) if not Path(name).name.startswith(".")}
     params = {"mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json", "params_shard_0.bin"}
     params |= {"rwkv_vocab.txt", "tokenizer_model"}
-    dumps = {"debug/0-graph.py", "debug/1-merge.py", "debug/2-lower.py", "debug/3-memory.py", "debug/4-runtime.py"}
+    dumps = {"debug/0-graph.py", "debug/1-kernels.py", "debug/2-lower.py", "debug/3-memory.py", "debug/4-runtime.py"}
     index = {"debug/index.md", "debug/code-0.ll", "debug/kernels"}
     expected = {"params", "debug", "build-record.json", f"{NAME}-llvm.so"} | {f"params/{name}" for name in params}
     assert {name for name in written if not name.startswith("debug/kernels/")} == expected | dumps | index

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc.artifact import shards
 from rwkv_mlc.artifact.shards import ShardWriter, read_index
 from rwkv_mlc.building import convert
 from rwkv_mlc.building.convert import convert_weights
-from rwkv_mlc.config import GENERATIONS
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import ModelOptions, resolve
+from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import SCHEMES, get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+from support.synthetic import synthetic_checkpoint
 
 
 def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:

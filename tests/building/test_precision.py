@@ -8,10 +8,6 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support.build_inputs import build_command, write_vocabulary
-from support.compiled import Model, in_memory
-from support.kernel_build import error
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import Artifact
@@ -21,6 +17,10 @@ from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.reference import load
+from support.build_inputs import build_command, write_vocabulary
+from support.compiled import Model, in_memory
+from support.kernel_build import error
+from support.synthetic import synthetic_checkpoint
 
 TOKENS = [5, 17, 3, 96, 40, 41, 2, 8]
 

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
-from support.reciter import LONG_TOKEN, RECITED
 
 from rwkv_mlc import Chat, Engine
 from rwkv_mlc.cli import options
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.engine.templates import load_template
+from support.reciter import LONG_TOKEN, RECITED
 
 RECITAL = RECITED.strip()
 PROMPT = "\033[?2004h"  # prompt_toolkit turns bracketed paste on when it begins to read a line

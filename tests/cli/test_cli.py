@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support.paths import DEMO
-from support.reciter import LONG_TOKEN
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import Engine, __version__, reference
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.weights import open_checkpoint
+from support.paths import DEMO
+from support.reciter import LONG_TOKEN
+from support.synthetic import synthetic_checkpoint
 
 COMMAND = [sys.executable, "-m", "rwkv_mlc"]
 GREEDY = ("--temperature", "0")

@@ -8,9 +8,6 @@ import re
 
 import numpy as np
 import pytest
-from support.compiled import in_memory
-from support.paths import DEMO
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import reference
 from rwkv_mlc.artifact import Artifact
@@ -26,6 +23,9 @@ from rwkv_mlc.models import ModelOptions
 from rwkv_mlc.models.values import place
 from rwkv_mlc.schema import DumpHeader
 from rwkv_mlc.weights import open_checkpoint
+from support.compiled import in_memory
+from support.paths import DEMO
+from support.synthetic import synthetic_checkpoint
 
 TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
 

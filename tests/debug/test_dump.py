@@ -9,26 +9,26 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support.compiled import in_memory
-from support.paths import DEMO
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc import Engine, reference
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.config import GENERATIONS
 from rwkv_mlc.debug.compare import compare
 from rwkv_mlc.debug.dump import HEADER, TENSORS, Dump, Recipe, record
 from rwkv_mlc.debug.library import Tracer, dump_library
 from rwkv_mlc.debug.measure import relative
 from rwkv_mlc.debug.reference import dump_artifact, dump_checkpoint, stepper
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.graph import module as graph
-from rwkv_mlc.models import ModelOptions, resolve
-from rwkv_mlc.models.values import place, values
+from rwkv_mlc.interfaces import native
+from rwkv_mlc.interfaces.module import build_module
+from rwkv_mlc.models import GENERATIONS, ModelOptions, generation_of, resolve
+from rwkv_mlc.models.values import place
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights import open_checkpoint
+from support.compiled import in_memory
+from support.paths import DEMO
+from support.synthetic import synthetic_checkpoint
 
 TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
 RECIPE = Recipe(TOKENS)
@@ -58,7 +58,7 @@ def dump_chatrwkv():
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_reference_gives_every_value_in_order(generation, checkpoint):
     dump = dump_checkpoint(checkpoint(generation), RECIPE)
-    graph = values(dump.header.config)
+    graph = generation_of(dump.header.config).values(dump.header.config)
     assert list(dump.tensors) == [f"{call}/{name}" for call in ("prefill", "decode.0", "decode.1") for name in graph]
     assert {str(array.dtype) for array in dump.tensors.values()} == {"float64"}
     shapes = {name: dump.tensors[f"prefill/{name}"].shape for name in graph}
@@ -71,7 +71,7 @@ def test_reference_gives_every_value_in_order(generation, checkpoint):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_values_come_after_what_they_are_computed_from(generation):
     config, _ = reference.load(in_memory(synthetic_checkpoint(generation)))
-    seen, graph = set(), values(config)
+    seen, graph = set(), generation_of(config).values(config)
     sources = {parameter.source for parameter in resolve(in_memory(synthetic_checkpoint(generation)))[1]}
     states = {name for name in graph if ".state." in name}
     for value in graph.values():
@@ -270,10 +270,10 @@ def test_command(demo, checkpoint, tmp_path, capsys):
 
 def test_index_of_a_build(tmp_path, monkeypatch):
     """``build --debug-dump``: links lead somewhere, kernels and values are listed."""
-    monkeypatch.setattr(graph, "PHASES", {"prefill": "prefill"})
+    monkeypatch.setattr(native, "FUNCTIONS", {"prefill": native.FUNCTIONS["prefill"]})
     config, _, _ = resolve(in_memory(synthetic_checkpoint("5.2", hidden_size=32, layers=1, head_size=32)))
     target = resolve_target("llvm")
-    compile_module(graph.build_module(config, get_scheme("q0f32"), target), target, tmp_path)
+    compile_module(build_module(config, get_scheme("q0f32"), target), target, tmp_path)
     text = (tmp_path / "index.md").read_text(encoding="utf-8")
     links = [part.partition(")")[0] for part in text.split("](")[1:]]
     assert links and all((tmp_path / link).is_file() for link in links)

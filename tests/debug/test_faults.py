@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.faults import FAULTS, GENERATIONS, TARGETS, Fault, injected
-from support.faulty_builds import TOKENS, Build, checkpoint_of, compared, functions_of
-from support.vulkan_kernels import vulkan_device
 
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.debug.dump import Recipe
 from rwkv_mlc.debug.weights import different_weights
 from rwkv_mlc.weights.checkpoint import Checkpoint
+from support.faults import FAULTS, GENERATIONS, TARGETS, Fault, injected
+from support.faulty_builds import TOKENS, Build, checkpoint_of, compared, functions_of
+from support.vulkan_kernels import vulkan_device
 
 SCHEMES = ("q0f32", "q4f16_1")
 ROUNDING = {"float32": 1e-5, "float16": 1e-3}

@@ -7,12 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support.build_inputs import build_command
-from support.compiled import Model, in_memory
-from support.faulty_builds import functions_of
-from support.kernel_build import error
-from support.synthetic import synthetic_checkpoint
-from support.vulkan_kernels import vulkan_device
 
 from rwkv_mlc.building.precision import float32_patterns, wide_values
 from rwkv_mlc.cli.main import main
@@ -21,11 +15,17 @@ from rwkv_mlc.debug.dump import Dump, Recipe
 from rwkv_mlc.debug.nonfinite import first_nonfinite
 from rwkv_mlc.debug.reference import dump_checkpoint
 from rwkv_mlc.engine.runner import Runner
-from rwkv_mlc.graph.module import float16_values
+from rwkv_mlc.interfaces.module import float16_values
 from rwkv_mlc.models import ModelOptions
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.reference import load
 from rwkv_mlc.weights.checkpoint import Checkpoint
+from support.build_inputs import build_command
+from support.compiled import Model, in_memory
+from support.faulty_builds import functions_of
+from support.kernel_build import error
+from support.synthetic import synthetic_checkpoint
+from support.vulkan_kernels import vulkan_device
 
 TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
 BOUND = 2e-2  # of the largest logit

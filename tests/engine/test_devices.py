@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from support.vulkan_kernels import vulkan_device
 from tvm import relax, tirx
 from tvm.s_tir import dlight
 from tvm.script import tirx as T
@@ -28,6 +27,7 @@ from rwkv_mlc.engine.runner import FUNCTIONS, Runner
 from rwkv_mlc.engine.tvm_runtime import CPU, to_numpy
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from rwkv_mlc.schema import LibraryMetadata, ParameterSpec, StateSpec, native_functions
+from support.vulkan_kernels import vulkan_device
 
 ROOT = Path(__file__).parents[2]
 DISCRETE, SOFTWARE = 2, 4  # Vulkan's types of devices

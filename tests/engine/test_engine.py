@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.paths import DEMO
-from support.reciter import LONG_TOKEN
 
 from rwkv_mlc import Engine, SamplingParams, UserError
+from support.paths import DEMO
+from support.reciter import LONG_TOKEN
 
 STORY = (DEMO.parent / "heldout.txt").read_text(encoding="utf-8")
 

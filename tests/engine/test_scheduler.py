@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.paths import DEMO
 
 from rwkv_mlc import Engine, UserError
 from rwkv_mlc.engine.scheduler import FEW_TOKENS, Scheduler
 from rwkv_mlc.engine.sequence import Reading
+from support.paths import DEMO
 
 STORY = (DEMO.parent / "heldout.txt").read_text(encoding="utf-8")
 CHUNK = 64

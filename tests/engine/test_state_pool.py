@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.paths import DEMO
 
 from rwkv_mlc import Engine, UserError
 from rwkv_mlc.engine.state_pool import StatePool
+from support.paths import DEMO
 
 STORY = (DEMO.parent / "heldout.txt").read_text(encoding="utf-8")
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine.stream import TextStream
-from rwkv_mlc.engine.templates import Template, default_template, load_template
+from rwkv_mlc.engine.templates import Template, load_template
 from rwkv_mlc.errors import UserError
 
 TESTS = Path(__file__).parent
@@ -162,13 +161,3 @@ def test_malformed_templates_are_refused(change, message):
         Template.from_dict(load_template("plain").to_dict() | change)
     with pytest.raises(UserError, match="The prompt template lacks roles"):
         Template.from_dict({"name": "x", "seps": [""]})
-
-
-def test_default_template():
-    def config(generation: str) -> RWKVConfig:
-        return RWKVConfig(generation, 1024, 64, 2, 256)
-
-    assert default_template(config("5.2"), "world").name == "rwkv_world"
-    assert default_template(config("4"), "world").name == "rwkv_world"
-    assert default_template(config("4"), "pile").name == "rwkv_raven"
-    assert default_template(config("5.0"), "pile").name == "plain"

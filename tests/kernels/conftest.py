@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
 from support.gpu_devices import Gpu, OnVulkan
 from support.opencl_device import OpenCL
 from support.vulkan_kernels import vulkan_device

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from support.accuracy import BOUND, TOKENS, trained_like_weights
-from support.kernel_build import call, error
 from tvm.script.ir_builder import tirx as T
 
 from rwkv_mlc.compiler.passes.float16 import widen_by_integers
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.machine.cpu_features import host_architecture, host_features
+from support.accuracy import BOUND, TOKENS, trained_like_weights
+from support.kernel_build import call, error
 from tir_kernels.builder import arg, prim_func, span
 from tir_kernels.cpu.simd import widen
 

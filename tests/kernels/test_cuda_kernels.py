@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+
 from support.gpu_kernels import all_kernels, check_group_norm, check_layer_norm, check_product, check_wkv5, stuck
 
 BARRIER = "__syncthreads();"

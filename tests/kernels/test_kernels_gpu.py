@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+
 from support.gpu_kernels import (
     CASES,
     CHANNELS,

@@ -10,12 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from support import kernel_twins as twins
-from support.accuracy import BOUND, TOKENS, trained_like_weights
-from support.compiled import in_memory
-from support.cpu_products import CALLS, FORMS, GROUP_FORMS, activations, has, weights
-from support.kernel_build import build, call, error
-from support.paths import DEMO
 
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import BuildRecord
@@ -26,10 +20,16 @@ from rwkv_mlc.compiler.link import export_library
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.engine.runner import Runner
-from rwkv_mlc.graph.module import build_module
+from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from rwkv_mlc.quantization.schemes import get_scheme
+from support import kernel_twins as twins
+from support.accuracy import BOUND, TOKENS, trained_like_weights
+from support.compiled import in_memory
+from support.cpu_products import CALLS, FORMS, GROUP_FORMS, activations, has, weights
+from support.kernel_build import build, call, error
+from support.paths import DEMO
 from tir_kernels.cpu.gemm_int8 import TILES, gemm_int8
 from tir_kernels.cpu.packed import PackedGroup, TiledGroup
 from tir_kernels.cpu.quantize_int8 import quantize_int8

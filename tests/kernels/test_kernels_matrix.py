@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+
 from support import kernel_twins as twins
 from support.cpu_products import CALLS, CPU_FLAGS, FORMS, GROUP_FORMS, activations, check, has, quantized
 from support.kernel_build import HOST_TARGET, build
-
 from tir_kernels.cpu.gemm import gemm
 from tir_kernels.cpu.gemv import gemv
 from tir_kernels.cpu.quantize_activation import quantize_activation

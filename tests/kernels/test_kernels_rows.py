@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import kernel_twins as twins
-from support.kernel_build import call, error
 from tvm.script.ir_builder import tirx as T
 
-from tir_kernels.builder import arg, prim_func, span
+from support import kernel_twins as twins
+from support.kernel_build import call, error
 from tir_kernels.activations import ACTIVATIONS
+from tir_kernels.builder import arg, prim_func, span
 from tir_kernels.cpu.border_slots import border_slots
 from tir_kernels.cpu.embedding import embedding
 from tir_kernels.cpu.group_norm import group_norm

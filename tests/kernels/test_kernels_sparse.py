@@ -8,11 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+
+from rwkv_mlc.quantization.layouts import LAYOUTS
 from support import kernel_twins as twins
 from support.cpu_products import has
 from support.kernel_build import HOST_TARGET, build, call, error
-
-from rwkv_mlc.quantization.layouts import LAYOUTS
 from tir_kernels.cpu.gemm import gemm
 from tir_kernels.cpu.gemm_int8 import TILES, gemm_int8
 from tir_kernels.cpu.gemv import gemv

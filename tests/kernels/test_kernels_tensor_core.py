@@ -8,12 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from support import kernel_twins as twins
-from support.accuracy import trained_like_weights
-from support.cuda_device import CudaOnCpu
-from support.gpu_kernels import EXACT, FORMS, HALF, normal, stuck, weights
-from support.kernel_build import call, error
-from support.opencl_device import source_of
 
 from rwkv_mlc.compiler import cuda
 from rwkv_mlc.compiler.cuda import compile_fatbin, find_compiler
@@ -22,6 +16,12 @@ from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.verification.fatbin import read_fatbin, read_resources
+from support import kernel_twins as twins
+from support.accuracy import trained_like_weights
+from support.cuda_device import CudaOnCpu
+from support.gpu_kernels import EXACT, FORMS, HALF, normal, stuck, weights
+from support.kernel_build import call, error
+from support.opencl_device import source_of
 from tir_kernels.gpu.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, fits_tensor_cores, gemm_tensor_core
 from tir_kernels.product import Matrix
 

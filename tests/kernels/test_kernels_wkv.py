@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from support.kernel_build import HOST_TARGET, build, error
-from support.opencl_device import launch
-from support.wkv_scans import FORMS, SCANS, Scan, check_ragged, name
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.script import tirx as T
 
 from rwkv_mlc.compiler.kernel_source import kernels_as_source
+from support.kernel_build import HOST_TARGET, build, error
+from support.opencl_device import launch
+from support.wkv_scans import FORMS, SCANS, Scan, check_ragged, name
 
 every_scan = pytest.mark.parametrize("scan", SCANS, ids=str)
 both_generations = pytest.mark.parametrize("scan", [Scan(4, 3, 8), Scan(5, 3, 8)], ids=str)

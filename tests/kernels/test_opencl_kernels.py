@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from support.gpu_kernels import LENGTHS, SLOTS, all_kernels, check_product, check_shift, check_wkv4, check_wkv5, stuck
 from support.opencl_device import OpenCL
 

@@ -11,6 +11,13 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from rwkv_mlc.compiler.spirv import module
+from rwkv_mlc.compiler.spirv.emitter import Emitter
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.library_format import ImportedModule, KernelModule, read_modules, rewrite_modules
 from support.gpu_devices import OnVulkan, compile_ours
 from support.gpu_kernels import all_kernels, check_product
 from support.kernel_build import build
@@ -25,13 +32,6 @@ from support.shaders import (
 )
 from support.vulkan_kernels import vulkan_device
 from support.wkv_scans import Scan, check_ragged
-from tvm import tirx
-from tvm.script.ir_builder import tirx as T
-
-from rwkv_mlc.compiler.spirv import module
-from rwkv_mlc.compiler.spirv.emitter import Emitter
-from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.library_format import ImportedModule, KernelModule, read_modules, rewrite_modules
 from tir_kernels.builder import arg, prim_func
 
 

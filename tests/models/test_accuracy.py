@@ -10,18 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from rwkv_mlc import reference
+from rwkv_mlc.models import GENERATIONS, ModelOptions
+from rwkv_mlc.quantization.schemes import SCHEMES
+from rwkv_mlc.tokenizer import load_tokenizer
+from rwkv_mlc.weights import open_checkpoint
 from support.accuracy import BOUND, DEMO_MODELS, PROMPTS, TOKENS, greedy, held_out, trained_like_weights
 from support.compiled import conditioning
 from support.kernel_build import error
 from support.paths import DEMOS, GOLDEN
 from support.synthetic import synthetic_checkpoint
-
-from rwkv_mlc import reference
-from rwkv_mlc.config import GENERATIONS
-from rwkv_mlc.models import ModelOptions
-from rwkv_mlc.quantization.schemes import SCHEMES
-from rwkv_mlc.tokenizer import load_tokenizer
-from rwkv_mlc.weights import open_checkpoint
 
 PINNED = Path(__file__).with_name("demo_greedy.json")
 

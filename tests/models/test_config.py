@@ -6,12 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from support.synthetic import synthetic_checkpoint
 
-from rwkv_mlc.config import GENERATIONS, RWKVConfig, detect_config
+from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import ModelOptions, check_tensors, model_module, resolve
+from rwkv_mlc.models import GENERATIONS, ModelOptions, check_tensors, detect_config, generation_of, resolve
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+from support.synthetic import synthetic_checkpoint
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,7 +29,7 @@ def problems(shapes: Shapes, config: RWKVConfig | None = None) -> set[str]:
     """What ``check_tensors`` lists about ``shapes``."""
     config = config or detect_config(shapes)
     with pytest.raises(UserError) as error:
-        check_tensors(model_module(config).parameters(config), shapes)
+        check_tensors(generation_of(config).parameters(config), shapes)
     count, listed = re.search(r", (\d+) tensors? (?:is|are) wrong: (.*)", str(error.value)).groups()
     listed = listed.split("; ")
     assert int(count) == len(listed) == len(set(listed))
@@ -44,7 +44,7 @@ def test_generation_and_dimensions_come_from_shapes(generation, head_size, inter
     config = detect_config(shapes)
     assert config == RWKVConfig(generation, 300, 192, 11, intermediate, head_size)
     assert config.num_heads == (6 if head_size else 0)
-    assert config.model_type == f"rwkv{generation[0]}"
+    assert generation_of(config).model_type == f"rwkv{generation[0]}"
     assert config.group_norm_epsilon == pytest.approx(64e-5)
     assert detect_config(dict(sorted(shapes.items(), reverse=True))) == config
 
@@ -54,7 +54,7 @@ def test_intermediate_size_is_read():
 
 
 def test_divisor_and_context_length_are_passed_on():
-    config = detect_config(shapes_of("5.2"), head_size_divisor=1, context_length=1024)
+    config = detect_config(shapes_of("5.2"), ModelOptions(head_size_divisor=1, context_length=1024))
     assert (config.head_size_divisor, config.context_length) == (1, 1024)
     assert config.group_norm_epsilon == pytest.approx(1e-5)
 
@@ -219,7 +219,7 @@ def test_values_of_the_parameters(generation):
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_json_round_trip(generation):
-    config = detect_config(shapes_of(generation), head_size_divisor=2, context_length=77)
+    config = detect_config(shapes_of(generation), ModelOptions(head_size_divisor=2, context_length=77))
     text = json.dumps(config.to_dict() | {"a_later_field": [1, 2]})
     assert RWKVConfig.from_dict(json.loads(text)) == config
 
@@ -231,7 +231,7 @@ def test_json_defaults_and_errors():
     with pytest.raises(UserError, match="lacks vocab_size, hidden_size;"):
         RWKVConfig.from_dict({key: value for key, value in data.items() if key not in ("vocab_size", "hidden_size")})
     with pytest.raises(UserError, match="Unknown RWKV generation '6'; this version knows 4, 5.0, 5.1, 5.2"):
-        model_module(RWKVConfig.from_dict(data | {"generation": "6"}))
+        generation_of(RWKVConfig.from_dict(data | {"generation": "6"}))
 
 
 @pytest.mark.parametrize(
@@ -266,3 +266,14 @@ def test_fields_of_a_generations_own():
     assert RWKVConfig.from_dict(json.loads(json.dumps(data))) == ranked != config
     assert RWKVConfig.from_dict(config.to_dict() | {"decay_rank": 64}) == config
     assert len({config, ranked, RWKVConfig.from_dict(data)}) == 2
+
+
+def test_chat_defaults():
+    """A template and mlc_chat's category by generation and kind of tokenizer; nothing for a kind that is not known."""
+    templates = {(g, kind): GENERATIONS[g].template(kind) for g in ("4", "5.0", "5.2") for kind in ("world", "pile")}
+    assert {name for (_, kind), name in templates.items() if kind == "world"} == {"rwkv_world"}
+    assert templates["4", "pile"] == "rwkv_raven" and templates["5.0", "pile"] == templates["5.2", "pile"] == "plain"
+    assert [GENERATIONS["4"].category(kind) for kind in ("world", "pile")] == ["rwkv_world", "rwkv"]
+    assert {GENERATIONS[g].category("world") for g in ("5.0", "5.1", "5.2")} == {"rwkv5"}
+    with pytest.raises(KeyError):
+        GENERATIONS["5.2"].template("other")

@@ -4,15 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from support.paths import GOLDEN
-from support.synthetic import synthetic_checkpoint
 
-from rwkv_mlc.config import GENERATIONS
-from rwkv_mlc.models import ModelOptions, resolve
-from rwkv_mlc.models.values import values
+from rwkv_mlc.models import GENERATIONS, ModelOptions, generation_of, resolve
 from rwkv_mlc.reference import forward, initial_state, load, rwkv4, rwkv5
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+from support.paths import GOLDEN
+from support.synthetic import synthetic_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 97, 48)
 
@@ -216,7 +214,7 @@ def test_transposed_or_swapped_state_shows(model):
     assert relative(forward(config, parameters, TOKENS[20:], wrong)[0], expected) > 1e-2
 
 
-@pytest.mark.parametrize("generation", GENERATIONS[1:])
+@pytest.mark.parametrize("generation", list(GENERATIONS)[1:])
 def test_head_size_divisor_matters(generation):
     config, parameters = load(in_memory(synthetic_checkpoint(generation)))
     other = dataclasses.replace(config, head_size_divisor=1)
@@ -229,7 +227,7 @@ def test_trace_sees_every_value_and_changes_none(model):
     found = {}
     traced, _ = forward(config, parameters, TOKENS, trace=lambda name, value: found.setdefault(name, value))
     assert np.array_equal(traced, forward(config, parameters, TOKENS)[0])
-    assert sorted(found) == sorted(name for name in values(config) if ".state." not in name)
+    assert sorted(found) == sorted(name for name in generation_of(config).values(config) if ".state." not in name)
     assert {len(value) for value in found.values()} == {len(TOKENS)}
 
 
@@ -237,7 +235,7 @@ def test_what_a_trace_returns_goes_on(model):
     """Every value matters to the logits, and rounding all of them to float16 costs what float16 must."""
     config, parameters = model
     expected, _ = forward(config, parameters, TOKENS)
-    for changed in values(config):
+    for changed in generation_of(config).values(config):
         if ".state." not in changed:
             logits, _ = forward(config, parameters, TOKENS, trace=lambda n, x: np.roll(x, 1, -1) if n == changed else x)
             assert relative(logits, expected) > 1e-3, changed

@@ -16,7 +16,7 @@ from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine.runner import Runner, State
-from rwkv_mlc.graph.module import build_module
+from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import Scheme, get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
@@ -30,7 +30,7 @@ def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:
 def compile_library(config: RWKVConfig, scheme: Scheme, target: CompileTarget, folder: Path) -> Path:
     """The library in ``folder``, compiled where no process of this test run has done so yet."""
     key = repr((config, scheme, target)).encode()
-    path = folder / f"{config.model_type}-{scheme.name}-{hashlib.sha256(key).hexdigest()[:12]}.so"
+    path = folder / f"rwkv{config.generation}-{scheme.name}-{hashlib.sha256(key).hexdigest()[:12]}.so"
     with FileLock(f"{path}.lock"):
         if not path.exists():
             export_library(compile_module(build_module(config, scheme, target), target), target, path)

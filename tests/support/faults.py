@@ -68,8 +68,8 @@ def on_each(kernel: str, old: str, new: str) -> dict[str, Edit]:
     return {target: Edit(f"tir_kernels.{device}.{kernel}", old, new) for target, device in zip(TARGETS, ("cpu", "gpu"))}
 
 
-LN0 = 'x = ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))'
-CHANNEL_MIXING = "x = channel_mixing(ops, block, state, layer, x)"
+LN0 = 'ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))'
+CHANNEL_MIXING = "x = self.channel_mixing(config, ops, block, x)"
 ROW_BLOCKS = "    return _in_blocks(array, rows).transpose(0, 2, 1)"
 """Of ``quantization.layouts._row_blocks``, in which both fields and scales of a matrix are laid out for CPUs."""
 
@@ -81,7 +81,11 @@ def _in_every_generation(generation: str) -> list[Fault]:
             "ln0 twice at decode",
             generation,
             "q0f32",
-            everywhere(block, LN0, f'{LN0}\n    if ops.phase == "decode":\n        {LN0}'),
+            everywhere(
+                block,
+                f"return {LN0}",
+                f'x = {LN0}\n        if ops.phase == "decode":\n            x = {LN0}\n        return x',
+            ),
             first="decode.0/blocks.0.ln0",
             role="blocks.0.ln0",
             hint="ln0 may be applied twice",
@@ -93,7 +97,7 @@ def _in_every_generation(generation: str) -> list[Fault]:
             everywhere(
                 block,
                 CHANNEL_MIXING,
-                f"{CHANNEL_MIXING}\n        from faults import halved\n        x = halved(ops, x)",
+                f"{CHANNEL_MIXING}\n            from support.faults import halved\n            x = halved(ops, x)",
             ),
             first="prefill/blocks.0.ffn.residual",
             role="blocks.0.ffn.residual",
@@ -226,7 +230,7 @@ FAULTS = [
         "decay without its exp",
         "4",
         "q0f32",
-        everywhere("rwkv_mlc.models.rwkv4", "transform=lambda w: -np.exp(w)", "transform=lambda w: w", False),
+        everywhere("rwkv_mlc.models.rwkv4", "lambda w: -np.exp(w)", "lambda w: w", False),
         first="prefill/blocks.0.att.gated",
         role="blocks.0.att.wkv",
         hint="agrees for the first two tokens only: the decay",
@@ -317,7 +321,7 @@ FAULTS = [
         "decay without its second exp",
         "5.2",
         "q0f32",
-        everywhere("rwkv_mlc.models.rwkv5", "np.exp(-np.exp(per_channel(w)))", "-np.exp(per_channel(w))", False),
+        everywhere("rwkv_mlc.models.rwkv5", "np.exp(-np.exp(by_channel(w)))", "-np.exp(by_channel(w))", False),
         first="prefill/blocks.0.att.wkv",
         role="blocks.0.att.wkv",
         hint="agrees for the first two tokens only: the decay",
@@ -376,9 +380,13 @@ def _changed(edit: Edit) -> list[tuple[FunctionType, object]]:
 
 
 def _functions(module: ModuleType) -> dict[str, FunctionType]:
-    """Those that the module defines, behind their caches."""
+    """Those that the module and its classes define, without their caches."""
     found = {name: inspect.unwrap(value) for name, value in vars(module).items() if callable(value)}
-    return {n: f for n, f in found.items() if inspect.isfunction(f) and f.__module__ == module.__name__}
+    own = {name: value for name, value in found.items() if getattr(value, "__module__", None) == module.__name__}
+    for name, kind in list(own.items()):
+        if inspect.isclass(kind):
+            own |= {f"{name}.{method}": value for method, value in vars(kind).items()}
+    return {name: value for name, value in own.items() if inspect.isfunction(value)}
 
 
 def forget_kernels() -> None:

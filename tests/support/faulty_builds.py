@@ -19,7 +19,7 @@ from rwkv_mlc.debug.weights import StoredWeights
 from rwkv_mlc.engine import runner
 from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.runner import Runner
-from rwkv_mlc.graph import module as graph
+from rwkv_mlc.interfaces import native
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint
@@ -88,6 +88,6 @@ def functions_of(target: str, decodes: bool) -> Iterator[None]:
     """Libraries have what the dumps need."""
     names = ("prefill", *([SINGLE[target]] if decodes else []))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "PHASES", {name: graph.PHASES[name] for name in names})
+        patch.setattr(native, "FUNCTIONS", {name: native.FUNCTIONS[name] for name in names})
         patch.setattr(runner, "FUNCTIONS", names)
         yield

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
+
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.weights import open_checkpoint
 from support.aarch64 import TARGET, Machine, RemoteRunner
 from support.accuracy import BOUND, TOKENS, held_out, trained_like_weights
 from support.compiled import Model
 from support.cpu_products import CALLS, FORMS, GROUP_FORMS, check
 from support.kernel_build import error
 from support.paths import DEMO
-
-from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.weights import open_checkpoint
 from tir_kernels.cpu.gemm import gemm
 from tir_kernels.cpu.gemv import gemv
 from tir_kernels.cpu.quantize_activation import quantize_activation

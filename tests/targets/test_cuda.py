@@ -10,10 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.accuracy import DEMO_MODELS, PROMPTS, trained_like_weights
-from support.breakdown import check_parts
-from support.cuda_device import CpuCompiler
-from support.paths import DEMOS, ROOT
 
 from rwkv_mlc.bench import limits
 from rwkv_mlc.cli.main import main
@@ -21,6 +17,10 @@ from rwkv_mlc.compiler import cuda
 from rwkv_mlc.compiler.cuda import find_compiler
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.graph.ops import gpu as ops
+from support.accuracy import DEMO_MODELS, PROMPTS, trained_like_weights
+from support.breakdown import check_parts
+from support.cuda_device import CpuCompiler
+from support.paths import DEMOS, ROOT
 
 TARGET = "cuda -arch=sm_80"
 TOKENS = np.random.default_rng(0).integers(0, 97, 12).tolist()

@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
+
 from support.cuda_device import CudaOnCpu
 from support.cuda_program import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, Program
 

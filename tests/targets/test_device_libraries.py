@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tvm
 from filelock import FileLock
-from support.aarch64 import RemoteRunner
 from tvm import relax, tirx
 
 from rwkv_mlc import Engine
@@ -33,6 +32,7 @@ from rwkv_mlc.machine.cpu_features import host_architecture
 from rwkv_mlc.verification.checks import run_checks
 from rwkv_mlc.verification.fatbin import Resources, read_fatbin, read_resources
 from rwkv_mlc.verification.library import Library
+from support.aarch64 import RemoteRunner
 from tir_kernels.cpu.wkv5 import wkv5 as wkv5_on_cpu
 from tir_kernels.gpu.wkv4 import wkv4
 from tir_kernels.gpu.wkv5 import wkv5

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import tvm
-from support.compiled import in_memory
-from support.synthetic import synthetic_checkpoint
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -16,11 +14,14 @@ from rwkv_mlc.compiler.link import check_tools, export_library
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.graph.module import PHASES, build_module
+from rwkv_mlc.interfaces.module import build_module
+from rwkv_mlc.interfaces.native import FUNCTIONS
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.verification.checks import run_checks
 from rwkv_mlc.verification.library import Library
+from support.compiled import in_memory
+from support.synthetic import synthetic_checkpoint
 
 GENERATIONS = ("4", "5.0", "5.1", "5.2")
 SCHEMES = ("q0f16", "q4f16_1", "q8f16_1")
@@ -80,5 +81,5 @@ def test_every_generation_and_scheme(name, tmp_path: Path):
     library = Library.open(path)
     (executable,) = (module.data for module in library.modules if module.kind == "relax.VMExecutable")
     for prefix in modules:
-        assert all(f"{prefix}_{phase}".encode() in executable for phase in PHASES)
+        assert all(f"{prefix}_{phase}".encode() in executable for phase in FUNCTIONS)
     assert [outcome for outcome in run_checks(library) if outcome.status == "failed"] == []

@@ -8,21 +8,20 @@ import json
 import numpy as np
 import pytest
 import tvm_ffi
+from tvm import relax, tirx
+
+from rwkv_mlc.compiler.pipeline import compile_module
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.interfaces.module import build_module
+from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve
+from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.tokenizer import load_tokenizer
+from rwkv_mlc.weights import open_checkpoint
 from support.accuracy import DEMO_MODELS, PROMPTS, greedy, trained_like_weights
 from support.compiled import Model, in_memory
 from support.kernel_build import error
 from support.paths import DEMOS
 from support.synthetic import synthetic_checkpoint
-from tvm import relax, tirx
-
-from rwkv_mlc.compiler.pipeline import compile_module
-from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.config import GENERATIONS
-from rwkv_mlc.graph.module import build_module
-from rwkv_mlc.models import ModelOptions, resolve
-from rwkv_mlc.quantization.schemes import get_scheme
-from rwkv_mlc.tokenizer import load_tokenizer
-from rwkv_mlc.weights import open_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 97, 70).tolist()
 FULL, HALF = 2e-5, 2e-3  # of the largest logit, with activations of float32 and of float16

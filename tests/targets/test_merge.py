@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from support.compiled import Model, in_memory
-from support.synthetic import synthetic_checkpoint
 from tvm import relax
 
 from rwkv_mlc.compiler.passes.merge import merge_kernels
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.config import RWKVConfig
-from rwkv_mlc.graph.module import build_module
+from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint
+from support.compiled import Model, in_memory
+from support.synthetic import synthetic_checkpoint
 
 LAYERS = 3
 GENERATIONS = {

@@ -11,6 +11,14 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from tvm import te, tirx, topi
+from tvm.s_tir import dlight
+from tvm.script.ir_builder import tirx as T
+
+from rwkv_mlc.compiler.spirv import narrowing
+from rwkv_mlc.compiler.spirv.arithmetic import BINARY
+from rwkv_mlc.compiler.spirv.words import Capability
+from rwkv_mlc.compiler.targets import resolve_target
 from support.shaders import (
     BLOCK,
     capabilities,
@@ -24,14 +32,6 @@ from support.shaders import (
     uses_int64,
 )
 from support.vulkan_kernels import vulkan_device
-from tvm import te, tirx, topi
-from tvm.s_tir import dlight
-from tvm.script.ir_builder import tirx as T
-
-from rwkv_mlc.compiler.spirv import narrowing
-from rwkv_mlc.compiler.spirv.arithmetic import BINARY
-from rwkv_mlc.compiler.spirv.words import Capability
-from rwkv_mlc.compiler.targets import resolve_target
 from tir_kernels.builder import arg, prim_func
 from tir_kernels.gpu.threads import registers
 

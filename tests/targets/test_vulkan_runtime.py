@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm_ffi
-from support.vulkan_kernels import Kernel, load, module_bytes, pointers, vulkan_device
 
 from rwkv_mlc.engine import vulkan
 from rwkv_mlc.engine.tvm_runtime import duplicate, empty, lend, tensor, to_numpy
 from rwkv_mlc.errors import UserError
+from support.vulkan_kernels import Kernel, load, module_bytes, pointers, vulkan_device
 
 ROOT = Path(__file__).parents[2]
 DTYPES = ["float64", "float32", "float16", "int64", "int32", "uint32", "int16", "int8", "uint8", "bool"]

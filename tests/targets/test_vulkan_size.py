@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from support.kernel_build import error
-from support.vulkan_kernels import vulkan_device
-
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
+from support.kernel_build import error
+from support.vulkan_kernels import vulkan_device
 
 TOKENS = [11, 60000, 4097, 33]
 PRESET = "rwkv-5-world-0.1b"

@@ -12,11 +12,11 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from support.synthetic import synthetic_checkpoint
 
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.pth import read_pth
+from support.synthetic import synthetic_checkpoint
 
 torch = pytest.importorskip("torch")
 

@@ -22,8 +22,8 @@ LAYOUTS = {  # scheme: bits, group, type of scale and arithmetic
 SHAPES = [(3, 64), (5, 77), (2, 40), (7, 31), (1, 1), (4, 120), (9, 97)]
 
 
-def linear(shape: tuple[int, int], role: str = "linear") -> Parameter:
-    return Parameter("model.x.weight", "x.weight", shape, role)
+def linear(shape: tuple[int, int], role: str = "matrix") -> Parameter:
+    return Parameter("model.x.weight", "x.weight", shape, role, part="x")
 
 
 def matrix(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_stored_form_is_that_of_the_twin(name, shape):
 def test_many_values_against_the_twin(name):
     weights = np.random.default_rng(1).normal(size=(40, 300)).astype(np.float32)
     words, scales, _ = twin(weights, *LAYOUTS[name])
-    form = get_scheme(name).form("linear")
+    form = get_scheme(name).form("matrix")
     q_weight, q_scale = GroupForm(form.bits, form.group, form.scale_dtype).quantize(weights)
     np.testing.assert_array_equal(q_weight, np.array(words, np.uint32))
     np.testing.assert_array_equal(q_scale, np.array(scales))
@@ -121,7 +121,7 @@ def test_stored_form_is_that_of_mlc_llm(name):
     q_weight, q_scale = tvm.runtime.empty(words.shape, "uint32"), tvm.runtime.empty(scale.shape, dtype)
     library["main"](tvm.runtime.tensor(weights), q_weight, q_scale)
 
-    found = get_scheme(name).form("linear").quantize(weights.astype(np.float32))
+    found = get_scheme(name).form("matrix").quantize(weights.astype(np.float32))
     np.testing.assert_array_equal(found[0], q_weight.numpy())
     np.testing.assert_array_equal(found[1], q_scale.numpy())
 
@@ -136,7 +136,7 @@ def test_bits_by_hand():
 
 def test_blocks_of_rows_do_not_show(monkeypatch):
     weights = matrix((50, 77), seed=3)
-    form = get_scheme("q4f16_0").form("linear")
+    form = get_scheme("q4f16_0").form("matrix")
     whole = form.quantize(weights)
     values = form.dequantize(*whole, weights.shape)
     monkeypatch.setattr(group, "BLOCK_ELEMENTS", 77 * 7)
@@ -169,14 +169,14 @@ def test_forms_by_role():
     assert expected.keys() == SCHEMES.keys()
     for name, forms in expected.items():
         scheme = SCHEMES[name]
-        assert tuple(map(scheme.form, ("linear", "embedding", "head"))) == forms
+        assert tuple(map(scheme.form, ("matrix", "embedding", "head"))) == forms
         assert scheme.form("vector") == single
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_vector_is_stored_exactly_whatever_its_shape(name):
     values = np.random.default_rng(4).normal(size=(2, 64)).astype(np.float32) * 1e-6
-    decay = Parameter("model.blocks.0.attention.time_decay", "blocks.0.att.time_decay", (2, 64))
+    decay = Parameter("model.blocks.0.attention.time_decay", "blocks.0.att.time_decay", (2, 64), "vector", "wkv")
     stored = get_scheme(name).quantize(decay, values)
     assert list(stored) == [decay.name] and stored[decay.name].dtype == np.float32
     np.testing.assert_array_equal(get_scheme(name).dequantize(decay, stored), values)
@@ -185,7 +185,7 @@ def test_a_vector_is_stored_exactly_whatever_its_shape(name):
 def test_float_schemes_round_to_their_type():
     weights = matrix((5, 7))
     exact, half = get_scheme("q0f32"), get_scheme("q0f16")
-    for role in ("linear", "embedding", "head"):
+    for role in ("matrix", "embedding", "head"):
         parameter = linear(weights.shape, role)
         np.testing.assert_array_equal(exact.dequantize(parameter, exact.quantize(parameter, weights)), weights)
         stored = half.quantize(parameter, weights)

@@ -26,7 +26,7 @@ from tvm import ir, s_tir, tirx
 from rwkv_mlc.compiler.cuda import compile_fatbin
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.graph.module import build_module
+from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.verification.fatbin import Resources, read_fatbin, read_resources

@@ -26,7 +26,6 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from participants import Command, LlamaBench, Participant, Settings, Worker, run
 from rwkv_cpp import write_model
-
 from rwkv_mlc.artifact import write_json
 from rwkv_mlc.artifact.disk import beside
 from rwkv_mlc.bench.speed import operations_of
@@ -34,9 +33,9 @@ from rwkv_mlc.building.steps import open_source
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.data_files import config_names
 from rwkv_mlc.engine.devices import target_of
-from rwkv_mlc.machine.cores import physical_cores
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import model_module, resolve
+from rwkv_mlc.machine.cores import physical_cores
+from rwkv_mlc.models import generation_of, resolve
 from rwkv_mlc.weights import LazyTensor
 
 STRATEGIES = {True: ("cpu fp32", "cpu bf16"), False: ("cuda fp16",)}  # of the rwkv package, on a CPU or not
@@ -185,7 +184,7 @@ def peers(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}: logits differ from those of {EXACT} by {difference:.1e} of the largest", file=sys.stderr)
     participants = [p for p in participants if p.name in found or not isinstance(p, Worker)]
     rounds = measure(participants, settings, args.rounds, lambda text: print(text, file=sys.stderr))
-    operations = operations_of(model_module(config).parameters(config))
+    operations = operations_of(generation_of(config).parameters(config))
     return {
         "model": args.model,
         "threads": args.threads,

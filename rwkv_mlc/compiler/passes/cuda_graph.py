@@ -9,14 +9,15 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-CAPTURED = "capture_cuda_graph"  # attribute of the Relax functions that are to have such a form
-PREFIX = "captured_"  # of its name
+from ...graph.marks import CAPTURED
+from ...schema import CAPTURED_PREFIX
+
 STORAGE = "relax.memory.alloc_storage"
 
 
 @tvm.transform.module_pass(opt_level=0)
 def capture_cuda_graphs(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-    """Beside every function ``f`` that carries the attribute ``CAPTURED``, add ``captured_f`` with the same parameters.
+    """Beside every function ``f`` that carries the mark ``CAPTURED``, add ``captured_f`` with the same parameters.
 
     Its first call in a virtual machine runs the kernels and records them, later calls launch the record: every call must
     bring the same tensors, with other values in them, and the result is the same tensor each time. To come after memory is
@@ -45,7 +46,7 @@ def _capture(builder: relax.BlockBuilder, name: str, function: relax.Function, n
     launch = builder.add_func(_private([*function.params, *storages], launches, function.ret_ty), f"{name}_launches")
 
     params = [relax.Var(param.name, param.ty) for param in function.params]
-    with builder.function(f"{PREFIX}{name}", params, {"relax.force_pure": True}):
+    with builder.function(f"{CAPTURED_PREFIX}{name}", params, {"relax.force_pure": True}):
         kept = builder.emit(_cached("get_cached_alloc", [allocate], number, kinds))
         args = relax.Tuple([*params, *(builder.emit(kept[i]) for i in range(len(storages)))])
         builder.emit_func_output(builder.emit(_cached("run_or_capture", [launch, args], number, function.ret_ty)))

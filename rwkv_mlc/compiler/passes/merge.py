@@ -15,7 +15,8 @@ from tvm.s_tir.stmt import SBlock, SBlockRealize
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import ForKind
 
-MERGED = "merge_kernels"  # attribute of the Relax functions whose kernels are to be merged
+from ...graph.marks import MERGED
+
 STARTS = ("norm_shift_mix_token", "layer_norm")  # kernels that begin a merged one
 
 
@@ -33,7 +34,7 @@ class KernelCall:
 
 @tvm.transform.module_pass(opt_level=0)
 def merge_kernels(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-    """Merge the kernels of the functions that carry the attribute ``MERGED``; equal ones become one."""
+    """Merge the kernels of the functions that carry the mark ``MERGED``; equal ones become one."""
     builder = relax.BlockBuilder(mod)
     for name, function in mod.functions_items():
         if isinstance(function, relax.Function) and function.attrs and MERGED in function.attrs:

@@ -5,11 +5,22 @@ call one after the other, float32 but for what matrices read on GPUs (``gpu.GPUO
 
     embedding(tokens, table)                                -> [1, T, C]
     layer_norm(x, (weight, bias))                           -> [1, T, C]
-    norm_shift_mix(x, (weight, bias), mixes, previous)      -> mixed inputs for ``linears``, new previous
-    linears(mixed, matrices, activations)                   -> one [1, T, N] a matrix
+    norm_shift_mix(x, (weight, bias), mixes, state)         -> a mixed input by target, for ``linears``
+    linears([(mixed input, matrix, activation), ...])       -> one [1, T, N] a matrix
     linear(x, matrix, gate=None, residual=None)             -> [1, T, N]
-    wkv4(r, k, v, w, u, (a, b, p))                          -> [1, T, C], new (a, b, p)
-    wkv5(r, k, v, w, u, kv)                                 -> [1, T, C], new kv
+    recurrence(inputs, states, role)                        -> [1, T, C]
     group_norm(x, (weight, bias), groups, epsilon, gate=None) -> [1, T, C]
+    halve(x)                                                -> [1, T, C]
     last_rows(x)                                            -> [1, B, C]
+
+A state is named by layer and role (``state.StateRef``); what an operation makes of it is there for the next call.
 """
+
+from __future__ import annotations
+
+from .cpu import CPUOps
+from .gpu import GPUOps
+from .kernels import KernelOps
+
+FAMILIES: dict[str, type[KernelOps]] = {"cpu": CPUOps, "gpu": GPUOps}
+"""By ``GraphTarget.family``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tir_kernels.cpu.border_slots import border_slots
@@ -18,53 +19,63 @@ from tir_kernels.cpu.list_inputs import list_inputs
 from tir_kernels.cpu.lists import AHEAD
 from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
 from tir_kernels.cpu.norm_shift_mix_token import norm_shift_mix_token
-from tir_kernels.cpu.packed import PackedGroup, Tiled, TiledFloat, TiledGroup
+from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
 from tir_kernels.cpu.quantize_activation import PLANES, quantize_activation
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
 from tir_kernels.cpu.quantize_int8 import quantize_int8
 from tir_kernels.cpu.simd import LANES
 from tir_kernels.cpu.sparse_gemv import sparse_gemv
 from tir_kernels.cpu.stream import stream
-from tir_kernels.cpu.wkv4 import wkv4, wkv4_channels
-from tir_kernels.cpu.wkv5 import wkv5
 from tir_kernels.product import Matrix
+from tir_kernels.rows import Rows
 
 from ...models import Parameter
 from ...quantization.schemes import FloatForm, GroupForm
-from ..weights import MatrixWeight, Norm, packed_form
-from .kernels import KernelOps
+from ..state import StateRef
+from ..weights import MatrixWeight, Norm, row_form
+from .kernels import KernelOps, Plane, Product
 
 
 @dataclass
 class CPUOps(KernelOps):
-    """See ``rwkv_mlc.graph.ops``. ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are
-    read at the memory's speed, ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in
-    ``prefill`` to 8 bits; the head, which reads the last tokens only, stays exact."""
+    """See ``rwkv_mlc.graph.ops``. With ``int8_activations`` the head, which reads the last tokens only, stays exact."""
 
-    int8_activations: bool = False
-    form_of = staticmethod(packed_form)
+    device = "cpu"
+    merges_kernels = True
 
     def __post_init__(self):
-        self.borders = [self.slots, self.slots]
-        self.parts = self._parts() if self.batch == 1 else None
+        self.borders = [self.state.slots, self.state.slots]
+        self.parts = self.model.generation.recurrence(self.config, self.device).parts if self.batch == 1 else None
         if self.phase == "prefill":
             shape = [self.rows]
-            args = [self.tokens, self.segment_ends, self.slots]
+            args = [self.tokens, self.segment_ends, self.state.slots]
             self.borders = self.call(border_slots(), args, [shape, shape], dtype="int32")
 
     @staticmethod
+    def form_of(parameter: Parameter, form: FloatForm | GroupForm) -> Packed | Rows:
+        """Embeddings as they are stored, matrices in tiles where inputs can be left out; fields of 3 bits fill no line."""
+        if parameter.role == "embedding":
+            return row_form(form)
+        if isinstance(form, FloatForm):
+            return (TiledFloat if parameter.sparse_input else PackedFloat)(form.dtype)
+        tiled = parameter.sparse_input and 8 % form.bits == 0
+        return (TiledGroup if tiled else PackedGroup)(form.bits, form.group, form.scale_dtype)
+
+    @staticmethod
     def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
-        """The layout of ``quantization.layouts`` in which the kernels want each of a parameter's stored tensors."""
         tensors, transposed = (2, form.transposed) if isinstance(form, GroupForm) else (1, False)
         if parameter.role in ("vector", "embedding"):
             return ("stored",) * tensors
-        packed = packed_form(parameter, form)
+        packed = CPUOps.form_of(parameter, form)
         if isinstance(packed, TiledGroup):
             prefix = "transposed_" if transposed else ""
             return f"{prefix}lines_{form.bits}", f"{prefix}line_scales_{form.bits}"
         if isinstance(packed, TiledFloat) and form.dtype == "float16":
             return ("lines_16",)
         return ("column_blocks" if transposed else "row_blocks",) * tensors
+
+    def matrix_dtype(self, *names: str) -> str:
+        return "float32"
 
     def emit_probes(self) -> None:
         self.add_memory_probes(stream(), fill())
@@ -77,60 +88,49 @@ class CPUOps(KernelOps):
         kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon)
         return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name])[0]
 
-    def norm_shift_mix(self, x, norm: Norm, mixes: dict, previous):
+    def norm_shift_mix(self, x, norm: Norm, mixes: dict, state: StateRef) -> dict[str, Plane]:
         channels, epsilon = self.config.hidden_size, self.config.layer_norm_epsilon
         if self.parts:
-            kernel, borders = norm_shift_mix_token(channels, len(mixes), epsilon, self.parts), [self.slots]
+            kernel, borders = norm_shift_mix_token(channels, len(mixes), epsilon, self.parts), [self.state.slots]
         else:
             kernel, borders = norm_shift_mix(channels, len(mixes), epsilon), self.borders
-        args = [x, norm.weight, norm.bias, *mixes.values(), previous, *borders]
+        inputs = [x, norm.weight, norm.bias, *mixes.values()]
         shape, names = [len(mixes), self.rows, channels], self.mixed_names(norm.name, mixes)
-        (last,), (mixed,) = self.update(kernel, args, [3 + len(mixes)], [shape], [names])
-        return mixed, last
+        (mixed,) = self.update(kernel, inputs, [state], borders, [shape], [names])
+        return {target: Plane(mixed, i) for i, target in enumerate(mixes)}
 
-    def linears(self, x, matrices: list[MatrixWeight], activations: list[str | None], gate=None, residual=None):
-        form, columns = matrices[0].form, matrices[0].shape[1]
-        outputs = tuple(Matrix(m.shape[0], activation) for m, activation in zip(matrices, activations))
-        rows, inputs = x.ty.shape[1], [x]
-        fused = {"gated": gate is not None, "residual": residual is not None}
+    def linears(self, products: Sequence[Product], gate=None, residual=None):
+        x, form, columns = products[0][0].tensor, products[0][1].form, products[0][1].shape[1]
+        outputs = tuple(Matrix(m.shape[0], activation) for _, m, activation in products)
+        rows = x.ty.shape[1]
+        inputs, given = [x], {"gated": gate is not None, "residual": residual is not None}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, PackedGroup) else None
             if integer_dot:
                 inputs = self._quantize(x, columns, form)
             own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
-            kernel = gemv(outputs, columns, form, integer_dot, **fused, parts=self.parts if own else None)
+            kernel = gemv(outputs, columns, form, integer_dot, **given, parts=self.parts if own else None)
         elif self.int8_activations:
             inputs = self._quantize_int8(x, columns, form)
-            kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, **fused)
+            kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, **given)
         else:
-            kernel = gemm(outputs, columns, form, self.target.gemm_tile, **fused)
-        args = [*inputs, *(tensor for m in matrices for tensor in m.tensors)]
+            kernel = gemm(outputs, columns, form, self.target.gemm_tile, **given)
+        args = [*inputs, *(tensor for _, m, _ in products for tensor in m.tensors)]
         args += [extra for extra in (gate, residual) if extra is not None]
-        names = self.product_names([m.name for m in matrices], activations, **fused)
+        names = self.product_names(products, gate is not None, residual is not None)
         return self.call(kernel, args, [[1, rows, m.rows] for m in outputs], names)
 
     def linear(self, x, matrix: MatrixWeight, gate=None, residual=None):
+        product = (Plane(x, 0), matrix, None)
         if self.phase == "prefill" or not isinstance(matrix.form, Tiled):
-            return self.linears(x, [matrix], [None], gate, residual)[0]
+            return self.linears([product], gate, residual)[0]
         (outputs, columns), form = matrix.shape, matrix.form
         integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, TiledGroup) else None
         lists = self._quantize_inputs(x, columns, form) if integer_dot else self._list_inputs(x, columns, form)
         fused = {"gated": gate is not None, "residual": residual is not None}
         kernel = sparse_gemv(outputs, columns, form, integer_dot, **fused)
         args = [*lists, *matrix.tensors, *(extra for extra in (gate, residual) if extra is not None)]
-        return self.call(kernel, args, [self._shape(outputs)], self.product_names([matrix.name], [None], **fused))[0]
-
-    def wkv4(self, r, k, v, w, u, previous):
-        kernel = wkv4(self.config.hidden_size, self.phase, in_place=True)
-        args = [r, k, v, w, u, *previous, *self._sequences()]
-        updated, (out,) = self.update(kernel, args, [5, 6, 7], [r.ty.shape], [self.beside(k, "gated")])
-        return out, updated
-
-    def wkv5(self, r, k, v, w, u, previous):
-        kernel = wkv5(self.config.num_heads, self.config.head_size, self.phase, in_place=True)
-        args = [r, k, v, w, u, previous, *self._sequences()]
-        (updated,), (out,) = self.update(kernel, args, [5], [r.ty.shape], [self.beside(k, "wkv")])
-        return out, updated
+        return self.call(kernel, args, [self._shape(outputs)], self.product_names([product], **fused))[0]
 
     def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
         kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gated=gate is not None)
@@ -173,13 +173,6 @@ class CPUOps(KernelOps):
         groups = form.groups(columns)
         shapes = [[inputs, rows, groups * form.words * len(form.quads)], *[[inputs, rows, groups]] * 2]
         return self.call(quantize_int8(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
-
-    def _parts(self) -> int:
-        """Equal parts of the channels that wkv works on in parallel for one sequence."""
-        return self.config.num_heads or self.config.hidden_size // wkv4_channels(self.config.hidden_size)
-
-    def _sequences(self):
-        return [self.slots] if self.phase == "decode" else [self.segment_ends, self.slots]
 
     def _shape(self, channels: int):
         return [1, self.rows, channels]

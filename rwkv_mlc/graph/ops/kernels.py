@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tvm import relax, tirx
 
-from ...compiler.targets import CompileTarget
 from ...config import RWKVConfig
+from ...models.generation import Device
+from ...schema import FunctionSpec, KernelValues, TensorSpec
+from ..state import StateAccess, StateRef
+from ..target import GraphTarget
+from ..weights import MatrixWeight
+
+if TYPE_CHECKING:
+    from ..model import GraphModel
 
 Names = str | tuple[str, ...] | None
 """Of one output: its name, one for every plane of its first axis, or none where it is of no interest by itself."""
@@ -19,28 +26,48 @@ HALVES = {"ln1": "att", "ln2": "ffn"}
 ACTIVATED = {None: "{}", "squared_relu": "k_squared", "sigmoid": "{}_sigmoid", "silu": "{}_silu"}
 
 
-@dataclass(frozen=True)
-class ValueRecord:
-    """One kernel call: the kernel's name in the module, and the names of what it writes by the position of the argument."""
+class Plane(NamedTuple):
+    """Input ``index`` of those that lie in one tensor, [inputs, T, K]."""
 
-    kernel: str
-    outputs: dict[int, Names]
+    tensor: relax.Expr
+    index: int
+
+
+Product = tuple[Plane, MatrixWeight, str | None]
+"""What a matrix reads, the matrix, and what is applied to each output, a key of ``ACTIVATED``."""
 
 
 @dataclass
 class KernelOps(ABC):
     """Base of the families whose operations are kernels. Values are named by place and role, ``blocks.0.att.key``, in every
-    generation and family alike; ``values`` lists them call by call, in the order in which they run."""
+    generation and family alike; ``values`` lists them call by call, in the order in which they run.
+
+    ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are read at the memory's speed,
+    ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in ``prefill`` to 8 bits."""
+
+    device: ClassVar[Device]  # whose kernels these are
+    merges_kernels: ClassVar[bool]  # those of ``decode`` become a few: compiler.passes.merge
+    form_of: ClassVar[Callable]  # of a parameter and its stored form: how kernels read it
+    layout_of: ClassVar[Callable]  # the same: the layouts of ``quantization.layouts`` in which they want its tensors
 
     builder: relax.BlockBuilder
-    config: RWKVConfig
-    target: CompileTarget
+    model: GraphModel
     phase: Literal["prefill", "decode"]
     tokens: relax.Expr
     segment_ends: relax.Expr
-    slots: relax.Expr
-    values: list[ValueRecord] = field(default_factory=list, init=False)
+    state: StateAccess
+    int8_activations: bool = False
+    values: list[KernelValues] = field(default_factory=list, init=False)
     names: dict[relax.Expr, Names] = field(default_factory=dict, init=False)
+    probes: dict[str, FunctionSpec] = field(default_factory=dict, init=False)
+
+    @property
+    def config(self) -> RWKVConfig:
+        return self.model.config
+
+    @property
+    def target(self) -> GraphTarget:
+        return self.model.target
 
     @property
     def rows(self) -> tirx.PrimExpr:
@@ -49,6 +76,22 @@ class KernelOps(ABC):
     @property
     def batch(self) -> tirx.PrimExpr:
         return self.segment_ends.ty.shape[0]
+
+    @property
+    def sequences(self) -> list[relax.Expr]:
+        """What tells a kernel where the tokens of each sequence lie, and its state."""
+        ends = [self.segment_ends] if self.phase == "prefill" else []
+        return ends if self.state.slots is None else [*ends, self.state.slots]
+
+    def recurrence(self, inputs: list[relax.Expr], states: list[StateRef], role: str) -> relax.Expr:
+        """What the generation's recurrent kernel makes of ``inputs`` and ``states``, named by its role."""
+        recurrence = self.model.generation.recurrence(self.config, self.device)
+        name = f"blocks.{states[0].layer}.{role}"
+        dtype = self.matrix_dtype(name) if recurrence.feeds_matrix else "float32"
+        narrow = {} if dtype == "float32" else {"dtype": dtype}
+        kernel = recurrence.kernel(phase=self.phase, in_place=self.state.in_place, **narrow)
+        (out,) = self.update(kernel, inputs, states, self.sequences, [inputs[0].ty.shape], [name], dtype)
+        return out
 
     def call(
         self,
@@ -70,47 +113,57 @@ class KernelOps(ABC):
     def update(
         self,
         kernel: tirx.PrimFunc,
-        args: list[relax.Expr],
-        in_place: list[int],
+        inputs: list[relax.Expr],
+        states: list[StateRef],
+        sequences: list[relax.Expr],
         shapes: list[list],
         names: Sequence[Names] = (),
-        dtype: str | list[str] = "float32",
-    ) -> tuple[list[relax.Expr], list[relax.Expr]]:
-        """Emit a kernel call that updates ``args[i]`` for i in ``in_place``; returns the updated and the new tensors."""
-        dtypes = [dtype] * len(shapes) if isinstance(dtype, str) else dtype
-        new = [relax.TensorType(shape, dtype) for shape, dtype in zip(shapes, dtypes)]
-        types = [args[i].ty for i in in_place] + new
+        dtype: str = "float32",
+    ) -> list[relax.Expr]:
+        """Emit a kernel call that takes (inputs, states, sequences) and updates the states; returns its new outputs."""
+        tensors = self.state.read(states)
+        args = [*inputs, *tensors, *sequences]
+        kept, new = [tensor.ty for tensor in tensors], [relax.TensorType(shape, dtype) for shape in shapes]
         name = self.builder.add_func(kernel, kernel.attrs["kernel"])
-        indices = [*in_place, *([-1] * len(shapes))]
-        call = self.builder.emit(relax.op.call_tir_inplace(name, args, indices, types))
-        results = [self.builder.emit(call[i]) for i in range(len(types))]
-        updated, created = results[: len(in_place)], results[len(in_place) :]
+        if self.state.in_place:
+            first = len(inputs)
+            indices = [*range(first, first + len(states)), *([-1] * len(shapes))]
+            call = self.builder.emit(relax.op.call_tir_inplace(name, args, indices, [*kept, *new]))
+            results = [self.builder.emit(call[i]) for i in range(len(kept) + len(new))]
+            updated, created = results[: len(states)], results[len(states) :]
+        else:
+            call = self.builder.emit(relax.call_tir(name, args, [*new, *kept]))
+            results = [self.builder.emit(call[i]) for i in range(len(kept) + len(new))]
+            created, updated = results[: len(shapes)], results[len(shapes) :]
+        self.state.write(states, updated)
         self._record(name, len(args), created, names)
-        return updated, created
+        return created
 
     def beside(self, value: relax.Expr, role: str) -> str:
         """The name of another role of the half block that ``value`` belongs to."""
         return f"{self.names[value].rpartition('.')[0]}.{role}"
 
     def mixed_names(self, norm: str, targets: Sequence[str]) -> tuple[str, ...]:
-        """Of the mixed inputs behind the norm ``blocks.0.ln1``."""
+        """Of the mixed inputs after the norm ``blocks.0.ln1``."""
         block, _, kind = norm.rpartition(".")
         return tuple(f"{block}.{HALVES[kind]}.mixed_{target}" for target in targets)
 
-    def product_names(
-        self, matrices: Sequence[str], activations: Sequence[str | None], gated: bool = False, residual: bool = False
-    ) -> list[str]:
+    def product_names(self, products: Sequence[Product], gated: bool = False, residual: bool = False) -> list[str]:
         """Of the products of matrices such as ``blocks.0.att.key``, by what is fused with them."""
 
         def of(matrix: str, activation: str | None) -> str:
-            half, _, role = matrix.rpartition(".")
-            if not half:
+            half_block, _, role = matrix.rpartition(".")
+            if not half_block:
                 return "logits"
             if residual or gated:
-                return f"{half}.{'residual' if residual else 'gated'}"
-            return f"{half}.{ACTIVATED[activation].format(role)}"
+                return f"{half_block}.{'residual' if residual else 'gated'}"
+            return f"{half_block}.{ACTIVATED[activation].format(role)}"
 
-        return [of(matrix, activation) for matrix, activation in zip(matrices, activations)]
+        return [of(matrix.name, activation) for _, matrix, activation in products]
+
+    @abstractmethod
+    def matrix_dtype(self, *names: str) -> str:
+        """The dtype of values of these names that matrices read."""
 
     @abstractmethod
     def emit_probes(self) -> None:
@@ -140,9 +193,16 @@ class KernelOps(ABC):
             else:
                 call = relax.call_tir(function, args, result)
             self.builder.emit_func_output(self.builder.emit(call))
+        arguments = tuple(_spec(name, kind) for name, kind in inputs.items())
+        self.probes[name] = FunctionSpec(arguments=arguments, result=_spec("out", result or args[0].ty))
 
     def _record(self, kernel, first: int, results: list[relax.Expr], names: Sequence[Names]) -> None:
         named = dict(zip(results, names))
         self.names.update(named)
         outputs = {first + i: name for i, name in enumerate(named.values()) if name is not None}
-        self.values.append(ValueRecord(kernel.name_hint, outputs))
+        self.values.append(KernelValues(kernel.name_hint, outputs))
+
+
+def _spec(name: str, kind: relax.TensorType) -> TensorSpec:
+    shape = tuple(int(n) if isinstance(n, tirx.IntImm) else n.name for n in kind.shape)
+    return TensorSpec(name=name, shape=shape, dtype=str(kind.dtype.dtype))

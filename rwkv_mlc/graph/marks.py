@@ -1,0 +1,6 @@
+"""Attributes of Relax functions by which a graph asks the compiler's passes for a treatment."""
+
+from __future__ import annotations
+
+MERGED = "merge_kernels"  # its kernels between two norms become one: compiler.passes.merge
+CAPTURED = "capture_cuda_graph"  # it also has a form that repeats its launches: compiler.passes.cuda_graph

@@ -1,0 +1,75 @@
+"""What a graph is made from: a model's description, a scheme and a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from tvm import relax
+
+from tir_kernels.cpu.gemm_int8 import TILES
+
+from ..config import RWKVConfig
+from ..errors import UserError
+from ..models import Generation, Parameter, generation_of
+from ..quantization.schemes import FloatForm, Scheme
+from .ops import FAMILIES
+from .ops.kernels import KernelOps
+from .state import StateRef
+from .target import GraphTarget
+from .weights import RuntimeTensor, Weights, runtime_tensors
+
+Activations = Literal["float32", "int8"]
+
+
+@dataclass(frozen=True)
+class GraphModel:
+    """``prefill_activations`` "int8" rounds what the matrices of the blocks read in prefill to 8 bits."""
+
+    config: RWKVConfig
+    scheme: Scheme
+    target: GraphTarget
+    prefill_activations: Activations = "float32"
+
+    @cached_property
+    def generation(self) -> Generation:
+        return generation_of(self.config)
+
+    @cached_property
+    def parameters(self) -> list[Parameter]:
+        return self.generation.parameters(self.config)
+
+    @property
+    def family(self) -> type[KernelOps]:
+        return FAMILIES[self.target.family]
+
+    @cached_property
+    def tensors(self) -> list[RuntimeTensor]:
+        """Every stored tensor in the order in which the compiled functions take them."""
+        return runtime_tensors(self.parameters, self.scheme, self.family.layout_of)
+
+    @cached_property
+    def states(self) -> dict[StateRef, tuple[tuple[int, ...], float]]:
+        """Shape and initial value of every state tensor, float32, in the order in which the compiled functions take them."""
+        layers, states = range(self.config.num_hidden_layers), self.generation.states(self.config)
+        return {StateRef(layer, state.role): (state.shape, state.initial) for layer in layers for state in states}
+
+    def weights(self, variables: dict[str, relax.Expr]) -> Weights:
+        """``variables`` holds one Relax variable for every one of ``tensors``, by its name."""
+        return Weights.of(self.parameters, self.scheme, variables, self.family.form_of)
+
+
+def check_activations(prefill_activations: Activations, scheme: Scheme, target: GraphTarget) -> None:
+    """Raises UserError for int8 with a scheme of floats, and on a target without the instruction that makes it faster."""
+    if prefill_activations == "float32":
+        return
+    if isinstance(scheme.matrix, FloatForm):
+        raise UserError(
+            f"--int8-prefill needs quantised weights and {scheme.name} has none; choose one such as q4f16_1."
+        )
+    if target.integer_dot not in TILES:
+        raise UserError(
+            "--int8-prefill needs a CPU with AVX-512 VNNI and the target is none; name one with --mcpu, such as "
+            "icelake-server, or leave the option out."
+        )

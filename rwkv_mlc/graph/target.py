@@ -1,0 +1,26 @@
+"""What a graph has to know of the machine it is for; ``compiler.targets`` says it of every target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphTarget:
+    """``name`` is the suffix of the library's file name, ``family`` the key of ``graph.ops.FAMILIES`` whose class writes its
+    graph. For CPUs, ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``gemm_tile`` of ``tir_kernels.cpu.gemm`` choose the kernels.
+    For GPUs, ``vector_halves`` is how many float16 a vector may hold; ``tensor_cores`` and ``launch_graphs`` say whether the
+    device has what ``tir_kernels.gpu.gemm_tensor_core`` calls and can repeat a record of launches."""
+
+    name: str
+    family: Literal["cpu", "gpu"]
+    integer_dot: str | None = None
+    gemm_tile: tuple[int, int] | None = None
+    vector_halves: int = 8
+    tensor_cores: bool = False
+    launch_graphs: bool = False
+
+    def integer_dot_for(self, bits: int) -> str | None:
+        """``integer_dot`` for weights of so many bits: Arm's sdot takes signed bytes."""
+        return "sdot_of_bytes" if self.integer_dot == "sdot" and bits == 8 else self.integer_dot

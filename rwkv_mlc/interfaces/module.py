@@ -1,0 +1,38 @@
+"""From a config, a scheme and a target to the Relax module of a library."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from ..config import RWKVConfig
+from ..graph.model import Activations, GraphModel, check_activations
+from ..graph.target import GraphTarget
+from ..quantization.schemes import Scheme
+from . import INTERFACES
+
+
+def build_module(
+    config: RWKVConfig,
+    scheme: Scheme,
+    target: GraphTarget,
+    prefill_activations: Activations = "float32",
+    interface: str = "native",
+) -> tvm.IRModule:
+    """The functions of a library: those of the interface, those of the family that measure the machine, and ``_metadata``,
+    which returns ``schema.LibraryMetadata`` as JSON.
+
+    ``prefill_activations`` "int8" rounds what the matrices of the blocks read in ``prefill``, and nowhere else, to 8 bits.
+    Raises UserError where that cannot be.
+    """
+    check_activations(prefill_activations, scheme, target)
+    builder = relax.BlockBuilder()
+    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, prefill_activations))
+    with builder.function("_metadata", []):
+        builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
+    return builder.finalize()
+
+
+def float16_values(config: RWKVConfig, scheme: Scheme, target: GraphTarget, interface: str = "native") -> set[str]:
+    """The names of the values that a library for the target keeps in float16."""
+    return INTERFACES[interface].float16_values(GraphModel(config, scheme, target))

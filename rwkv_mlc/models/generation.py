@@ -1,0 +1,173 @@
+"""The protocol through which everything else asks what a generation is: one subclass a model file."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..config import RWKVConfig
+from .parameter import Parameter, StateTensor
+from .values import Role, Value
+
+if TYPE_CHECKING:
+    from ..reference.trace import Trace
+    from ..weights.checkpoint import LazyTensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+Device = Literal["cpu", "gpu"]
+
+ReferenceForward = Callable[[RWKVConfig, Mapping[str, np.ndarray], np.ndarray, dict, "Trace"], tuple[np.ndarray, dict]]
+"""(config, parameters, embedded tokens [T, C], state by (layer, role), trace) -> logits [T, V], state."""
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The kernel that updates a generation's state. ``kernel(phase=..., in_place=...)`` makes it; it takes what the graph gives
+    for the tokens of several sequences, then the states, then where the sequences lie, and puts out [1, T, C].
+
+    ``parts`` are the iterations of its parallel loop for one sequence on a CPU, each with an equal part of the channels;
+    ``feeds_matrix`` says that a matrix reads what it puts out, so that ``kernel`` has an argument ``dtype`` on GPUs."""
+
+    kernel: Callable[..., Any]
+    parts: int
+    feeds_matrix: bool = False
+
+
+@dataclass(frozen=True)
+class PackageHooks:
+    """How the ``rwkv`` package (ChatRWKV) runs a generation: the ``environment`` that it reads when it is imported, the roles
+    of the ``states`` of a layer in its order, and the ``head_size_divisor`` that is written into it, None without heads."""
+
+    environment: Mapping[str, str]
+    states: tuple[str, ...]
+    head_size_divisor: int | None = None
+
+
+class Generation(ABC):
+    """All that is known of one generation of RWKV.
+
+    ``name`` is what ``RWKVConfig.generation`` holds ("5.2"), ``model_type`` its name in configurations ("rwkv5")."""
+
+    name: str
+    model_type: str
+
+    # From a checkpoint
+
+    @abstractmethod
+    def recognizes(self, shapes: Shapes) -> bool:
+        """Whether tensors of these shapes, under BlinkDL's names, are of this generation or a later one."""
+
+    @abstractmethod
+    def dimensions(self, shapes: Shapes) -> dict[str, Any]:
+        """The fields of ``RWKVConfig`` that only this generation's own tensors tell. Raises UserError where they contradict each
+        other."""
+
+    @abstractmethod
+    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """The tensors under the names and with the values of ``Parameter.source``, where checkpoints differ in either."""
+
+    @abstractmethod
+    def parameters(self, config: RWKVConfig) -> list[Parameter]:
+        """Every parameter in the order in which the compiled functions take them."""
+
+    @abstractmethod
+    def states(self, config: RWKVConfig) -> list[StateTensor]:
+        """The recurrent state of one layer, in the order in which the compiled functions take it."""
+
+    @property
+    @abstractmethod
+    def hugging_face_names(self) -> Sequence[tuple[str, str]]:
+        """What turns names of Hugging Face's implementations into BlinkDL's: a pattern for the name's beginning and its
+        replacement, applied one after the other."""
+
+    @abstractmethod
+    def rwkv_cpp_tensor(
+        self, name: str, shape: tuple[int, ...], hidden_size: int
+    ) -> tuple[tuple[int, ...], str | None]:
+        """BlinkDL's shape of a tensor that rwkv.cpp stores with ``shape``, and the name of what rwkv.cpp did to its values, a key
+        of ``weights.rwkv_cpp.INVERSES``, or None."""
+
+    # The graph
+
+    @abstractmethod
+    def embed(self, config: RWKVConfig, ops, weights, tokens):
+        """Token ids int32 [T] to the beginning of the residual stream, float32 [1, T, C]."""
+
+    @abstractmethod
+    def blocks(self, config: RWKVConfig, ops, weights, x):
+        """The residual stream through all layers, which read and update the state."""
+
+    @abstractmethod
+    def head(self, config: RWKVConfig, ops, weights, x):
+        """The logits float32 [1, T, V] after rows [1, T, C] of the residual stream."""
+
+    @abstractmethod
+    def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
+        """The kernel of the recurrent state for a kind of device. Loads the compiler."""
+
+    # What is said of its values
+
+    def values(self, config: RWKVConfig) -> dict[str, Value]:
+        """Every value of a call by name, in the order of execution; the states that it leaves come last."""
+        result = [
+            Value("emb", "embedding", (), parameters=("emb.weight",)),
+            Value("blocks.0.ln0", "layer norm", ("emb",), parameters=("blocks.0.ln0.weight", "blocks.0.ln0.bias")),
+        ]
+        x = "blocks.0.ln0"
+        for layer in range(config.num_hidden_layers):
+            result += [role.placed(layer, x) for role in self.block_roles(config)]
+            x = result[-1].name
+        result += [
+            Value("ln_out", "layer norm", (x,), parameters=("ln_out.weight", "ln_out.bias")),
+            Value("logits", "matrix product", ("ln_out",), parameters=("head.weight",)),
+        ]
+        for layer in range(config.num_hidden_layers):
+            result += [role.placed(layer, x) for role in self.state_roles(config)]
+        return {value.name: value for value in result}
+
+    @abstractmethod
+    def block_roles(self, config: RWKVConfig) -> list[Role]:
+        """The named values of one block in the order of execution, ``x`` being the residual stream that enters it."""
+
+    @abstractmethod
+    def state_roles(self, config: RWKVConfig) -> list[Role]:
+        """The states of one block after a call, in the order of ``states``."""
+
+    @abstractmethod
+    def mistakes(
+        self, config: RWKVConfig, role: str, beside: Callable[[str], np.ndarray | None]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """What known mistakes make of a value in the first rows of a prefill: a sentence, and rows [n, C]. ``beside`` gives the
+        right value [T, C] of a role of the same block, None where it is not known."""
+
+    # The reference and its peer
+
+    @property
+    @abstractmethod
+    def reference(self) -> ReferenceForward:
+        """The forward in numpy."""
+
+    @property
+    @abstractmethod
+    def package(self) -> PackageHooks | None:
+        """None where the ``rwkv`` package does not know the generation."""
+
+    # Chats
+
+    @abstractmethod
+    def category(self, tokenizer_kind: str) -> str:
+        """mlc_chat's ``model_category`` of a model with a tokenizer of this kind."""
+
+    @abstractmethod
+    def template(self, tokenizer_kind: str) -> str:
+        """The prompt template of ``configs/templates`` that suits the generation's chat models."""
+
+
+def kernel_module(device: Device, name: str):
+    """The module of a kernel in ``tir_kernels``, which loads the compiler."""
+    return importlib.import_module(f"tir_kernels.{device}.{name}")

@@ -1,0 +1,112 @@
+"""A generation that nobody knew, added by a model, a kernel and a reference file (``support.doubled``): everything takes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rwkv_mlc import Engine
+from rwkv_mlc.bench.breakdown import breakdown
+from rwkv_mlc.cli.main import main
+from rwkv_mlc.config import RWKVConfig
+from rwkv_mlc.engine.runner import Runner
+from rwkv_mlc.inspection import checkpoint_summary
+from rwkv_mlc.models import GENERATIONS, detect_config, generation_of, resolve
+from rwkv_mlc.weights import open_checkpoint
+from rwkv_mlc.weights.random import random_checkpoint
+from support.compiled import conditioning
+from support.doubled.model import Doubled
+from support.kernel_build import error
+from support.vulkan_kernels import vulkan_device
+
+CONFIG = RWKVConfig("5d", vocab_size=97, hidden_size=64, num_hidden_layers=2, intermediate_size=224, head_size=32)
+TOKENS = np.random.default_rng(0).integers(0, 97, 60).tolist()
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(GENERATIONS, "5d", Doubled())
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A file of random weights, with a vocabulary beside it."""
+    drawn = {name: tensor.read() for name, tensor in random_checkpoint(CONFIG, "doubled").tensors.items()}
+    save_file(drawn, tmp_path / "doubled.safetensors")
+    lines = [f"{i} {bytes([i + 30])!r} 1\n" for i in range(1, 97)]
+    (tmp_path / "rwkv_vocab.txt").write_text("".join(lines), encoding="utf-8")
+    return open_checkpoint(str(tmp_path / "doubled.safetensors"))
+
+
+@pytest.fixture
+def artifact(checkpoint, tmp_path) -> Path:
+    command = ["build", "--model", checkpoint.source, "--artifact-path", str(tmp_path), "--target", "llvm"]
+    assert main([*command, "--quantization", "q0f32"]) == 0
+    return tmp_path / "doubled-q0f32"
+
+
+def test_detection(checkpoint):
+    config, parameters, _ = resolve(checkpoint)
+    assert config == CONFIG and generation_of(config).model_type == "rwkv5doubled"
+    assert {p.role for p in parameters if ".second." in p.name} == {"matrix"}
+    known = {name: shape for name, shape in checkpoint.shapes.items() if "second" not in name and "mix_s" not in name}
+    assert detect_config(known).generation == "5.2"
+    assert checkpoint_summary(checkpoint)["model"]["generation"] == "5d"
+
+
+@pytest.mark.parametrize("scheme, target", [("q0f32", "llvm"), ("q4f16_1", "llvm"), ("q0f32", "vulkan")])
+def test_accuracy(scheme, target, checkpoint, compiled, within):
+    """As for the generations that are there: ``models/test_accuracy.py``."""
+    runner = Runner
+    if target == "vulkan":
+        device = vulkan_device()
+        runner = lambda library, stored: Runner(library, stored, device)  # noqa: E731
+    model = compiled(checkpoint, scheme, target, runner)
+    expected, bound = model.reference(TOKENS), 3 * 7e-7 * conditioning(model, TOKENS)
+    within("score", error(model.score(TOKENS), expected), bound)
+    within("decode", error(model.decode(TOKENS), expected), bound)
+    pool = model.runner.new_state(3)
+    batched = model.runner.run("prefill", [TOKENS[:5], TOKENS[5:20]], pool, [2, 0])
+    within("prefill", error(batched[1], model.reference(TOKENS[5:20])[-1]), bound)
+
+
+def test_artifact(artifact, checkpoint):
+    config = json.loads((artifact / "params" / "mlc-chat-config.json").read_text(encoding="utf-8"))
+    assert (config["model_type"], config["model_category"]) == ("rwkv5doubled", "rwkv5")
+    engine = Engine(artifact)
+    assert (
+        engine.generate("Tom", max_tokens=4, temperature=0).tokens
+        == engine.generate("Tom", max_tokens=4, temperature=0).tokens
+    )
+    parts = breakdown(engine, lambda: engine.prefill(TOKENS[:20], engine.new_state()), 20)
+    groups = {row["group"] for row in parts["groups"]}
+    assert {"time_mixing_inputs", "wkv", "group_norm", "time_mixing_output", "head"} <= groups
+
+
+def test_debug(artifact, checkpoint, tmp_path, capsys):
+    """The library agrees with its checkpoint; a second gate that is off in the checkpoint is named."""
+    command = ["debug", str(artifact), "--against"]
+    assert main([*command, checkpoint.source]) == 0
+    assert "A and B agree" in capsys.readouterr().out
+    changed = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
+    changed["blocks.1.att.second.weight"] *= 2
+    (tmp_path / "changed").mkdir()
+    save_file(changed, tmp_path / "changed" / "doubled.safetensors")
+    assert main([*command, str(tmp_path / "changed" / "doubled.safetensors")]) == 1
+    found = capsys.readouterr().out
+    assert "The inputs of prefill/blocks.1.att.second_silu agree" in found
+    assert "Look at this op: SiLU" in found or "Look at this op: matrix product" in found
+
+
+def test_dumps(artifact, checkpoint, tmp_path, capsys):
+    """Of the library, of the reference on the same weights, and none of a package that does not know it."""
+    assert main(["dump", str(artifact), "--out", str(tmp_path / "a")]) == 0
+    assert main(["dump", checkpoint.source, "--reference", "--out", str(tmp_path / "b")]) == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    pytest.importorskip("rwkv")
+    assert main(["dump", checkpoint.source, "--with", "rwkv"]) == 2
+    assert "The rwkv package does not know RWKV-5d" in capsys.readouterr().err
