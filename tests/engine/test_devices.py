@@ -25,8 +25,9 @@ from rwkv_mlc.engine.devices import choose_device, open_device, target_of
 from rwkv_mlc.engine.parameters import load_parameters
 from rwkv_mlc.engine.runner import FUNCTIONS, Runner
 from rwkv_mlc.engine.tvm_runtime import CPU, to_numpy
+from rwkv_mlc.interfaces import INTERFACES
 from rwkv_mlc.quantization.layouts import LAYOUTS
-from rwkv_mlc.schema import LibraryMetadata, ParameterSpec, StateSpec, native_functions
+from rwkv_mlc.schema import LibraryMetadata, ParameterSpec, StateSpec
 from support.vulkan_kernels import vulkan_device
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +202,7 @@ def build_miniature(folder: Path) -> Path:
         target="vulkan",
         params=tuple(tensors),
         states=STATES,
-        functions=native_functions(CONFIG),
+        functions=INTERFACES["native"].functions(CONFIG),
     )
     with builder.function("_metadata", []):
         builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
