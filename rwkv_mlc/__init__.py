@@ -1,7 +1,8 @@
 """RWKV language models, compiled ahead of time for the device they run on.
 
-from rwkv_mlc import Engine
+from rwkv_mlc import Engine, build
 
+build("configs/demo/rwkv-5-village")
 engine = Engine("dist/rwkv-5-village-q4f16_1")
 for text in engine.stream("Once upon a time", temperature=0):
     print(text, end="")
@@ -12,15 +13,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Chat", "Engine", "SamplingParams", "UserError"]
+__all__ = ["BuildOptions", "Chat", "Engine", "SamplingParams", "UserError", "build"]
 
 if TYPE_CHECKING:
+    from .building import BuildOptions, build
     from .engine.chat import Chat
     from .engine.engine import Engine
     from .engine.sampler import SamplingParams
     from .errors import UserError
 
-_HOMES = {"Chat": "engine.chat", "Engine": "engine.engine", "SamplingParams": "engine.sampler", "UserError": "errors"}
+_HOMES = {
+    "BuildOptions": "building",
+    "Chat": "engine.chat",
+    "Engine": "engine.engine",
+    "SamplingParams": "engine.sampler",
+    "UserError": "errors",
+    "build": "building",
+}
 
 
 def __getattr__(name: str):

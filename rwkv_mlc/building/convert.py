@@ -12,16 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifact.shards import ShardWriter
+from ..artifact import PARAMS, BuildRecord
+from ..artifact.shards import ShardWriter, read_index, verify
 from ..config import RWKVConfig
+from ..errors import UserError
 from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint
 from ..weights.parameters import read_parameter
+from .source import Source
 
 MEMORY_BUDGET = 1 << 30
 
 Stored = dict[str, np.ndarray]
+Progress = Callable[[int, int, str, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,32 @@ class Conversion:
     parameters: int
 
 
+def matching_parameters(folder: Path, source: Source, scheme: Scheme) -> bool:
+    """Whether an artifact in ``folder`` already holds this checkpoint's parameters in this scheme, undamaged."""
+    try:
+        record = BuildRecord.read(folder)
+        verify(folder / PARAMS, read_index(folder / PARAMS))
+    except UserError:
+        return False
+    return record.params_match(source.sha256, source.config, scheme)
+
+
+def write_parameters(
+    source: Source, scheme: Scheme, name: str, folder: Path, progress: Progress | None = None
+) -> Conversion:
+    """Write the shards and a build record into ``folder``. Raises UserError for a NaN or infinite weight."""
+    conversion = convert_weights(source.checkpoint, scheme, folder / PARAMS, source.options, progress=progress)
+    BuildRecord.of(name, source.checkpoint, source.sha256, source.config, scheme).write(folder)
+    return conversion
+
+
 def convert_weights(
     checkpoint: Checkpoint,
     scheme: Scheme,
     params_dir: Path,
     options: ModelOptions = ModelOptions(),
     *,
-    progress: Callable[[int, int, str, int], None] | None = None,
+    progress: Progress | None = None,
     threads: int | None = None,
 ) -> Conversion:
     """Quantise every parameter of a checkpoint and write the shards and their index into ``params_dir``.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .. import reference
 from ..config import RWKVConfig
+from ..data_files import ROOT
 from ..errors import UserError
 from ..models import generation_of
+from ..tokenizer import load_tokenizer
 
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 MARGIN = 4.0  # how much further another text may reach
@@ -42,6 +46,16 @@ class WideValue:
     @property
     def overflows(self) -> bool:
         return self.largest > LARGEST_FLOAT16
+
+
+def calibration_tokens(vocabulary: list[Path], vocab_size: int) -> list[int]:
+    """The lines of ``configs/calibration.txt`` as far as the vocabulary has their characters; some tokens of it where it has
+    none of them."""
+    tokenizer, tokens = load_tokenizer(vocabulary), []
+    for line in (ROOT / "calibration.txt").read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(UserError):
+            tokens += tokenizer.encode(line)
+    return tokens or list(range(min(64, vocab_size)))
 
 
 def wide_values(

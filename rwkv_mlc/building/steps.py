@@ -1,231 +1,186 @@
-"""Checkpoint in, artifact out: the steps of ``build``, each also a command of its own.
+"""``build`` and its three parts, each with what it checks, reuses and stages.
 
-Every step writes into a folder that ``artifact.staging`` gives, so that an artifact changes as a whole or not at all.
+Every one writes into a folder that ``artifact.staging`` gives, so that an artifact changes as a whole or not at all.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from .. import reference
-from ..artifact import (
-    CHAT_CONFIG,
-    PARAMS,
-    Artifact,
-    BuildRecord,
-    LibraryRecord,
-    add_library,
-    chat_config,
-    library_name,
-    package_versions,
-    write_json,
-)
-from ..artifact.names import BUILD_RECORD, CONFIG_FILES, OBJECTS, system_lib_prefix
-from ..artifact.shards import read_index, verify
+from ..artifact import CHAT_CONFIG, PARAMS, Artifact, LibraryRecord, artifact_name
+from ..artifact.names import BUILD_RECORD, CONFIG_FILES
 from ..config import RWKVConfig
-from ..data_files import ROOT, config_names
-from ..engine.templates import Template, load_template
 from ..errors import UserError
-from ..models import ModelOptions, generation_of, resolve
-from ..quantization.schemes import Scheme
-from ..tokenizer import find_vocabulary, load_tokenizer, write_tokenizer_files
-from ..weights import open_checkpoint
-from ..weights.checkpoint import Checkpoint
-from ..weights.random import load_preset, random_checkpoint
-from .convert import Conversion, convert_weights
-from .precision import WideValue, wide_values
+from ..quantization.schemes import Scheme, get_scheme
+from . import events
+from .convert import Conversion, matching_parameters
+from .events import Observer, silent
+from .library import choose_target
+from .options import BuildOptions
+from .source import Source, find_checkpoint
+from .staged import Staged, staged
 
 if TYPE_CHECKING:
     from ..compiler.targets import CompileTarget
-    from ..graph.model import Activations
 
-PREFILL_CHUNK = 512  # tokens; activations of one call stay below 50 MB for a 7B model
+ARTIFACTS = Path("dist")
+MODELS = "models"  # the folder of checkpoints among the artifacts
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint with what was found out about it before anything is written."""
+class Built:
+    """An artifact's folder and what a build has done there: no ``conversion`` where the parameters that were there still
+    hold, no ``library`` where none was asked for."""
 
-    checkpoint: Checkpoint
-    options: ModelOptions
-    config: RWKVConfig
-    vocabulary: list[Path]
-    template: Template
-
-    @classmethod
-    def of(
-        cls,
-        checkpoint: Checkpoint,
-        options: ModelOptions = ModelOptions(),
-        tokenizer: Path | None = None,
-        template: str | None = None,
-    ) -> Source:
-        """Raises UserError for an unknown generation, wrong tensors, no or a wrong vocabulary, an unknown template."""
-        config, _, _ = resolve(checkpoint, options)
-        vocabulary = find_vocabulary(checkpoint, config, tokenizer)
-        kind = load_tokenizer(vocabulary).kind
-        chat = load_template(template or generation_of(config).template(kind))
-        return cls(checkpoint, options, config, vocabulary, chat)
-
-    @cached_property
-    def sha256(self) -> str:
-        return self.checkpoint.sha256()
-
-    def with_float32(self, patterns: Iterable[str]) -> Source:
-        """The same with ``RWKVConfig.float32`` patterns added."""
-        config = self.config.with_float32(patterns)
-        options = dataclasses.replace(self.options, float32=config.float32)
-        return dataclasses.replace(self, options=options, config=config)
-
-    def wide_values(self, scheme: Scheme, target: CompileTarget) -> list[WideValue]:
-        """What would leave float16's range, or come near it, on ``target`` while the model reads ``configs/calibration.txt``.
-        Takes the model's size in float32 of memory."""
-        from ..interfaces.module import float16_values
-
-        if not (narrow := float16_values(self.config, scheme, target)):
-            return []
-        config, parameters = reference.load(self.checkpoint, np.float32, self.options)
-        return wide_values(config, parameters, self._calibration(), narrow)
-
-    def _calibration(self) -> list[int]:
-        """The text's lines as far as the vocabulary has their characters; some tokens of it where it has none of them."""
-        tokenizer, tokens = load_tokenizer(self.vocabulary), []
-        for line in (ROOT / "calibration.txt").read_text(encoding="utf-8").splitlines(keepends=True):
-            with contextlib.suppress(UserError):
-                tokens += tokenizer.encode(line)
-        return tokens or list(range(min(64, self.config.vocab_size)))
+    path: Path
+    conversion: Conversion | None
+    library: LibraryRecord | None
 
 
-def open_source(
-    model: str,
+def build(
+    model: str | Path,
+    target: str = "auto",
+    quantization: str = "q4f16_1",
+    artifact_path: str | Path = ARTIFACTS,
+    options: BuildOptions = BuildOptions(),
     *,
-    models_dir: Path,
-    random_seed: int | None = None,
-    revision: str | None = None,
-) -> Checkpoint:
-    """The checkpoint a user named: a path, a name below ``models_dir``, a hub repository, or, with a seed, a preset.
+    only: Literal["weights", "library"] | None = None,
+    use_cache: bool = True,
+    reuse_lib: str | Path | None = None,
+    observe: Observer = silent,
+) -> Built:
+    """Build the artifact ``<artifact_path>/<model>-<quantization>``: convert a checkpoint, configure, compile.
 
-    Raises UserError when there is nothing of that name."""
-    if random_seed is not None:
-        return random_checkpoint(load_preset(model), model, random_seed)
-    local = models_dir / model
-    source = str(local) if not Path(model).exists() and local.exists() else model
-    if source in config_names("models") and not Path(source).exists():
-        raise UserError(f"{model} is a preset, which has no weights of its own; add --random-weights to draw some.")
-    return open_checkpoint(source, revision=revision)
+    ``model`` is a checkpoint's file or folder, a name below ``<artifact_path>/models``, a hub repository, or, with a
+    ``random_seed``, a preset. ``target`` is ``auto`` for this machine's best device, a name of
+    ``compiler.targets.TARGETS`` with TVM's options, or a TVM target as JSON; libraries of the artifact for other targets
+    stay. ``only`` leaves the library out, or adds it to an artifact that is there. Parameters that are there already are
+    kept unless ``use_cache`` is false. ``reuse_lib`` is a library of an artifact of the same shape, to be taken instead of
+    compiling one. ``observe`` is told every step.
+
+    Raises UserError for a wrong argument, checkpoint or target, for a tool that is missing and for a disk that is full, and
+    leaves the artifact that was there as it was."""
+    if only not in (None, "weights", "library"):
+        raise UserError(f"A build is of the weights only, of the library only, or of both (None), not of {only!r}.")
+    artifacts, scheme = Path(artifact_path), get_scheme(quantization)
+    if reuse_lib and options.prefill_activations == "int8":
+        raise UserError("--reuse-lib adds a library as it was compiled; leave --int8-prefill out.")
+    add_library: Callable[[Staged, RWKVConfig, Scheme], LibraryRecord] | None = None
+    if reuse_lib:
+        add_library = partial(Staged.reuse, prebuilt=Path(reuse_lib))
+    elif only != "weights":
+        add_library = partial(Staged.compile, target=_choose_target(target, scheme, options, observe), options=options)
+    source = _open_source(model, artifacts / MODELS, options, observe)
+    if options.auto_precision:
+        source = _with_wide_values(source, scheme, target, options, observe)
+    name = artifact_name(source.checkpoint.name, scheme.name)
+    final = artifacts / name
+    _check_output(final)
+    if only == "library" and Artifact.open(final).config != source.config:
+        raise UserError(f"{final} holds another model than {source.checkpoint.name}; leave --build-model-only out.")
+
+    conversion = library = None
+    reuse = only != "library" and use_cache and matching_parameters(final, source, scheme)
+    keep = _is_any if only == "library" else _is_no_config if reuse else None
+    with staged(final, keep, observe) as stage:
+        if reuse:
+            observe(events.ParametersReused(final / PARAMS))
+        elif only != "library":
+            conversion = stage.convert(source, scheme, name)
+        if only != "library":
+            stage.configure(source, scheme, name)
+        if add_library and only != "weights":
+            library = add_library(stage, source.config, scheme)
+    observe(events.BuildFinished(final))
+    return Built(final, conversion, library)
 
 
-def is_config(name: str) -> bool:
-    """Whether a file of an artifact is one that ``write_config`` writes."""
-    return name in CONFIG_FILES
+def convert_weight(
+    model: str | Path,
+    folder: Path,
+    quantization: str = "q4f16_1",
+    options: BuildOptions = BuildOptions(),
+    observe: Observer = silent,
+) -> Conversion:
+    """Write the parameters and the build record of the artifact ``folder``, in place of what else is there. Raises UserError
+    as ``build``."""
+    scheme = get_scheme(quantization)
+    source = _open_source(model, ARTIFACTS / MODELS, options, observe)
+    _check_output(folder)
+    with staged(folder, _is_config, observe) as stage:
+        return stage.convert(source, scheme, folder.resolve().name)
 
 
-def is_no_config(name: str) -> bool:
-    return not is_config(name)
+def gen_config(
+    model: str | Path,
+    folder: Path,
+    quantization: str = "q4f16_1",
+    options: BuildOptions = BuildOptions(),
+    observe: Observer = silent,
+) -> Path:
+    """Write the tokenizer's files and ``mlc-chat-config.json`` of the artifact ``folder``; returns the latter. Raises
+    UserError as ``build``."""
+    scheme = get_scheme(quantization)
+    source = _open_source(model, ARTIFACTS / MODELS, options, observe)
+    _check_output(folder)
+    with staged(folder, _is_no_config, observe) as stage:
+        return stage.configure(source, scheme, folder.resolve().name)
 
 
-def check_output(folder: Path) -> None:
+def compile_artifact(
+    folder: Path, target: str = "auto", options: BuildOptions = BuildOptions(), observe: Observer = silent
+) -> LibraryRecord:
+    """Add the library for a target to the artifact ``folder``. Raises UserError as ``build``."""
+    artifact = Artifact.open(folder)
+    chosen = _choose_target(target, artifact.scheme, options, observe)
+    with staged(artifact.path, _is_any, observe) as stage:
+        return stage.compile(artifact.config, artifact.scheme, chosen, options)
+
+
+def _choose_target(text: str, scheme: Scheme, options: BuildOptions, observe: Observer) -> CompileTarget:
+    target = choose_target(text, scheme, options)
+    observe(events.TargetChosen(target))
+    return target
+
+
+def _open_source(model: str | Path, models_dir: Path, options: BuildOptions, observe: Observer) -> Source:
+    checkpoint = find_checkpoint(str(model), models_dir, random_seed=options.random_seed, revision=options.revision)
+    source = Source.of(checkpoint, options)
+    observe(events.SourceOpened(source))
+    return source
+
+
+def _with_wide_values(source: Source, scheme: Scheme, target: str, options: BuildOptions, observe: Observer) -> Source:
+    """The source with what ``target`` should keep in float32."""
+    from ..compiler.targets import resolve_target
+
+    observe(events.WideValuesSought())
+    found = source.wide_values(scheme, resolve_target(target, options.mcpu))
+    observe(events.WideValuesFound(found))
+    return source.with_float32(value.name for value in found)
+
+
+def _is_any(file: str) -> bool:
+    return True
+
+
+def _is_config(file: str) -> bool:
+    """Whether a file of an artifact is one that ``gen_config`` writes."""
+    return file in CONFIG_FILES
+
+
+def _is_no_config(file: str) -> bool:
+    return not _is_config(file)
+
+
+def _check_output(folder: Path) -> None:
     """Raises UserError where an artifact would take the place of something else."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name another folder for the artifact.")
     marks = (BUILD_RECORD, f"{PARAMS}/{CHAT_CONFIG}")
     if folder.exists() and any(folder.iterdir()) and not any((folder / mark).is_file() for mark in marks):
         raise UserError(f"{folder} holds other files and no artifact; name a new folder, so that they stay.")
-
-
-def matching_parameters(folder: Path, source: Source, scheme: Scheme) -> bool:
-    """Whether an artifact in ``folder`` already holds this checkpoint's parameters in this scheme, undamaged."""
-    try:
-        record = BuildRecord.read(folder)
-        verify(folder / PARAMS, read_index(folder / PARAMS))
-    except UserError:
-        return False
-    return record.params_match(source.sha256, source.config, scheme)
-
-
-def write_parameters(
-    source: Source,
-    scheme: Scheme,
-    name: str,
-    folder: Path,
-    progress: Callable[[int, int, str, int], None] | None = None,
-) -> Conversion:
-    """Write the shards and a build record into ``folder``. Raises UserError for a NaN or infinite weight."""
-    conversion = convert_weights(source.checkpoint, scheme, folder / PARAMS, source.options, progress=progress)
-    BuildRecord.of(name, source.checkpoint, source.sha256, source.config, scheme).write(folder)
-    return conversion
-
-
-def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Path:
-    """Write tokenizer files and ``mlc-chat-config.json`` into ``folder``; returns the latter's path."""
-    params = folder / PARAMS
-    params.mkdir(parents=True, exist_ok=True)
-    files = write_tokenizer_files(source.vocabulary, params, source.config.vocab_size)
-    active = load_tokenizer(source.vocabulary).max_id + 1
-    config = chat_config(
-        source.config, generation_of(source.config), scheme, name, source.template, files, active, PREFILL_CHUNK
-    )
-    write_json(params / CHAT_CONFIG, config.to_dict())
-    return params / CHAT_CONFIG
-
-
-def compile_library(
-    config: RWKVConfig,
-    scheme: Scheme,
-    target_text: str,
-    folder: Path,
-    *,
-    mcpu: str | None = None,
-    dump_dir: Path | None = None,
-    system_lib: bool = False,
-    prefill_activations: Activations = "float32",
-    progress: Callable[[int, int, str], None] | None = None,
-) -> LibraryRecord:
-    """Compile an artifact's library for a target and add it to ``folder``, in place of an older one for that target.
-
-    ``dump_dir`` gets the module after every phase; ``prefill_activations`` is that of ``build_module``, ``progress`` that of
-    ``export_library``; ``system_lib`` asks for object files, whose symbols begin with the artifact's name, as ``.tar``.
-    Raises UserError for an unknown target, one that has no such activations, where a tool is missing, and when the disk is
-    full."""
-    from ..compiler.link import export_library
-    from ..compiler.pipeline import compile_module
-    from ..compiler.targets import resolve_target
-    from ..interfaces.module import build_module
-
-    target = resolve_target(target_text, mcpu)
-    suffix = OBJECTS if system_lib else target.suffix
-    name = BuildRecord.read(folder).name
-    module = build_module(config, scheme, target, prefill_activations)
-    if suffix == OBJECTS:
-        module = module.with_attr("system_lib_prefix", system_lib_prefix(name))
-    executable = compile_module(module, target, dump_dir)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        built = Path(scratch) / library_name(name, target.name, suffix)
-        export_library(executable, target, built, progress)
-        return add_library(folder, built, target.name, target.attributes, list(target.features), prefill_activations)
-
-
-def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Path) -> LibraryRecord:
-    """Add a library of another artifact of the same shape to ``folder``. Raises UserError where it does not fit."""
-    if not (prebuilt.parent / BUILD_RECORD).is_file():
-        raise UserError(f"{prebuilt} lies in no artifact; name a library inside a folder written by rwkv-mlc build.")
-    artifact = Artifact.open(prebuilt.parent)
-    targets = [target for target, library in artifact.libraries().items() if library.path.name == prebuilt.name]
-    if not targets:
-        raise UserError(f"{prebuilt} is not in its artifact's build record; name one of the libraries in there.")
-    library, versions = artifact.library(targets[0]), package_versions()
-    same_length = dataclasses.replace(artifact.config, context_length=config.context_length)
-    if same_length != config or artifact.scheme != scheme:
-        raise UserError(f"{prebuilt} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
-    if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
-        raise UserError(f"{prebuilt} is by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
-    return add_library(folder, prebuilt, targets[0], library.target, library.cpu_features, library.prefill_activations)

@@ -29,7 +29,7 @@ from rwkv_cpp import write_model
 from rwkv_mlc.artifact import write_json
 from rwkv_mlc.artifact.disk import beside
 from rwkv_mlc.bench.speed import operations_of
-from rwkv_mlc.building.steps import open_source
+from rwkv_mlc.building.source import find_checkpoint
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.data_files import config_names
 from rwkv_mlc.engine.devices import target_of
@@ -128,7 +128,7 @@ def markdown(result: dict[str, Any]) -> str:
 def gather(args: argparse.Namespace, folder: Path) -> tuple[list[Participant], RWKVConfig]:
     """Write the model in every form that is wanted; returns those who take part, and the model's shape."""
     seed = 0 if args.model in config_names("models") else None
-    checkpoint = open_source(args.model, models_dir=Path("dist/models"), random_seed=seed)
+    checkpoint = find_checkpoint(args.model, Path("dist/models"), random_seed=seed)
     config, _, _ = resolve(checkpoint)
     pth = folder / f"{checkpoint.name}.pth"
     has_torch = importlib.util.find_spec("torch") is not None

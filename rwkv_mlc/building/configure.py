@@ -1,0 +1,25 @@
+"""What tells a runner how to talk to a model: its tokenizer's files and ``mlc-chat-config.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..artifact import CHAT_CONFIG, PARAMS, chat_config, write_json
+from ..models import generation_of
+from ..quantization.schemes import Scheme
+from ..tokenizer import load_tokenizer, write_tokenizer_files
+from .source import Source
+
+PREFILL_CHUNK = 512  # tokens; activations of one call stay below 50 MB for a 7B model
+
+
+def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Path:
+    """Write tokenizer files and ``mlc-chat-config.json`` into ``folder``; returns the latter's path."""
+    params = folder / PARAMS
+    params.mkdir(parents=True, exist_ok=True)
+    files = write_tokenizer_files(source.vocabulary, params, source.config.vocab_size)
+    active = load_tokenizer(source.vocabulary).max_id + 1
+    generation = generation_of(source.config)
+    config = chat_config(source.config, generation, scheme, name, source.template, files, active, PREFILL_CHUNK)
+    write_json(params / CHAT_CONFIG, config.to_dict())
+    return params / CHAT_CONFIG

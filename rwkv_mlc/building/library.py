@@ -1,0 +1,83 @@
+"""An artifact's library for a target: compiled here, or taken from an artifact of the same shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..artifact import Artifact, BuildRecord, LibraryRecord, add_library, library_name, package_versions
+from ..artifact.names import BUILD_RECORD, OBJECTS, system_lib_prefix
+from ..config import RWKVConfig
+from ..errors import UserError
+from ..quantization.schemes import Scheme
+from .options import BuildOptions
+
+if TYPE_CHECKING:
+    from ..compiler.targets import CompileTarget
+
+DEBUG = "debug"  # the folder of an artifact that holds the module after every phase
+
+
+def choose_target(text: str, scheme: Scheme, options: BuildOptions) -> CompileTarget:
+    """The target that a user named, before anything takes time. Raises UserError for an unknown one, where a tool for it is
+    missing, and for activations that it or the scheme does not have."""
+    from ..compiler.link import check_tools
+    from ..compiler.targets import resolve_target
+    from ..graph.model import check_activations
+
+    target = resolve_target(text, options.mcpu)
+    check_activations(options.prefill_activations, scheme, target)
+    check_tools(target, _suffix(target, options))
+    return target
+
+
+def compile_library(
+    config: RWKVConfig,
+    scheme: Scheme,
+    target: CompileTarget,
+    folder: Path,
+    options: BuildOptions,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> LibraryRecord:
+    """Compile an artifact's library for a target and add it to ``folder``, in place of an older one for that target.
+
+    The symbols of a ``system_lib`` begin with the artifact's name; ``progress`` is that of ``export_library``. Raises
+    UserError where a tool is missing and when the disk is full."""
+    from ..compiler.link import export_library
+    from ..compiler.pipeline import compile_module
+    from ..interfaces.module import build_module
+
+    name, suffix = BuildRecord.read(folder).name, _suffix(target, options)
+    module = build_module(config, scheme, target, options.prefill_activations)
+    if suffix == OBJECTS:
+        module = module.with_attr("system_lib_prefix", system_lib_prefix(name))
+    executable = compile_module(module, target, folder / DEBUG if options.debug_dump else None)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch) / library_name(name, target.name, suffix)
+        export_library(executable, target, built, progress)
+        features, activations = list(target.features), options.prefill_activations
+        return add_library(folder, built, target.name, target.attributes, features, activations)
+
+
+def _suffix(target: CompileTarget, options: BuildOptions) -> str:
+    return OBJECTS if options.system_lib else target.suffix
+
+
+def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Path) -> LibraryRecord:
+    """Add a library of another artifact of the same shape to ``folder``. Raises UserError where it does not fit."""
+    if not (prebuilt.parent / BUILD_RECORD).is_file():
+        raise UserError(f"{prebuilt} lies in no artifact; name a library inside a folder written by rwkv-mlc build.")
+    artifact = Artifact.open(prebuilt.parent)
+    targets = [target for target, library in artifact.libraries().items() if library.path.name == prebuilt.name]
+    if not targets:
+        raise UserError(f"{prebuilt} is not in its artifact's build record; name one of the libraries in there.")
+    library, versions = artifact.library(targets[0]), package_versions()
+    same_length = dataclasses.replace(artifact.config, context_length=config.context_length)
+    if same_length != config or artifact.scheme != scheme:
+        raise UserError(f"{prebuilt} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
+    if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
+        raise UserError(f"{prebuilt} is by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
+    return add_library(folder, prebuilt, targets[0], library.target, library.cpu_features, library.prefill_activations)

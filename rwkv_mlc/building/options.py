@@ -1,0 +1,63 @@
+"""How an artifact is to be built, where not as usual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from ..models import ModelOptions
+
+if TYPE_CHECKING:
+    from ..graph.model import Activations
+
+ACTIVATIONS = ("float32", "int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Wishes of a build. Raises UserError for a value that means nothing by itself; whether the model and the target have
+    what is wished for, the build finds out.
+
+    Of the model: ``head_size_divisor``, ``context_length`` (tokens) and ``rescale_every`` (layers) are those of
+    ``ModelOptions``. ``float32_layers`` and ``float32_values`` (roles of a block, such as ``ffn.key``) stay in float32 where
+    the target computes in float16, and with ``auto_precision`` so does what float16 would not hold, as found by reading a
+    text; that takes the model's size in float32 of memory.
+
+    Of the checkpoint: ``tokenizer`` is a vocabulary file or folder, where there is none beside the checkpoint; ``template``
+    one of ``configs/templates``, where not the model's usual one; ``revision`` a branch, tag or commit of a hub repository;
+    ``random_seed`` draws weights for a preset of ``configs/models``.
+
+    Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``prefill_activations`` are those of the products
+    that read prompts, where ``int8`` is faster and less exact; ``system_lib`` asks for object files to link into a program;
+    ``debug_dump`` writes the module after every phase to the artifact's ``debug`` folder."""
+
+    head_size_divisor: int | None = None
+    context_length: int | None = None
+    rescale_every: int = 0
+    float32_layers: tuple[int, ...] = ()
+    float32_values: tuple[str, ...] = ()
+    auto_precision: bool = False
+    tokenizer: str | Path | None = None
+    template: str | None = None
+    revision: str | None = None
+    random_seed: int | None = None
+    mcpu: str | None = None
+    prefill_activations: Activations = "float32"
+    system_lib: bool = False
+    debug_dump: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prefill_activations not in ACTIVATIONS:
+            valid = " or ".join(ACTIVATIONS)
+            raise UserError(f"The activations of prefill are {valid}, not {self.prefill_activations!r}.")
+        self.model_options()  # refuses numbers that mean nothing
+
+    def model_options(self) -> ModelOptions:
+        """Without ``float32``, which needs the model's layers and roles."""
+        return ModelOptions(
+            head_size_divisor=self.head_size_divisor,
+            context_length=self.context_length,
+            rescale_every=self.rescale_every,
+        )

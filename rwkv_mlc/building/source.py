@@ -1,0 +1,87 @@
+"""Finding the checkpoint that a user names, and what is to be known of it before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import reference
+from ..config import RWKVConfig
+from ..data_files import config_names
+from ..engine.templates import Template, load_template
+from ..errors import UserError
+from ..models import ModelOptions, generation_of, resolve
+from ..quantization.schemes import Scheme
+from ..tokenizer import find_vocabulary, load_tokenizer
+from ..weights import open_checkpoint
+from ..weights.checkpoint import Checkpoint
+from ..weights.random import load_preset, random_checkpoint
+from .options import BuildOptions
+from .precision import WideValue, calibration_tokens, float32_patterns, wide_values
+
+if TYPE_CHECKING:
+    from ..compiler.targets import CompileTarget
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint with what was found out about it. ``options`` are the wishes that ``config`` fulfills."""
+
+    checkpoint: Checkpoint
+    options: ModelOptions
+    config: RWKVConfig
+    vocabulary: list[Path]
+    template: Template
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, options: BuildOptions = BuildOptions()) -> Source:
+        """Raises UserError for an unknown generation, wrong tensors, no or a wrong vocabulary, an unknown template, and a
+        layer or value to keep in float32 that the model does not have."""
+        wishes = options.model_options()
+        config, _, _ = resolve(checkpoint, wishes)
+        vocabulary = find_vocabulary(checkpoint, config, Path(options.tokenizer) if options.tokenizer else None)
+        kind = load_tokenizer(vocabulary).kind
+        template = load_template(options.template or generation_of(config).template(kind))
+        source = cls(checkpoint, wishes, config, vocabulary, template)
+        return source.with_float32(float32_patterns(config, options.float32_layers, options.float32_values))
+
+    @cached_property
+    def sha256(self) -> str:
+        return self.checkpoint.sha256()
+
+    def with_float32(self, patterns: Iterable[str]) -> Source:
+        """The same with ``RWKVConfig.float32`` patterns added."""
+        config = self.config.with_float32(patterns)
+        options = dataclasses.replace(self.options, float32=config.float32)
+        return dataclasses.replace(self, options=options, config=config)
+
+    def wide_values(self, scheme: Scheme, target: CompileTarget) -> list[WideValue]:
+        """What would leave float16's range, or come near it, on ``target`` while the model reads ``configs/calibration.txt``.
+        Takes the model's size in float32 of memory."""
+        from ..interfaces.module import float16_values
+
+        if not (narrow := float16_values(self.config, scheme, target)):
+            return []
+        config, parameters = reference.load(self.checkpoint, np.float32, self.options)
+        return wide_values(config, parameters, calibration_tokens(self.vocabulary, config.vocab_size), narrow)
+
+
+def find_checkpoint(
+    model: str, models_dir: Path, *, random_seed: int | None = None, revision: str | None = None
+) -> Checkpoint:
+    """The checkpoint that a user named: a path, a name below ``models_dir``, a hub repository, or, with a seed, a preset.
+
+    Raises UserError when there is nothing of that name."""
+    if random_seed is not None:
+        return random_checkpoint(load_preset(model), model, random_seed)
+    local = models_dir / model
+    source = str(local) if not Path(model).exists() and local.exists() else model
+    if source in config_names("models") and not Path(source).exists():
+        raise UserError(f"{model} is a preset, which has no weights of its own; add --random-weights to draw some.")
+    return open_checkpoint(source, revision=revision)

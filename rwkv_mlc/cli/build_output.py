@@ -1,0 +1,106 @@
+"""What the building commands print and show while they work."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..building import events
+from ..building.precision import WideValue
+from ..config import RWKVConfig
+from ..weights.checkpoint import Checkpoint
+
+
+class Printer:
+    """An observer that prints a line for every step, and shows a bar or a spinner until the next one; to be used in a
+    ``with`` statement, which takes away what is still shown."""
+
+    def __init__(self, from_hub: bool = False) -> None:
+        self.from_hub = from_hub
+        self._shown = ExitStack()
+
+    def __enter__(self) -> Printer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shown.close()
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.TensorStored(number, total, name, _):
+                self._bar.update(self._task, completed=number, total=total, description=name)
+            case events.ArchitectureCompiled(number, total, name):
+                self._status.update(f"Compiling... {name}, {number} of {total}")
+            case _:
+                self._shown.close()
+                self._step(event)
+
+    def _step(self, event: events.Event) -> None:
+        match event:
+            case events.TargetChosen(target):
+                print(f"Target configured: {target.tvm}")
+            case events.SourceOpened(source):
+                self._source(source.checkpoint, source.config)
+            case events.WideValuesSought():
+                self._spin("Looking for values that float16 does not hold...")
+            case events.WideValuesFound(values):
+                _print_precision(values)
+            case events.ParametersReused(folder):
+                print(f"Reuse parameters in {folder}. You can use --use-cache=0 to convert them again")
+            case events.ConversionStarted(folder):
+                print("Start computing and quantizing weights... This may take a while.")
+                print(f"Start storing to cache {folder}")
+                self._show_bar()
+            case events.ConversionFinished(conversion, index):
+                print("Finish computing and quantizing weights.")
+                bits = 8 * conversion.nbytes / conversion.parameters
+                print(f"Total param size: {conversion.nbytes / 1e9:.3f} GB, {bits:.2f} bits each")
+                print(f"All finished, {conversion.shards} total shards committed, record saved to {index}")
+            case events.ConfigWritten(file):
+                print(f"Finish exporting chat config to {file}")
+            case events.CompilationStarted():
+                self._spin("Compiling...")
+            case events.CompilationFinished(library, dumps):
+                for file in dumps:
+                    print(f"Dump mod to {file}")
+                if library.prefill_activations == "int8":
+                    print("Prompts are read with int8 activations. You can use rwkv-mlc bench to see the error")
+            case events.LibraryReused(prebuilt):
+                print(f"Reuse existing prebuilt lib {prebuilt}...")
+            case events.LibraryWritten(file):
+                print(f"Finish exporting to {file}")
+            case events.BuildFinished(artifact):
+                print(f"Finish building {artifact}")
+
+    def _source(self, checkpoint: Checkpoint, config: RWKVConfig) -> None:
+        if self.from_hub:
+            print(f"Weights exist at {checkpoint.files[0].parent}")
+        shape = f"RWKV-{config.generation}, {config.num_hidden_layers} layers of {config.hidden_size}"
+        print(f'Using path "{checkpoint.source}" for model "{checkpoint.name}": {shape}')
+
+    def _spin(self, text: str) -> None:
+        self._status = self._shown.enter_context(Console(stderr=True).status(text))
+
+    def _show_bar(self) -> None:
+        """A bar over the stored tensors."""
+        count = TextColumn("[{task.completed:04d}/{task.total:04d}]", markup=False)
+        name = TextColumn("saving {task.description}", markup=False)
+        self._bar = self._shown.enter_context(Progress(count, BarColumn(), TimeElapsedColumn(), name))
+        self._task = self._bar.add_task("", total=0)
+
+
+def _print_precision(values: list[WideValue]) -> None:
+    """A table of what is kept in float32, and why."""
+    if not values:
+        print("Auto precision: every value fits")
+        return
+    table = Table("value", "largest magnitude", "float16", title="Auto precision: kept in float32")
+    for value in values:
+        table.add_row(value.name, f"{value.largest:.4g}", "overflows" if value.overflows else "comes near")
+    Console().print(table)
