@@ -89,6 +89,12 @@ def test_verifying_does_not_know_compiling():
     assert importers(rooms, "rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.building", "tir_kernels") == set()
 
 
+def test_only_the_command_line_knows_building():
+    others = [path for path in sources("rwkv_mlc") if "building" not in path.parts and "cli" not in path.parts]
+    assert importers(others, "rwkv_mlc.building") == {"rwkv_mlc/__init__.py"}
+    assert importers(sources("rwkv_mlc/building"), "rwkv_mlc.cli", "rwkv_mlc.debug") == set()
+
+
 def test_graphs_do_not_ask_for_their_target():
     for path in sources("rwkv_mlc/models", "rwkv_mlc/graph", "tir_kernels"):
         strings = {
