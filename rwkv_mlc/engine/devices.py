@@ -24,7 +24,7 @@ NEEDS = {
 def check_name(name: str) -> None:
     """Raises UserError for what is neither ``auto`` nor the name of a device, such as ``cpu`` or ``cuda:1``."""
     kind, separator, index = name.partition(":")
-    if name != "auto" and (kind not in TARGETS or separator and not index.isdecimal()):
+    if name != "auto" and (kind not in TARGETS or (separator and not index.isdecimal())):
         raise UserError(
             f"Unknown device {name!r}; valid devices are auto, {', '.join(TARGETS)}, and one of several as cuda:1."
         )
@@ -37,7 +37,7 @@ def open_device(name: str) -> Device:
     if kind != "cpu" and not has_runtime(kind):
         _load_runtime(kind)
     device = tvm_ffi.device(kind, int(index or 0))
-    if not exists(device) or kind == "cpu" and device != CPU:
+    if not exists(device) or (kind == "cpu" and device != CPU):
         raise UserError(f"This machine has no device {name}; choose another with --device.")
     return device
 
@@ -92,7 +92,7 @@ def _load_cuda() -> None:
         load_runtime("cuda")
     except (OSError, RuntimeError):
         found = importlib.util.find_spec("nvidia")
-        for folder in found.submodule_search_locations if found else ():
+        for folder in (found and found.submodule_search_locations) or ():
             for library in Path(folder).glob("*/lib/libcudart.so.*"):
                 ctypes.CDLL(str(library))
         load_runtime("cuda")

@@ -23,7 +23,11 @@ MAX_THREADS = 8  # they saturate the memory, and each holds a part
 class Stored(Protocol):
     """An array, or one whose rows are read from a file when they are asked for."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> object: ...
 
     def __getitem__(self, rows: slice) -> np.ndarray: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from ..errors import UserError
 from .sequence import Reading
@@ -20,12 +21,13 @@ class Scheduler:
     ``prefill_chunk`` ids of several sequences at once; the others read one id each with ``batch_decode``, or with
     ``decode``, whose kernels are made for it, where there is one. Steps of the two kinds take turns where both are wanted.
 
-    ``running`` sequences have a slot, ``waiting`` ones get it in the order in which they came. An exception ends the
-    sequences that it concerns, with "error", and leaves ``step``; the next step goes on with the others."""
+    ``running`` holds the slot of each sequence that has one; those in ``waiting`` get theirs in the order in which they came.
+    An exception ends the sequences that it concerns, with "error", and leaves ``step``; the next step goes on with the
+    others."""
 
     def __init__(self, pool: StatePool, prefill_chunk: int, stats: Stats | None = None):
         self.pool, self.prefill_chunk, self.stats = pool, prefill_chunk, stats or Stats()
-        self.running: list[Reading] = []
+        self.running: dict[Reading, int] = {}
         self.waiting: deque[Reading] = deque()
         self._allocated: set[int] = set()
         self._news: list[tuple[Reading, str]] = []
@@ -45,10 +47,9 @@ class Scheduler:
         if slot is None:
             self.waiting.append(sequence)
             return
-        if slot in (other.slot for other in self.running):
+        if slot in self.running.values():
             raise UserError(f"Another sequence runs in the state slot {slot}.")
-        sequence.slot = slot
-        self.running.append(sequence)
+        self.running[sequence] = slot
 
     def remove(self, sequence: Reading) -> None:
         """Let go of a sequence before its end, whether it runs or waits; one that is finished is gone already."""
@@ -74,9 +75,8 @@ class Scheduler:
         return news
 
     def _admit(self, sequence: Reading) -> None:
-        sequence.slot = self.pool.allocate()
-        self._allocated.add(sequence.slot)
-        self.running.append(sequence)
+        self.running[sequence] = slot = self.pool.allocate()
+        self._allocated.add(slot)
 
     def _go_on(self, sequence: Reading) -> None:
         try:
@@ -91,10 +91,9 @@ class Scheduler:
 
     def _call(self) -> None:
         function, parts = self._next_call()
-        sequences = list(parts)
         try:
             began = time.perf_counter()
-            slots = [sequence.slot for sequence in sequences]
+            slots = [self.running[sequence] for sequence in parts]
             logits = self.pool.runner.run(function, list(parts.values()), self.pool.state, slots)
             seconds = time.perf_counter() - began
             prompts = sum(len(part) for sequence, part in parts.items() if sequence.read < len(sequence.prompt))
@@ -102,7 +101,7 @@ class Scheduler:
             for (sequence, part), row in zip(parts.items(), logits, strict=True):
                 sequence.advance(len(part), row)
         except BaseException:
-            self._fail(sequences)
+            self._fail(parts)
             raise
 
     def _next_call(self) -> tuple[str, dict[Reading, list[int]]]:
@@ -122,15 +121,14 @@ class Scheduler:
                 room -= len(part)
         return "prefill", parts
 
-    def _fail(self, sequences: list[Reading]) -> None:
+    def _fail(self, sequences: Iterable[Reading]) -> None:
         for sequence in sequences:
             sequence.finish_reason = "error"
             self._news.append((sequence, ""))
             self._leave(sequence)
 
     def _leave(self, sequence: Reading) -> None:
-        self.running.remove(sequence)
-        if sequence.slot in self._allocated:
-            self._allocated.remove(sequence.slot)
-            self.pool.free(sequence.slot)
-        sequence.slot = None
+        slot = self.running.pop(sequence)
+        if slot in self._allocated:
+            self._allocated.remove(slot)
+            self.pool.free(slot)

@@ -21,15 +21,14 @@ class Reading:
     """Ids for a state slot to read; it is finished once it has.
 
     ``prompt`` are the ids as given, ``pending`` those still to be read, ``read`` counts the others. ``logits``, float32 [V],
-    follow the last one read and are None before. ``slot`` is the place in a ``StatePool`` while a ``Scheduler`` runs it.
-    ``finish_reason`` is None until the end, then "read", or "error" where a call for it raised."""
+    follow the last one read and are empty before. ``finish_reason`` is None until the end, then "read", or "error" where a
+    call for it raised. The ``Scheduler`` that runs it knows its slot."""
 
     def __init__(self, prompt: Tokens):
         self.prompt = prompt
         self.pending: list[int] = np.asarray(prompt).tolist()
         self.read = 0
-        self.logits: np.ndarray | None = None
-        self.slot: int | None = None
+        self.logits = np.empty(0, np.float32)
         self.finish_reason: str | None = None
 
     def advance(self, count: int, logits: np.ndarray) -> None:

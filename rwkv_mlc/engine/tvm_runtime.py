@@ -25,7 +25,7 @@ def _without_torch() -> Iterator[None]:
     if "torch" in sys.modules:
         yield
         return
-    sys.modules["torch"] = None
+    sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -36,7 +36,7 @@ with _without_torch():
     import tvm_ffi
     from tvm_ffi import Device, Module, Tensor, libinfo
 
-tvm_folder = Path(importlib.util.find_spec("tvm").origin).parent
+tvm_folder = Path(importlib.util.find_spec("tvm").origin).parent  # type: ignore[union-attr, arg-type]
 libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[tvm_folder / "lib"])
 _allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
 _copy_from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
@@ -70,7 +70,7 @@ def virtual_machine(executable: Module, device: Device) -> Module:
 
 
 def empty(shape: Sequence[int], dtype: str, device: Device) -> Tensor:
-    return _allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
+    return _allocate(tvm_ffi.Shape(tuple(shape)), tvm_ffi.dtype(dtype), device, None)
 
 
 def tensor(array: np.ndarray, device: Device) -> Tensor:

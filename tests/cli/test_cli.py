@@ -90,14 +90,18 @@ def test_a_real_mistake(tmp_path):
     )
 
 
+def _restore_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
 class TestEndings:
     @pytest.fixture
     def endless(self, reciter):
         """A generation without end, of which the first text was read; it is killed at the end."""
         command = [*COMMAND, "generate", str(reciter), "--prompt", ":", *GREEDY, "--max-tokens", "1000000000"]
-        restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=restore) as process:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=_restore_ctrl_c) as process:
             assert process.stdout.read(4) == b" abc"
             yield process
             process.kill()
@@ -232,7 +236,7 @@ def test_logits(run, demo, tmp_path, arguments):
     assert len(np.load(out)) == len(engine.tokenizer.encode("Hello"))
     assert run(*command, "--prompt", "")[0] == 0
     assert len(np.load(out)) == 1
-    assert os.listdir(tmp_path) == ["logits.npy"]
+    assert [path.name for path in tmp_path.iterdir()] == ["logits.npy"]
 
 
 def test_logits_refuse_and_leave_nothing(run, demo, tmp_path):
@@ -242,7 +246,7 @@ def test_logits_refuse_and_leave_nothing(run, demo, tmp_path):
     assert_refused(run("logits", demo, "--tokens", "1", "--out", out / "none"), "cannot be written")
     with pytest.raises(SystemExit, match="2"):
         main(["logits", str(demo), "--tokens", "1,two", "--out", str(out)])
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_inspect_a_checkpoint(run):
@@ -295,7 +299,7 @@ def test_inspect_prints_everything_where_there_is_no_terminal(run, demo, monkeyp
 
 
 @pytest.fixture
-def quantised(capsys, tmp_path) -> Path:
+def quantized(capsys, tmp_path) -> Path:
     """The demo model in q4f16_1, without a library."""
     command = ["build", "--model", str(DEMO), "--quantization", "q4f16_1", "--convert-weights-only"]
     assert main([*command, "--artifact-path", str(tmp_path)]) == 0
@@ -303,11 +307,11 @@ def quantised(capsys, tmp_path) -> Path:
     return tmp_path / f"{DEMO.name}-q4f16_1"
 
 
-def test_inspect_measures_what_quantisation_lost(run, quantised):
-    _, out, _ = run("inspect", quantised, "--errors", "--json")
+def test_inspect_measures_what_quantization_lost(run, quantized):
+    _, out, _ = run("inspect", quantized, "--errors", "--json")
     errors = json.loads(out)["errors"]
-    stored = Artifact.open(quantised).dequantized_parameters()
-    config, exact = reference.load(open_checkpoint(str(DEMO)))
+    stored = Artifact.open(quantized).dequantized_parameters()
+    _, exact = reference.load(open_checkpoint(str(DEMO)))
     assert [error["name"] for error in errors] == [
         name for name in exact if exact[name].ndim == 2 and "time" not in name
     ]
@@ -319,13 +323,13 @@ def test_inspect_measures_what_quantisation_lost(run, quantised):
         group = lost[row, column : column + 32]
         assert error["worst_group"] == pytest.approx(np.sqrt(np.mean(group**2)) / scale, rel=1e-5)
         assert error["stored"] == "4 bits / 32"
-    _, against, _ = run("inspect", quantised, "--errors", DEMO, "--json")
+    _, against, _ = run("inspect", quantized, "--errors", DEMO, "--json")
     assert json.loads(against)["errors"] == errors
 
     _, out, _ = run("inspect", DEMO, "--quantization", "q4f16_1", "--errors", "--json")
     (cost,) = json.loads(out)["schemes"]
     assert cost["tensors"] == errors
-    assert cost["bytes"] == sum(array.nbytes for array in Artifact.open(quantised).parameters().values())
+    assert cost["bytes"] == sum(array.nbytes for array in Artifact.open(quantized).parameters().values())
     assert cost["worst_group"] == max(error["worst_group"] for error in errors)
 
 
@@ -355,19 +359,19 @@ def test_inspect_says_which_schemes_cannot_hold_a_checkpoint(run, tmp_path):
     assert_refused(run("inspect", path, "--quantization", "q0f32"), "blocks.0.att.key.weight holds NaN or infinite")
 
 
-def test_inspect_refuses(run, quantised, tmp_path):
+def test_inspect_refuses(run, quantized, tmp_path):
     assert_refused(run("inspect", tmp_path / "none"), "There is no file or folder")
     assert_refused(run("inspect", DEMO, "--quantization", "q5"), "Unknown quantization 'q5'; did you mean")
     assert_refused(run("inspect", DEMO, "--errors"), "name one with --quantization")
-    assert_refused(run("inspect", quantised, "--quantization", "q4f16_1"), "is quantised already")
+    assert_refused(run("inspect", quantized, "--quantization", "q4f16_1"), "is quantised already")
     assert_refused(
-        run("inspect", quantised, "--errors", quantised / "params" / "params_shard_0.bin"), "is no checkpoint"
+        run("inspect", quantized, "--errors", quantized / "params" / "params_shard_0.bin"), "is no checkpoint"
     )
-    record = json.loads((quantised / "build-record.json").read_text(encoding="utf-8"))
+    record = json.loads((quantized / "build-record.json").read_text(encoding="utf-8"))
     for source, sha256, message in (
         (str(DEMO), "0" * 64, "has changed since"),
         ("elsewhere.pth", record["source_sha256"], "elsewhere.pth, which is not here; name the checkpoint"),
     ):
         changed = record | {"source": source, "source_sha256": sha256}
-        (quantised / "build-record.json").write_text(json.dumps(changed), encoding="utf-8")
-        assert_refused(run("inspect", quantised, "--errors"), message)
+        (quantized / "build-record.json").write_text(json.dumps(changed), encoding="utf-8")
+        assert_refused(run("inspect", quantized, "--errors"), message)

@@ -84,6 +84,14 @@ def test_running_does_not_know_compiling():
     assert importers(rooms, *compiling, "tvm.relax", "tvm.script", "tvm.tirx", "tvm.s_tir") == set()
 
 
+def test_the_engine_knows_no_model_but_by_what_its_library_says():
+    unknown = ("rwkv_mlc.models", "rwkv_mlc.weights", "rwkv_mlc.reference", "rwkv_mlc.interfaces", "rwkv_mlc.debug")
+    rooms = sources(
+        "rwkv_mlc/engine", *(f"rwkv_mlc/cli/{verb}.py" for verb in ("chat", "generate", "logits", "options"))
+    )
+    assert importers(rooms, *unknown) == set()
+
+
 def test_verifying_does_not_know_compiling():
     rooms = sources("rwkv_mlc/verification", "rwkv_mlc/library_format.py")
     assert importers(rooms, "rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.building", "tir_kernels") == set()
