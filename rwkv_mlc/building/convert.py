@@ -1,4 +1,4 @@
-"""Conversion of a checkpoint into the quantised shards of an artifact, one tensor at a time."""
+"""Conversion of a checkpoint into the quantized shards of an artifact, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def convert_weights(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Conversion:
-    """Quantise every parameter of a checkpoint and write the shards and their index into ``params_dir``.
+    """Quantize every parameter of a checkpoint and write the shards and their index into ``params_dir``.
 
     ``progress(i, n, name, nbytes)`` is called after each of the ``n`` stored tensors, ``i`` from 1. Raises UserError
     for a checkpoint of no known generation, for tensors that do not fit it, and for a NaN or infinite weight."""
@@ -98,7 +98,8 @@ def convert_weights(
 def _in_order(pool: Executor, job: Callable[[Parameter], Stored], parameters: list[Parameter]) -> Iterator[Stored]:
     """The results of ``job`` in the order of ``parameters``, computed ahead as far as ``MEMORY_BUDGET`` holds the
     float32 tensors whose results have not been taken; one larger than that is computed alone."""
-    pending, held = deque(), 0
+    pending: deque[tuple[int, Future[Stored]]] = deque()
+    held = 0
     for parameter in parameters:
         nbytes = 4 * math.prod(parameter.shape)
         while pending and held + nbytes > MEMORY_BUDGET:

@@ -70,7 +70,7 @@ def build(
     if reuse_lib and options.prefill_activations == "int8":
         raise UserError("--reuse-lib adds a library as it was compiled; leave --int8-prefill out.")
     add_library: Callable[[Staged, RWKVConfig, Scheme], LibraryRecord] | None = None
-    if reuse_lib:
+    if only != "weights" and reuse_lib:
         add_library = partial(Staged.reuse, prebuilt=Path(reuse_lib))
     elif only != "weights":
         add_library = partial(Staged.compile, target=_choose_target(target, scheme, options, observe), options=options)
@@ -93,7 +93,7 @@ def build(
             conversion = stage.convert(source, scheme, name)
         if only != "library":
             stage.configure(source, scheme, name)
-        if add_library and only != "weights":
+        if add_library:
             library = add_library(stage, source.config, scheme)
     observe(events.BuildFinished(final))
     return Built(final, conversion, library)

@@ -21,7 +21,8 @@ def add_parsers(subparsers) -> None:
     parser.add_argument(
         "--auto-precision",
         action="store_true",
-        help="keep in float32 what float16 would not hold, as found by reading a text; takes the model's size in float32 of memory",
+        help="keep in float32 what float16 would not hold, as found by reading a text; takes the model's size in float32 of "
+        "memory",
     )
     parser.add_argument("--reuse-lib", type=Path, help="add this library of a model of the same shape, compile none")
     only = parser.add_mutually_exclusive_group()

@@ -77,6 +77,8 @@ class Printer:
                 print(f"Finish exporting to {file}")
             case events.BuildFinished(artifact):
                 print(f"Finish building {artifact}")
+            case _:
+                raise TypeError(f"no line for {event!r}")
 
     def _source(self, checkpoint: Checkpoint, config: RWKVConfig) -> None:
         if self.from_hub:

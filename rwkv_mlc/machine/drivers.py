@@ -62,7 +62,7 @@ def vulkan_device_types() -> list[int]:
         vulkan.vkDestroyInstance(instance, None)
 
 
-def _vulkan_device_type(vulkan: ctypes.CDLL, device: int) -> int:
+def _vulkan_device_type(vulkan: ctypes.CDLL, device: int | None) -> int:
     """The fifth 32-bit number of its ``VkPhysicalDeviceProperties``."""
     properties = (ctypes.c_uint32 * (PROPERTIES_SIZE // 4))()
     vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)

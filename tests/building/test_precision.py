@@ -31,7 +31,8 @@ def config_of(generation: str, layers: int = 3) -> RWKVConfig:
 
 @pytest.mark.parametrize("generation", ["4", "5.2"])
 def test_a_halved_residual_stream_gives_the_same_logits(generation, libraries):
-    """On prompts, single tokens (whose kernels are merged) and in the reference; a norm's epsilon counts four times as much after each."""
+    """On prompts, single tokens (whose kernels are merged) and in the reference; a norm's epsilon counts four times as much
+    after each."""
     checkpoint = in_memory(synthetic_checkpoint(generation))
     expected = Model.of(checkpoint, "q0f32", libraries).reference(TOKENS)
     model = Model.of(checkpoint, "q0f32", libraries, options=ModelOptions(rescale_every=1))

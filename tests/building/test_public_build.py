@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support.build_inputs import build_command, write_vocabulary
-from support.synthetic import synthetic_checkpoint
 
 import rwkv_mlc
 from rwkv_mlc import BuildOptions, Engine, UserError
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.building import compile_artifact, convert_weight, events, gen_config
 from rwkv_mlc.cli.main import main
+from support.build_inputs import build_command, write_vocabulary
+from support.synthetic import synthetic_checkpoint
 
 TOKENS = [1, 5, 9, 2, 40, 77]
 
