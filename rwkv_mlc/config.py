@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, Strict, WithJsonSchema, model_serializer, model_validator
+from pydantic import ConfigDict, Field, Strict, model_serializer, model_validator
 from pydantic.dataclasses import dataclass
 
 from .typed_json import Count, Extent, parse
@@ -19,7 +20,7 @@ Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 NAMES = {"type": "array", "items": {"type": "string"}, "default": None}
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore", defer_build=True))
 class RWKVConfig:
     """What a graph, a reference forward or a runner needs to know of a model.
 
@@ -32,6 +33,7 @@ class RWKVConfig:
     hidden_size: Extent
     """Channels of the residual stream."""
     num_hidden_layers: Layers
+    """Blocks."""
     intermediate_size: Extent
     """Channels of the channel mixing."""
     head_size: Count = 0
@@ -40,6 +42,7 @@ class RWKVConfig:
     """Scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's ``RWKV-v5/src/model.py``, where
     ``ln_x`` is applied to ``x / head_size_divisor``."""
     layer_norm_epsilon: Epsilon = 1e-5
+    """Of every layer norm."""
     context_length: Extent = 4096
     """Tokens; of the training. The model has no limit."""
     rescale_every: Count = 0
@@ -48,7 +51,7 @@ class RWKVConfig:
     float32: Annotated[tuple[str, ...], Strict(False)] = ()
     """Patterns of values, such as ``blocks.0.*`` and ``blocks.*.ffn.key``, which a target that computes in float16 keeps in
     float32."""
-    own: Annotated[dict[str, Count], WithJsonSchema(NAMES)] = field(default_factory=dict, hash=False)
+    own: Annotated[dict[str, Count], Field(json_schema_extra=NAMES)] = field(default_factory=dict, hash=False)
     """The names of sizes that only this generation has; each is a field beside the others."""
 
     def is_float32(self, value: str) -> bool:
@@ -85,7 +88,12 @@ class RWKVConfig:
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RWKVConfig:
+    def from_dict(
+        cls,
+        data: Mapping[str, Any],
+        source: Path | str = "The model configuration",
+        advice: str = "write it again with gen-config",
+    ) -> RWKVConfig:
         """From the JSON form; unknown keys are ignored, so that a file written by a newer version stays readable. Raises
-        UserError for a field that is missing or does not fit."""
-        return parse(cls, json.dumps(data), "The model configuration", "write it again with gen-config")
+        UserError for a field that is missing or does not fit: what ``source`` gives, and ``advice``."""
+        return parse(cls, json.dumps(data), source, advice)

@@ -9,10 +9,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_serializer, field_validator, model_validator
 from typing_extensions import TypedDict
 
 from .config import RWKVConfig
+from .quantization.layouts import LAYOUTS
 from .typed_json import Bytes, Count, Extent, FileName, Schema, file_name, parse
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint32": 4}
@@ -36,6 +37,13 @@ class ParameterSpec(Schema):
     layout: str
     """How the stored tensor is permuted when it is loaded; see Layouts."""
 
+    @field_validator("layout")
+    @classmethod
+    def _check_layout(cls, layout: str) -> str:
+        if layout not in LAYOUTS:
+            raise ValueError(f"one of {', '.join(LAYOUTS)}")
+        return layout
+
 
 class StateSpec(Schema):
     """One tensor of the recurrent state; a caller allocates it as [slots, *shape]."""
@@ -47,6 +55,7 @@ class StateSpec(Schema):
     shape: tuple[Extent, ...]
     """Of one sequence."""
     dtype: str = "float32"
+    """Of every state tensor today."""
     initial: float = 0.0
     """What every element is before the first token."""
 
@@ -59,9 +68,11 @@ class TensorSpec(Schema):
     """An argument or the result of a function."""
 
     name: str
+    """Says what it holds."""
     shape: tuple[Extent | str, ...]
     """An extent is a number, or a name that stands for the same number wherever it occurs in a call."""
     dtype: str
+    """As NumPy names it."""
 
 
 class FunctionSpec(Schema):
@@ -71,6 +82,7 @@ class FunctionSpec(Schema):
     """In order. "states" and "params" stand for one argument each: the tuple of all tensors of that kind, in the order of
     the metadata."""
     result: TensorSpec
+    """The logits, or what a function that measures gives."""
 
 
 class KernelValues(NamedTuple):
@@ -136,10 +148,13 @@ class StoredTensorEntry(Schema):
     """A tensor in a shard: little-endian, row by row, without gaps."""
 
     name: str
+    """The parameter's, or what is stored of it."""
     shape: tuple[Extent, ...]
+    """As stored."""
     dtype: Literal["float32", "float16", "uint32"]
     """``uint32`` holds packed integers; see Schemes."""
     format: Literal["raw"] = "raw"
+    """The bytes are those of the elements."""
     nbytes: Bytes
     """Of the tensor."""
     offset: Bytes = Field(alias="byteOffset")
@@ -152,6 +167,7 @@ class ShardEntry(Schema):
     file: FileName = Field(alias="dataPath")
     """The file's name, beside the index."""
     format: Literal["raw-shard"] = "raw-shard"
+    """A file of raw tensors."""
     nbytes: Bytes
     """Of the file."""
     records: tuple[StoredTensorEntry, ...]
@@ -184,6 +200,7 @@ class TensorIndex(Schema):
     """The index of the shards, in the format of TVM's ``tvmjs.dump_tensor_cache``."""
 
     metadata: TensorTotals
+    """Sums over all shards."""
     records: tuple[ShardEntry, ...]
     """The shards."""
 
@@ -195,13 +212,16 @@ class Roles(TypedDict):
     """A text for each of the two who speak."""
 
     user: str
+    """The text for the user."""
     assistant: str
+    """The text for the model."""
 
 
 class Conversation(Schema):
     """A prompt template: the fields of mlc_llm's conversation protocol that RWKV chats use, with its names."""
 
     name: str
+    """The template's."""
     roles: Roles
     """What they are called in the text."""
     seps: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
@@ -209,6 +229,7 @@ class Conversation(Schema):
     system_template: str = "{system_message}"
     """What is fed first; "{system_message}" in it stands for ``system_message``."""
     system_message: str = ""
+    """The system text."""
     role_templates: Roles = {"user": "{user_message}", "assistant": "{assistant_message}"}
     """A message as it is fed; "{user_message}" or "{assistant_message}" in it stands for the text."""
     messages: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
@@ -227,6 +248,7 @@ class Conversation2023(Schema):
     """The same template in the form of mlc_chat (``cpp/conversation.cc``)."""
 
     name: str
+    """The template's."""
     system: str
     """What is fed first, without the separator, which mlc_chat adds."""
     roles: tuple[str, str]
@@ -238,13 +260,19 @@ class Conversation2023(Schema):
     separator_style: Literal[0, 2]
     """0: roles and separators, 2: plain continuation."""
     seps: tuple[str, ...]
+    """As in Conversation."""
     role_msg_sep: str
+    """``role_content_sep`` there."""
     role_empty_sep: str
+    """As there."""
     stop_str: str
     """The first of the strings; empty: none."""
     stop_tokens: tuple[Count, ...]
+    """``stop_token_ids`` there."""
     prefix_tokens: tuple[Count, ...]
+    """Ids to feed first: none."""
     add_bos: bool
+    """Whether a text begins with ``bos_token_id``: false."""
 
 
 class TokenizerInfo(Schema):
@@ -253,7 +281,9 @@ class TokenizerInfo(Schema):
     token_postproc_method: Literal["byte_level", "byte_fallback"]
     """``byte_level`` for tokenizer.json."""
     prepend_space_in_encode: bool
+    """False."""
     strip_space_in_decode: bool
+    """False."""
 
 
 class ChatConfig(Schema):
@@ -282,8 +312,11 @@ class ChatConfig(Schema):
     prefill_chunk_size: Extent
     """Tokens; the longest part of a prompt that one call should read."""
     tensor_parallel_shards: Extent | None = None
+    """1."""
     pipeline_parallel_stages: Extent | None = None
+    """1."""
     pad_token_id: Count | None = None
+    """0."""
     bos_token_id: Count | None = None
     """What a text begins with."""
     eos_token_id: Count | tuple[Count, ...] = 0
@@ -291,9 +324,13 @@ class ChatConfig(Schema):
     temperature: float | None = None
     """This and those up to ``seed`` are the sampling defaults; generation.md says what they mean."""
     top_p: float | None = None
+    """Of the nucleus."""
     presence_penalty: float | None = None
+    """Of the author's chat."""
     frequency_penalty: float | None = None
+    """Of the author's chat."""
     repetition_penalty: float | None = None
+    """1 is off."""
     penalty_decay: float | None = None
     """Ours; other engines skip it."""
     top_k: int | None = None
@@ -305,6 +342,7 @@ class ChatConfig(Schema):
     tokenizer_files: tuple[FileName, ...]
     """In params/: ``rwkv_vocab.txt`` and ``tokenizer_model``, or ``tokenizer.json``."""
     tokenizer_info: TokenizerInfo | None = None
+    """For mlc_llm."""
     conv_template: Conversation
     """The prompt template."""
     model_task: str | None = None
@@ -318,14 +356,19 @@ class ChatConfig(Schema):
     model_category: str | None = None
     """``rwkv``, ``rwkv_world`` or ``rwkv5``."""
     conv_config: Conversation2023 | None = None
+    """For mlc_chat."""
     mean_gen_len: Extent | None = None
+    """Tokens that mlc_chat expects of an answer."""
     max_gen_len: Extent | None = None
     """The context length of the training."""
     max_window_size: Extent | None = None
     """As ``max_gen_len``."""
     shift_fill_factor: float | None = None
+    """For models with a window."""
     num_shards: Extent | None = None
+    """1."""
     use_presharded_weights: bool | None = None
+    """False."""
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -402,13 +445,17 @@ class BuildRecord(Schema):
     source_format: str
     """Of the checkpoint."""
     generation: str
+    """As in RWKVConfig."""
     quantization: str
+    """The scheme of the parameters."""
     head_size_divisor: Extent
+    """As in RWKVConfig."""
     versions: dict[str, str]
     """Of the packages that converted the parameters."""
     time: str
     """When they were converted, UTC in ISO 8601."""
     rescale_every: Count = 0
+    """As in RWKVConfig."""
     libraries: dict[str, LibraryRecord] = {}
     """By the targets' names."""
 
@@ -466,6 +513,7 @@ class DumpFile(DumpHeader):
     """``dump.json``: the header, and what lies beside it in ``tensors.safetensors``."""
 
     format: Literal["rwkv_mlc dump 1"] = "rwkv_mlc dump 1"
+    """This one."""
     tensors: dict[str, tuple[str | Count, ...]]
     """Dtype and shape of every tensor by its name, in the order of execution."""
 

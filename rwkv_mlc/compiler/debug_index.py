@@ -3,7 +3,6 @@ index of all of it with the table of named values."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 
 from ..artifact.disk import beside
+from ..schema import KernelValues, LibraryMetadata
 
 INDEX, KERNELS, CODE = "index.md", "kernels", "code"
 SUFFIXES = {"llvm": "ll", "cuda": "cu", "opencl": "cl", "metal": "metal", "c": "c"}
@@ -55,13 +55,13 @@ def write_index(
     _write(folder / INDEX, "\n\n".join(sections) + "\n")
 
 
-def _values(graph: tvm.IRModule) -> dict[str, list]:
-    """As in the library's metadata: for every function [kernel, {argument: names}] of each of its calls, in order."""
+def _values(graph: tvm.IRModule) -> dict[str, tuple[KernelValues, ...]]:
+    """As in the library's metadata."""
     metadata = [f for name, f in graph.functions_items() if name.name_hint == "_metadata"]
-    return json.loads(metadata[0].body.body.value)["values"] if metadata else {}
+    return LibraryMetadata.read(metadata[0].body.body.value).values if metadata else {}
 
 
-def _function(name: str, records: list) -> str:
+def _function(name: str, records: Sequence[KernelValues]) -> str:
     rows = (
         (i, f"[{kernel}]({KERNELS}/{kernel}.py)", argument, ", ".join([names] if isinstance(names, str) else names))
         for i, (kernel, outputs) in enumerate(records)
@@ -70,7 +70,7 @@ def _function(name: str, records: list) -> str:
     return f"## Values of `{name}`\n\n{_table(('call', 'kernel', 'argument', 'values'), rows)}"
 
 
-def _count(records: list | None) -> str:
+def _count(records: Sequence[KernelValues] | None) -> str:
     return str(len(records)) if records else ""
 
 

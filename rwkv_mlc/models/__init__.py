@@ -89,17 +89,18 @@ def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWK
     vocab_size, hidden_size = shapes["emb.weight"]
     layers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in shapes) if match}
     given = {"head_size_divisor": options.head_size_divisor, "context_length": options.context_length}
-    return RWKVConfig(
-        generation=generation.name,
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=max(layers) + 1,
-        intermediate_size=shapes["blocks.0.ffn.key.weight"][0],
-        rescale_every=options.rescale_every,
-        float32=options.float32,
+    found = {
+        "generation": generation.name,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": max(layers) + 1,
+        "intermediate_size": shapes["blocks.0.ffn.key.weight"][0],
+        "rescale_every": options.rescale_every,
+        "float32": options.float32,
         **generation.dimensions(shapes),
         **{field: value for field, value in given.items() if value is not None},
-    )
+    }
+    return RWKVConfig.from_dict(found, "The shape of the checkpoint's tensors", "it is damaged or no RWKV model")
 
 
 def resolve(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from math import prod
 
 import numpy as np
@@ -11,12 +10,13 @@ import numpy as np
 from ..config import RWKVConfig
 from ..data_files import config_path
 from ..models import Parameter, generation_of
+from ..typed_json import read
 from .checkpoint import Checkpoint, LazyTensor
 
 
 def load_preset(name: str) -> RWKVConfig:
     """A model of ``configs/models``, such as ``rwkv-5-world-0.1b``. Raises UserError for an unknown name."""
-    return RWKVConfig.from_dict(json.loads(config_path("models", name).read_text(encoding="utf-8")))
+    return read(RWKVConfig, config_path("models", name), "correct it")
 
 
 def random_checkpoint(config: RWKVConfig, name: str, seed: int = 0) -> Checkpoint:

@@ -78,6 +78,10 @@ def test_a_library_that_describes_itself_needs_no_model():
         (lambda data: data.pop("params"), "The metadata of x.so lacks params; build it again"),
         (lambda data: data["params"][1].update(shape=[0]), r"gives params\[1\].shape\[0\] as 0, expected at least 1;"),
         (lambda data: data["params"][1].update(dtype=None), r"gives params\[1\].dtype as None, expected a string;"),
+        (
+            lambda data: data["params"][1].update(layout="spiral"),
+            r"layout as 'spiral', expected one of stored, transposed, ",
+        ),
         (lambda data: data["values"]["prefill"][1].pop(), r"values.prefill\[1\]"),
         (lambda data: data["values"]["prefill"][1][1].update({"-1": "emb"}), r"values.prefill\[1\]"),
         (lambda data: data.update(states=[{"layer": -1, "role": "att_x", "shape": [1]}]), r"states\[0\].layer as -1"),
@@ -161,6 +165,11 @@ def test_the_page_has_every_type():
     assert {name for name in types if f"<!-- {name}: begin -->" not in page} == set()
     links = set(re.findall(r"\]\(#(\w+)\)", page))
     assert links - {heading.lower() for heading in re.findall(r"^#+ (\w+)$", page, re.MULTILINE)} == set()
+
+
+def test_every_field_has_a_meaning():
+    page = (ROOT / "docs" / "artifact.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|[^|]+\| +\|$", page, re.MULTILINE) == []
 
 
 def test_layouts_on_the_page():

@@ -115,6 +115,19 @@ def test_other_files_are_refused(shapes):
         detect_config(shapes)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"emb.weight": (0, 128)}, "vocab_size as 0, expected at least 1"),
+        ({"blocks.0.ffn.key.weight": (0, 128)}, "intermediate_size as 0, expected at least 1"),
+        ({"blocks.9999999.ln1.weight": (128,)}, "num_hidden_layers as 10000000, expected at most 65536"),
+    ],
+)
+def test_sizes_that_no_model_has(change, message):
+    with pytest.raises(UserError, match=f"checkpoint's tensors gives {message}; it is damaged or no RWKV model"):
+        detect_config(shapes_of("4") | change)
+
+
 def test_missing_essentials_are_listed():
     with pytest.raises(UserError, match="it has no head.weight, blocks.0.ffn.key.weight"):
         detect_config({"emb.weight": (10, 4)})

@@ -11,7 +11,6 @@ it comes from a cache at best. The least is every tensor once. A branch that dep
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.schema import LibraryMetadata
 from rwkv_mlc.verification.fatbin import Resources, read_fatbin, read_resources
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 
@@ -290,8 +290,8 @@ def itemsize(buffer) -> int:
 def count_calls(module, function: str, tokens: int, sequences: int = 1) -> list[tuple[str, int, Work]]:
     """(kernel, calls, work of one) for a run of ``function`` that reads ``tokens`` tokens."""
     kernels = {variable.name_hint: kernel for variable, kernel in module.functions_items()}
-    metadata = json.loads(module["_metadata"].body.body.value)
-    calls = Counter(kernel for kernel, _ in metadata["values"][function])
+    metadata = LibraryMetadata.read(module["_metadata"].body.body.value)
+    calls = Counter(call.kernel for call in metadata.values[function])
     sizes = {"rows": tokens, "batch": sequences, "num_slots": sequences}
     data = {
         "segment_ends": np.arange(1, sequences + 1) * (tokens // sequences),
