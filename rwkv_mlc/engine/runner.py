@@ -18,6 +18,7 @@ from .threads import start_threads
 from .tvm_runtime import (
     CPU,
     Device,
+    Module,
     Tensor,
     copy_row,
     duplicate,
@@ -29,7 +30,7 @@ from .tvm_runtime import (
     virtual_machine,
 )
 
-FUNCTIONS = ("prefill", "score", "decode", "batch_decode")
+INTERFACE = "native"
 
 
 @dataclass
@@ -66,7 +67,8 @@ class Runner:
     ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
     library's metadata asks for, and put onto ``device``, where states live as well. ``uses_graphs`` says whether ``decode``
     goes through a CUDA graph, where the library has that form; ``metadata`` is what the library says of itself. Raises
-    UserError for tensors that are missing, that the library does not know, or of another shape or dtype."""
+    UserError for tensors that are missing, that the library does not know, or of another shape or dtype, and for a library of
+    another interface or without one of its functions."""
 
     def __init__(self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU):
         self.device = device
@@ -75,15 +77,11 @@ class Runner:
         self.uses_graphs = self.vm.implements_function(FUNCTION)
         self.metadata = LibraryMetadata.read(self.vm["_metadata"](), library)
         self.config = self.metadata.config
-        _check(library, self.metadata.params, parameters)
+        _check_functions(library, self.metadata, self.vm)
+        _check_parameters(library, self.metadata.params, parameters)
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
         self.threads = start_threads()
-        try:
-            self.functions = {name: self.vm[name] for name in FUNCTIONS}
-        except AttributeError:
-            raise UserError(
-                f"{library} lacks one of {', '.join(FUNCTIONS)}: another version of rwkv_mlc built it; build it again."
-            ) from None
+        self.functions = {name: self.vm[name] for name in self.metadata.functions}
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences."""
@@ -126,7 +124,17 @@ class Runner:
         return view(logits).reshape(-1, self.config.vocab_size)
 
 
-def _check(library: Path, specs: Sequence[ParameterSpec], parameters: Mapping[str, Stored]) -> None:
+def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) -> None:
+    if metadata.interface != INTERFACE:
+        raise UserError(
+            f"{library} has the functions of the interface {metadata.interface}, and the engine calls those of "
+            f"{INTERFACE}; build it again."
+        )
+    if missing := [name for name in metadata.functions if not machine.implements_function(name)]:
+        raise UserError(f"{library} lacks {', '.join(missing)}: another version of rwkv_mlc built it; build it again.")
+
+
+def _check_parameters(library: Path, specs: Sequence[ParameterSpec], parameters: Mapping[str, Stored]) -> None:
     expected = {spec.name: spec for spec in specs}
     problems = [f"missing {name}" for name in expected if name not in parameters]
     problems += [f"unknown {name}" for name in parameters if name not in expected]

@@ -23,9 +23,10 @@ from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine import devices, parameters
 from rwkv_mlc.engine.devices import choose_device, open_device, target_of
 from rwkv_mlc.engine.parameters import load_parameters
-from rwkv_mlc.engine.runner import FUNCTIONS, Runner
+from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.engine.tvm_runtime import CPU, to_numpy
 from rwkv_mlc.interfaces import INTERFACES
+from rwkv_mlc.interfaces.native import FUNCTIONS
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from rwkv_mlc.schema import LibraryMetadata, ParameterSpec, StateSpec
 from support.vulkan_kernels import vulkan_device

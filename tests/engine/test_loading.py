@@ -18,7 +18,7 @@ from rwkv_mlc.engine.parameters import ALIGNMENT, load_parameters
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.quantization.layouts import LAYOUTS, Layout
-from rwkv_mlc.schema import ParameterSpec
+from rwkv_mlc.schema import LibraryMetadata, ParameterSpec
 
 ROOT = Path(__file__).parents[2]
 SHAPES = [(1, 1), (15, 3), (16, 8), (33, 20), (97, 64), (160, 33)]
@@ -119,6 +119,32 @@ def test_parameters_of_another_model(reciter):
     ):
         with pytest.raises(UserError, match=f"The parameters do not fit .*-llvm.so, {problem}"):
             Runner(library, changed)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda metadata: {"interface": "other"},
+            "has the functions of the interface other, and the engine calls those",
+        ),
+        (
+            lambda metadata: {"functions": {**metadata.functions, "verify": metadata.functions["score"]}},
+            "lacks verify: another version of rwkv_mlc built it; build it again",
+        ),
+    ],
+)
+def test_functions_of_another_library(reciter, monkeypatch, change, message):
+    read = LibraryMetadata.read
+
+    def changed(text: str, library: Path) -> LibraryMetadata:
+        metadata = read(text, library)
+        return metadata.model_copy(update=change(metadata))
+
+    monkeypatch.setattr(LibraryMetadata, "read", changed)
+    artifact = Artifact.open(reciter)
+    with pytest.raises(UserError, match=f"-llvm.so {message}"):
+        Runner(artifact.library("llvm").path, artifact.parameters())
 
 
 def run(code: str, *arguments: object) -> dict:

@@ -186,5 +186,6 @@ def test_an_artifact_runs_without_the_compiler(runtime_only, demo):
     )
     loaded = loaded_by(code, str(demo), path=runtime_only) - loaded_by("import tvm.runtime.vm", path=runtime_only)
     unwanted = {"tvm.relax", "tvm.script", "tvm.tirx", "tvm.s_tir", "tir_kernels", "torch", "transformers"}
-    unwanted |= {f"rwkv_mlc.{room}" for room in ("compiler", "graph", "building")}
+    rooms = ("compiler", "graph", "building", "models", "interfaces", "weights", "reference", "debug", "bench")
+    unwanted |= {f"rwkv_mlc.{room}" for room in rooms}
     assert "rwkv_mlc.engine.runner" in loaded and not loaded & unwanted
