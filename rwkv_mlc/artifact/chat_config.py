@@ -6,7 +6,7 @@ mlc_llm of today reads ``model_config`` and ``conv_template`` (``protocol/mlc_ch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # The author's values for chat, which belong together (ChatRWKV ``API_DEMO_CHAT.py``): a small nucleus, and penalties
 # that keep it from repeating itself. ``penalty_decay`` is ours; other engines skip it.
-SAMPLING = {
+SAMPLING: dict[str, Any] = {
     "temperature": 1.0,
     "top_p": 0.3,
     "presence_penalty": 0.5,
@@ -26,7 +26,8 @@ SAMPLING = {
     "penalty_decay": 0.996,
 }
 
-SEPARATED_ROLES, LANGUAGE_MODEL = 0, 2  # SeparatorStyle of mlc_chat
+SEPARATED_ROLES: Final = 0  # SeparatorStyle of mlc_chat
+LANGUAGE_MODEL: Final = 2
 
 
 def chat_config(

@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import __version__, schema
 from ..config import RWKVConfig
@@ -68,7 +68,7 @@ def add_library(
     target_name: str,
     target: dict[str, Any],
     cpu_features: list[str],
-    prefill_activations: str = "float32",
+    prefill_activations: Literal["float32", "int8"] = "float32",
 ) -> LibraryRecord:
     """Copy the library ``built`` into the artifact ``folder``, in place of an older one for ``target_name``.
 

@@ -32,11 +32,11 @@ class ShardWriter:
         self.folder = folder
         self.shards: list[ShardEntry] = []
         self.nbytes = 0
-        self._data, self._tensors = bytearray(), []
+        self._data, self._tensors = bytearray(), list[StoredTensorEntry]()
 
     def add(self, name: str, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array, DTYPES[array.dtype.name])
-        data = memoryview(array).cast("B")
+        data = array.data.cast("B")
         self.nbytes += array.nbytes
         if len(self._data) + array.nbytes >= SHARD_CAPACITY:
             if 2 * array.nbytes >= SHARD_CAPACITY:

@@ -103,6 +103,7 @@ class Engine:
         outside the vocabulary."""
         reading = Reading(tokens)
         self.read(reading, state)
+        assert reading.logits is not None
         return reading.logits
 
     def read(self, sequence: Reading, state: State) -> Scheduler:

@@ -80,6 +80,7 @@ class Sequence(Reading):
 
     def go_on(self) -> str:
         """Choose a token, which becomes pending unless it is the last. Raises UserError where the logits are not finite."""
+        assert self.logits is not None  # after the prompt was read
         token = self._sampler.sample(self.logits)
         self.tokens.append(token)
         ended = token in self._end_ids

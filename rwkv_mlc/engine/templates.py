@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ..data_files import config_path
 from ..schema import Conversation
@@ -60,7 +60,7 @@ class Template(Conversation):
         begun = next(n for n in range(len(separator), -1, -1) if read.endswith(separator[:n]))
         return read[len(fed) :] + separator[begun:]
 
-    def _message(self, role: str, content: str) -> str:
+    def _message(self, role: Literal["user", "assistant"], content: str) -> str:
         text = self.role_templates[role].replace(f"{{{role}_message}}", content)
         return self.roles[role] + self.role_content_sep + text + self.seps[0 if role == "user" else -1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import RWKVConfig
 from ..errors import UserError
@@ -110,7 +110,7 @@ def resolve(
 
     Returns the config, its parameters in order and the tensors by ``Parameter.source``. Raises UserError for a
     checkpoint of no known generation or whose tensors do not fit it."""
-    implied = {
+    implied: dict[str, Any] = {
         "head_size_divisor": options.head_size_divisor or checkpoint.head_size_divisor,
         "context_length": options.context_length or checkpoint.context_length,
     }

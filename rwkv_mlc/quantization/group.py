@@ -42,7 +42,7 @@ class GroupForm:
     def per_word(self) -> int:
         return WORD_BITS // self.bits
 
-    def shapes(self, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The shapes of ``q_weight`` and ``q_scale`` for a matrix of ``shape`` [out, in]."""
         rows, columns = shape
         groups = -(-columns // self.group)
@@ -60,7 +60,7 @@ class GroupForm:
             weights[rows], scales[rows] = self._quantize_rows(matrix[rows])
         return q_weight, q_scale
 
-    def dequantize(self, q_weight: np.ndarray, q_scale: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    def dequantize(self, q_weight: np.ndarray, q_scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The float32 matrix [out, in] that the kernels compute with: (q - max_int) * scale."""
         matrix = np.empty(shape, np.float32)
         for rows in row_blocks(shape):
@@ -100,14 +100,14 @@ class GroupForm:
         levels = np.rint(weights, out=weights).clip(0, 2 * self.max_int).astype(np.uint8).reshape(rows, -1)
         levels[:, columns:] = 0
 
-        levels = levels.reshape(rows, -1, self.per_word)
-        words = np.zeros(levels.shape[:2], np.uint32)
+        fields = levels.reshape(rows, -1, self.per_word)
+        words = np.zeros(fields.shape[:2], np.uint32)
         for k in range(self.per_word):
-            words |= levels[..., k].astype(np.uint32) << np.uint32(k * self.bits)
+            words |= fields[..., k].astype(np.uint32) << np.uint32(k * self.bits)
         return words, scale
 
 
-def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows with about ``BLOCK_ELEMENTS`` elements each, so that temporaries stay in the cache."""
     step = max(1, BLOCK_ELEMENTS // shape[1])
     return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))

@@ -45,6 +45,6 @@ def forward(
     ``trace`` is given every value by name. The arguments stay as they are and the results share no memory with them."""
     if state is None:
         state = initial_state(config)
-    copy = {key: np.array(array, dtype) for key, array in state.items()}
-    embedded = parameters["model.embeddings.weight"][np.asarray(tokens, np.intp)].astype(dtype)
+    copy: State = {key: np.array(array, dtype) for key, array in state.items()}
+    embedded: np.ndarray = parameters["model.embeddings.weight"][np.asarray(tokens, np.intp)].astype(dtype)
     return generation_of(config).reference(config, parameters, trace("emb", embedded), copy, trace)

@@ -31,7 +31,7 @@ def wkv(
 
 def time_mixing(
     p: Parameters, x: np.ndarray, last: np.ndarray, *average: np.ndarray, trace: Trace
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """W_o (sigma(r) * wkv): [T, C] -> [T, C], followed by the next ``last`` and ``average`` (a, b, p)."""
     previous, last = token_shift(x, last)
 
@@ -40,10 +40,10 @@ def time_mixing(
         return trace(name, linear(p, f"attention.{name}", mixed))
 
     k, v, r = project("key"), project("value"), project("receptance")
-    out, *average = wkv(k, v, p["attention.time_decay"], p["attention.time_first"], *average)
+    out, *averaged = wkv(k, v, p["attention.time_decay"], p["attention.time_first"], *average)
     r = trace("receptance_sigmoid", sigmoid(r))
     gated = trace("gated", r * trace("wkv", out))
-    return trace("output", linear(p, "attention.output", gated)), last, *average
+    return trace("output", linear(p, "attention.output", gated)), last, *averaged
 
 
 def forward(

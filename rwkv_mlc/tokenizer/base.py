@@ -39,7 +39,7 @@ class Tokenizer(ABC):
                 text = text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError as error:
                 raise UserError(
-                    f"The text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, "
+                    f"The text holds a lone surrogate (U+{ord(error.object[error.start]):04X}) at character {error.start}, "
                     "which no encoding can write; remove it."
                 ) from None
         return self.encode_bytes(text)

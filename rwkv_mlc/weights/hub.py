@@ -18,7 +18,7 @@ REPOSITORY = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*?)(?::(?P<file>[\w./-]
 def is_repository(source: str) -> bool:
     """Whether ``source`` reads as ``owner/name`` or ``owner/name:file`` rather than as the path of a file."""
     match = REPOSITORY.fullmatch(source)
-    return bool(match) and not match["id"].endswith((".pth", ".pt", ".bin", ".safetensors"))
+    return match is not None and not match["id"].endswith((".pth", ".pt", ".bin", ".safetensors"))
 
 
 def download(source: str, revision: str | None = None) -> Path:
@@ -38,6 +38,7 @@ def download(source: str, revision: str | None = None) -> Path:
     )
 
     match = REPOSITORY.fullmatch(source)
+    assert match, source  # ``is_repository`` said so
     repository, file = match["id"], match["file"]
     hub = constants.ENDPOINT
     try:

@@ -42,6 +42,8 @@ def _draw(parameter: Parameter, shape: tuple[int, ...], seed: int) -> np.ndarray
     """Float32 [*shape], uniform between the parameter's bounds; what a matrix of trained models' scale puts out is about as
     large as what it reads."""
     if parameter.role == "vector":
+        if parameter.drawn is None:
+            raise ValueError(f"{parameter.name} does not say between which bounds it is drawn")
         low, high = parameter.drawn
     else:
         high = 0.6 * (3.0 / shape[-1]) ** 0.5

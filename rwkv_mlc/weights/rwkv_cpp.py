@@ -18,7 +18,7 @@ from .checkpoint import LazyTensor
 
 MAGIC = struct.pack("<I", 0x67676D66)
 VERSIONS = (100, 101)
-STORED_TYPES = {0: ("float32", np.dtype("<f4")), 1: ("float16", np.dtype("<f2"))}
+STORED_TYPES: dict[int, tuple[str, np.dtype]] = {0: ("float32", np.dtype("<f4")), 1: ("float16", np.dtype("<f2"))}
 QUANTIZED_TYPES = "Q4_0 Q4_1 Q4_1_O Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K".split()
 
 # What stands for 0, 1 and infinity, whose logarithms are not finite; in float32 they are 0, 1 and its largest number.
