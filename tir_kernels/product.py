@@ -10,12 +10,13 @@ from .builder import arg
 
 @dataclass(frozen=True)
 class Matrix:
-    """One product of a fused call: output rows N, what is applied to each output (a key of ``ACTIVATIONS``), and the
-    outputs' dtype, which is float32 on a CPU."""
+    """One product of a fused call: output rows N, what is applied to each output (a key of ``ACTIVATIONS``), the outputs'
+    dtype, which is float32 on a CPU, and which plane of the inputs x [planes, T, K] it reads."""
 
     rows: int
     activation: str | None = None
     dtype: str = "float32"
+    plane: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ def operands(matrices: tuple[Matrix, ...], rows, columns: int, form, gated: bool
         residual=arg("residual", followed) if residual else None,
         outs=[arg(f"out{i}", (1, rows, matrix.rows), matrix.dtype) for i, matrix in enumerate(matrices)],
     )
+
+
+def check_planes(matrices: tuple[Matrix, ...], planes: int) -> None:
+    """Raises ValueError for a matrix that reads a plane which the inputs do not have."""
+    for matrix in matrices:
+        if matrix.plane not in range(planes):
+            raise ValueError(f"A matrix reads plane {matrix.plane} of inputs that have {planes}.")
 
 
 def block_starts(matrices: tuple[Matrix, ...], rows_per_block: int) -> list[int]:

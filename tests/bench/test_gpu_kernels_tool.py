@@ -24,7 +24,9 @@ HALF = RowFloat("float16")
 
 def test_gemv_reads_weights_once():
     """Rows of 1024 halves: 128 threads along each, 4 rows of each of 2 groups of threads a block, which reads x once."""
-    work = Count(gemv((Matrix(64), Matrix(16)), 1024, HALF, "float16", halves=8), {"rows": 1}, {}).run()
+    work = Count(
+        gemv((Matrix(64), Matrix(16, plane=1)), 1024, HALF, "float16", planes=2, halves=8), {"rows": 1}, {}
+    ).run()
     weights, blocks = 80 * 1024 * 2, 10
     assert work.bytes_read == weights + blocks * 1024 * 2
     assert work.bytes_written == 80 * 4 and work.threads == blocks * 256

@@ -37,7 +37,7 @@ from support.opencl_device import source_of
 
 CASES_ON = {
     "opencl": CASES,
-    "vulkan": [("several", form) for form in FORMS],
+    "vulkan": [*(("several", form) for form in FORMS), ("planes", "q4")],
     "cuda": [  # every form, every shape
         ("several", "q4"),
         ("several", "q3"),
@@ -47,6 +47,7 @@ CASES_ON = {
         ("float32 inputs", "q4"),
         ("wide", "q4_float32"),
         ("wide", "q4"),
+        ("planes", "q4"),
         ("widest", "float16"),
     ],
 }

@@ -27,7 +27,7 @@ from rwkv_mlc.quantization.schemes import get_scheme
 from support import kernel_twins as twins
 from support.accuracy import BOUND, TOKENS, trained_like_weights
 from support.compiled import in_memory
-from support.cpu_products import CALLS, FORMS, GROUP_FORMS, activations, has, weights
+from support.cpu_products import CALLS, FORMS, GROUP_FORMS, activations, has, unread, weights
 from support.kernel_build import build, call, error
 from support.paths import DEMO
 from tir_kernels.cpu.gemm_int8 import TILES, gemm_int8
@@ -59,7 +59,7 @@ def quantizers(form: str):
 @lru_cache(None)
 def products(form: str, dot: str):
     def product(c):
-        return gemm_int8(c.matrices, c.columns, FORMS[form], dot, gated=c.gated, residual=c.residual)
+        return gemm_int8(c.matrices, c.columns, FORMS[form], dot, c.planes, gated=c.gated, residual=c.residual)
 
     return build({name: product(c) for name, c in CALLS.items()})
 
@@ -93,7 +93,8 @@ def test_quantize(form, name):
 def check(form: str, dot: str, name: str, rows: int, exact: bool, tolerance: float) -> None:
     """Against the product with the activations themselves, or with the integers that stand for them."""
     c, packed = CALLS[name], FORMS[form]
-    x, rng = activations(len(c.matrices), rows, c.columns), np.random.default_rng(rows)
+    x, rng = activations(c.planes, rows, c.columns), np.random.default_rng(rows)
+    x[unread(c)] = np.nan
     stored, dense = zip(*(weights(packed, matrix.rows, c.columns) for matrix in c.matrices))
     gate, residual = rng.normal(0.3, 1, (2, 1, rows, c.matrices[0].rows)).astype(np.float32)
     extra = [gate] * c.gated + [residual] * c.residual
@@ -106,9 +107,9 @@ def check(form: str, dot: str, name: str, rows: int, exact: bool, tolerance: flo
     ]
     outs = call(products(form, dot)[name], *arrays, written=range(-len(outs), 0))
     for i, (matrix, out) in enumerate(zip(c.matrices, outs)):
-        read = x[i].astype(np.float64)
+        read = x[matrix.plane].astype(np.float64)
         if not exact:
-            integers, scales = quantized(x[i], packed.group)
+            integers, scales = quantized(x[matrix.plane], packed.group)
             read = (integers * np.repeat(scales.astype(np.float64), packed.group, 1))[:, : c.columns]
         after = (gate[0] if c.gated else 1, residual[0] if c.residual else 0)
         expected = twins.product(read, dense[i], matrix.activation, *after)

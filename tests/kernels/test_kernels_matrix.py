@@ -13,6 +13,7 @@ from support.kernel_build import HOST_TARGET, build
 from tir_kernels.cpu.gemm import gemm
 from tir_kernels.cpu.gemv import gemv
 from tir_kernels.cpu.quantize_activation import quantize_activation
+from tir_kernels.product import Matrix
 
 ROWS = [1, 5, 7, 13]
 
@@ -22,7 +23,7 @@ def compiled(form_name: str, target: tuple = tuple(HOST_TARGET.items()), tile: t
     """All kernels of a form; the integer ones where this machine has the instructions."""
     form, functions = FORMS[form_name], {}
     for name, c in CALLS.items():
-        shared = dict(gated=c.gated, residual=c.residual)
+        shared = dict(planes=c.planes, gated=c.gated, residual=c.residual)
         functions[f"gemv_{name}"] = gemv(c.matrices, c.columns, form, **shared)
         functions[f"gemm_{name}"] = gemm(c.matrices, c.columns, form, tile, **shared)
         if form_name in GROUP_FORMS:
@@ -85,3 +86,8 @@ def test_the_layout_is_a_permutation():
     packed = twins.pack(stored)
     assert packed.shape == (2, 7, 16) and packed[1, 3, 2] == stored[18, 3]
     assert np.array_equal(np.sort(packed[packed > 0]), stored.ravel()) and not packed[1, :, 4:].any()
+
+
+def test_planes_that_are_not_there():
+    with pytest.raises(ValueError, match="plane 2 of inputs that have 2"):
+        gemv((Matrix(16), Matrix(16, plane=2)), 32, FORMS["float32"], planes=2)

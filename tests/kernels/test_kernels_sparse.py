@@ -20,7 +20,7 @@ from tir_kernels.cpu.integer_dot import INTEGER_DOTS
 from tir_kernels.cpu.list_inputs import list_inputs
 from tir_kernels.cpu.lists import AHEAD, MOST
 from tir_kernels.cpu.packed import PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
-from tir_kernels.cpu.quantize_activation import PLANES, quantize_activation
+from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
 from tir_kernels.cpu.quantize_int8 import quantize_int8
 from tir_kernels.cpu.sparse_gemv import sparse_gemv
@@ -115,11 +115,11 @@ def run_list(kernels, name: str, form: Tiled, x: np.ndarray, integers: bool) -> 
     if integers:
         padded, groups = form.padded(columns), form.groups(columns)
         outputs = [
-            np.full((rows, PLANES, padded // 4), -1, np.int32),
+            np.full((rows, DIGITS, padded // 4), -1, np.int32),
             np.full((rows, padded + AHEAD), -1, np.int32),
             np.full((rows, groups + 1), -1, np.int32),
             np.full((rows, groups), np.nan, np.float32),
-            np.full((rows, PLANES, groups), -1, np.int32),
+            np.full((rows, DIGITS, groups), -1, np.int32),
         ]
     else:
         outputs = [
@@ -172,9 +172,9 @@ def dense_product(kernels, form_name: str, shape: str, x: np.ndarray) -> np.ndar
     form, (rows, columns) = FORMS[form_name], SHAPES[shape]
     groups, tokens = form.groups(columns), x.shape[1]
     outputs = [
-        np.full((1, tokens, PLANES, groups * form.group // 4), -1, np.int32),
+        np.full((1, tokens, DIGITS, groups * form.group // 4), -1, np.int32),
         np.full((1, tokens, groups), np.nan, np.float32),
-        np.full((1, tokens, PLANES, groups), -1, np.int32),
+        np.full((1, tokens, DIGITS, groups), -1, np.int32),
     ]
     inputs = call(kernels["quantize"], x, *outputs, written=[-3, -2, -1])
     out = np.full((1, tokens, rows), np.nan, np.float32)

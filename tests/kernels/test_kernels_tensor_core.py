@@ -18,6 +18,7 @@ from rwkv_mlc.errors import UserError
 from rwkv_mlc.verification.fatbin import read_fatbin, read_resources
 from support import kernel_twins as twins
 from support.accuracy import trained_like_weights
+from support.cpu_products import unread
 from support.cuda_device import CudaOnCpu
 from support.gpu_kernels import EXACT, FORMS, HALF, normal, stuck, weights
 from support.kernel_build import call, error
@@ -28,11 +29,12 @@ from tir_kernels.product import Matrix
 
 @dataclass(frozen=True)
 class Product:
-    """Matrices that share one launch, K inputs each."""
+    """Matrices that share one launch, K inputs each, of so many planes."""
 
     matrices: tuple[Matrix, ...]
     columns: int
     forms: tuple[str, ...]
+    planes: int = 1
     gated: bool = False
     residual: bool = False
 
@@ -40,11 +42,18 @@ class Product:
 PRODUCTS = {
     # Blocks of three matrices, none of which fills its last one; whole chunks of 32 inputs and part of one of 64.
     "several": Product(
-        (Matrix(150, "squared_relu", "float16"), Matrix(64), Matrix(25, "silu")), 160, ("float16", "q4", "q8")
+        (Matrix(150, "squared_relu", "float16"), Matrix(64, plane=1), Matrix(25, "silu", plane=2)),
+        160,
+        ("float16", "q4", "q8"),
+        planes=3,
     ),
     # Every chunk in shared memory is used again and again; what follows a product.
     "deep": Product((Matrix(136, "sigmoid"),), 768, ("float16", "q4"), gated=True, residual=True),
-    "whole": Product((Matrix(128), Matrix(128)), 64, ("q4",)),
+    "whole": Product((Matrix(128), Matrix(128, plane=1)), 64, ("q4",), planes=2),
+    # Planes out of order, one of them twice, others that no matrix reads.
+    "planes": Product(
+        (Matrix(70, plane=3), Matrix(24), Matrix(129, plane=3), Matrix(9, plane=1)), 64, ("float16", "q4"), planes=5
+    ),
     # A chunk and a quarter; less than one.
     "ragged": Product((Matrix(129, None, "float16"),), 40, ("float16", "q8")),
     "least": Product((Matrix(6),), 8, ("q4",), residual=True),
@@ -56,7 +65,8 @@ COPIES_LATE, SCHEDULES = 0, 4  # for ``CudaOnCpu.schedule``
 
 def kernel_of(name: str, form: str):
     product = PRODUCTS[name]
-    return gemm_tensor_core(product.matrices, product.columns, FORMS[form][0], product.gated, product.residual)
+    fused = {"planes": product.planes, "gated": product.gated, "residual": product.residual}
+    return gemm_tensor_core(product.matrices, product.columns, FORMS[form][0], **fused)
 
 
 def identifier(name: str, form: str) -> str:
@@ -71,8 +81,9 @@ def kernels(cuda_device: CudaOnCpu, libraries) -> dict[str, Callable]:
 def check_product(function, name: str, form: str, tokens: int, bound: float = 2 * EXACT, rounded: bool = True) -> None:
     """With weights as they are rounded to float16, unless ``rounded`` is False."""
     product, rng = PRODUCTS[name], np.random.default_rng(tokens)
-    shape = (len(product.matrices), tokens, product.columns)
+    shape = (product.planes, tokens, product.columns)
     x = (normal(rng, shape) / np.sqrt(product.columns)).astype(np.float16)
+    x[unread(product)] = np.nan
     arrays, dense = zip(*(weights(FORMS[form][0], matrix.rows, product.columns) for matrix in product.matrices))
     gate, residual = normal(rng, (2, 1, tokens, product.matrices[0].rows))
     extra = [gate] * product.gated + [residual] * product.residual
@@ -81,7 +92,7 @@ def check_product(function, name: str, form: str, tokens: int, bound: float = 2 
     for i, (matrix, out) in enumerate(zip(product.matrices, outs)):
         after = (gate[0] if product.gated else 1, residual[0] if product.residual else 0)
         weight = dense[i].astype(np.float16).astype(np.float64) if rounded else dense[i]
-        expected = twins.product(x[i].astype(np.float64), weight, matrix.activation, *after)
+        expected = twins.product(x[matrix.plane].astype(np.float64), weight, matrix.activation, *after)
         assert error(out[0], expected) < (HALF if matrix.dtype == "float16" else bound)
 
 

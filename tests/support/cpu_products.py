@@ -12,7 +12,7 @@ from support import kernel_twins as twins
 from support.kernel_build import call, error
 from tir_kernels.cpu.integer_dot import INTEGER_DOTS
 from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup
-from tir_kernels.cpu.quantize_activation import PLANES
+from tir_kernels.cpu.quantize_activation import DIGITS
 from tir_kernels.product import Matrix
 
 FORMS = {
@@ -35,19 +35,22 @@ CPU_FLAGS = {  # any of which means that this machine has the instructions
 
 @dataclass(frozen=True)
 class Call:
-    """Matrices that share one kernel, K inputs each."""
+    """Matrices that share one kernel, K inputs each, of so many planes."""
 
     matrices: tuple[Matrix, ...]
     columns: int
+    planes: int = 1
     gated: bool = False
     residual: bool = False
 
 
 CALLS = {
     # Rows that leave a partial block, and inputs that end within a group, a word and a panel of gemm.
-    "several": Call((Matrix(70, "squared_relu"), Matrix(64), Matrix(25, "silu")), 205),
+    "several": Call((Matrix(70, "squared_relu"), Matrix(64, plane=1), Matrix(25, "silu", plane=2)), 205, 3),
     # Whole groups of 32 and of 40; what follows a product inside a block.
     "single": Call((Matrix(88, "sigmoid"),), 160, gated=True, residual=True),
+    # Planes out of order, one of them twice, others that no matrix reads.
+    "planes": Call((Matrix(40, plane=3), Matrix(24, "silu"), Matrix(35, plane=3), Matrix(16, plane=1)), 96, 5),
 }
 
 
@@ -72,6 +75,11 @@ def activations(inputs: int, rows: int, columns: int) -> np.ndarray:
     return x.astype(np.float32)
 
 
+def unread(call) -> list[int]:
+    """The planes that no matrix reads."""
+    return sorted(set(range(call.planes)) - {matrix.plane for matrix in call.matrices})
+
+
 def has(dot: str) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and not {*CPU_FLAGS[dot]}.isdisjoint(cpuinfo.read_text(encoding="utf-8").split())
@@ -81,16 +89,17 @@ def quantized(kernels, form: PackedGroup, c: str, x: np.ndarray) -> list[np.ndar
     """digits, scales, offsets."""
     shape, groups = x.shape[:2], form.groups(x.shape[2])
     outputs = [
-        np.full((*shape, PLANES, groups * form.words * len(form.quads)), -1, np.int32),
+        np.full((*shape, DIGITS, groups * form.words * len(form.quads)), -1, np.int32),
         np.full((*shape, groups), np.nan, np.float32),
-        np.full((*shape, PLANES, groups), -1, np.int32),
+        np.full((*shape, DIGITS, groups), -1, np.int32),
     ]
     return call(kernels[f"quantize_{c}"], x, *outputs, written=[-3, -2, -1])
 
 
 def check(kernels, form: Packed, kernel: str, name: str, rows: int, tolerance: float) -> None:
     c = CALLS[name]
-    x, rng = activations(len(c.matrices), rows, c.columns), np.random.default_rng(rows)
+    x, rng = activations(c.planes, rows, c.columns), np.random.default_rng(rows)
+    x[unread(c)] = np.nan
     packed, dense = zip(*(weights(form, matrix.rows, c.columns) for matrix in c.matrices))
     gate, residual = rng.normal(0.3, 1, (2, 1, rows, c.matrices[0].rows)).astype(np.float32)
     extra = [gate] * c.gated + [residual] * c.residual
@@ -100,5 +109,5 @@ def check(kernels, form: Packed, kernel: str, name: str, rows: int, tolerance: f
     outs = call(kernels[f"{kernel}_{name}"], *inputs, *stored, *extra, *outs, written=range(-len(outs), 0))
     for i, (matrix, out) in enumerate(zip(c.matrices, outs)):
         after = (gate[0] if c.gated else 1, residual[0] if c.residual else 0)
-        expected = twins.product(x[i].astype(np.float64), dense[i], matrix.activation, *after)
+        expected = twins.product(x[matrix.plane].astype(np.float64), dense[i], matrix.activation, *after)
         assert error(out[0], expected) < tolerance * (2 if matrix.activation == "squared_relu" else 1)

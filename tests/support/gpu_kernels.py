@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from support import kernel_twins as twins
+from support.cpu_products import unread
 from support.kernel_build import call, error
 from tir_kernels.gpu.embedding import embedding
 from tir_kernels.gpu.fill import fill
@@ -38,10 +39,11 @@ EXACT = 2e-6  # of float32 sums
 
 @dataclass(frozen=True)
 class Product:
-    """Matrices that share one launch, K inputs each."""
+    """Matrices that share one launch, K inputs each, of so many planes."""
 
     matrices: tuple[Matrix, ...]
     columns: int
+    planes: int = 1
     gated: bool = False
     residual: bool = False
     halves: int = 8
@@ -51,13 +53,19 @@ class Product:
 
 PRODUCTS = {
     # Rows that leave part of a block, inputs that end within a group, a word and a vector.
-    "several": Product((Matrix(70, "squared_relu", "float16"), Matrix(64), Matrix(25, "silu")), 205),
-    "ragged": Product((Matrix(33), Matrix(129, "sigmoid")), 104, halves=4),
+    "several": Product(
+        (Matrix(70, "squared_relu", "float16"), Matrix(64, plane=1), Matrix(25, "silu", plane=2)), 205, 3
+    ),
+    "ragged": Product((Matrix(33), Matrix(129, "sigmoid", plane=1)), 104, 2, halves=4),
     # Whole groups of 32 and of 40; what follows a product; float32 inputs as precision overrides ask for.
     "single": Product((Matrix(88, "sigmoid"),), 160, gated=True, residual=True),
     "float32 inputs": Product((Matrix(97),), 96, residual=True, x_dtype="float32", forms=("float16", "q4")),
     # All threads of a block along a row, once and several times.
-    "wide": Product((Matrix(9), Matrix(6)), 2048, forms=("float32", "float16", "q4", "q8")),
+    "wide": Product((Matrix(9), Matrix(6, plane=1)), 2048, 2, forms=("float32", "float16", "q4", "q8")),
+    # Planes out of order, one of them twice, others that no matrix reads.
+    "planes": Product(
+        (Matrix(70, plane=3), Matrix(24), Matrix(65, plane=3), Matrix(9, plane=1)), 96, 5, forms=("q4", "float16")
+    ),
     "widest": Product((Matrix(5),), 8192, forms=("q4", "float16")),
 }
 CASES = [(name, form) for name, product in PRODUCTS.items() for form in product.forms]
@@ -71,7 +79,7 @@ LENGTHS, SLOTS, POOL = [5, 1, 17, 2], [4, 0, 6, 2], 7
 
 def kernel_of(kind: str, name: str, form: str):
     product, (factory, options), (stored, dtype) = PRODUCTS[name], KERNELS[kind], FORMS[form]
-    fused = {"gated": product.gated, "residual": product.residual, "halves": product.halves}
+    fused = {"planes": product.planes, "gated": product.gated, "residual": product.residual, "halves": product.halves}
     return factory(product.matrices, product.columns, stored, product.x_dtype or dtype, **fused, **options)
 
 
@@ -117,8 +125,9 @@ def weights(form: Rows, rows: int, columns: int) -> tuple[tuple[np.ndarray, ...]
 
 def check_product(function, name: str, form: str, rows: int) -> None:
     product, (stored, dtype), rng = PRODUCTS[name], FORMS[form], np.random.default_rng(rows)
-    shape = (len(product.matrices), rows, product.columns)
+    shape = (product.planes, rows, product.columns)
     x = (normal(rng, shape) / np.sqrt(product.columns)).astype(product.x_dtype or dtype)
+    x[unread(product)] = np.nan
     arrays, dense = zip(*(weights(stored, matrix.rows, product.columns) for matrix in product.matrices))
     gate, residual = normal(rng, (2, 1, rows, product.matrices[0].rows))
     extra = [gate] * product.gated + [residual] * product.residual
@@ -126,7 +135,7 @@ def check_product(function, name: str, form: str, rows: int) -> None:
     outs = call(function, x, *sum(arrays, ()), *extra, *outs, written=range(-len(outs), 0))
     for i, (matrix, out) in enumerate(zip(product.matrices, outs)):
         after = (gate[0] if product.gated else 1, residual[0] if product.residual else 0)
-        expected = twins.product(x[i].astype(np.float64), dense[i], matrix.activation, *after)
+        expected = twins.product(x[matrix.plane].astype(np.float64), dense[i], matrix.activation, *after)
         assert error(out[0], expected) < (HALF if matrix.dtype == "float16" else 3 * EXACT)
 
 

@@ -53,7 +53,7 @@ def kernels(aarch64, tmp_path_factory) -> dict[str, dict]:
     """For each form what takes floats, compiled for NEON alone, and the integer products."""
     tile, floats, integers = resolve_target(TARGET).gemm_tile, {}, {}
     for call, c in CALLS.items():
-        shared = dict(gated=c.gated, residual=c.residual)
+        shared = dict(planes=c.planes, gated=c.gated, residual=c.residual)
         for name, form in FORMS.items():
             floats[f"{name}.gemv_{call}"] = gemv(c.matrices, c.columns, form, **shared)
             floats[f"{name}.gemm_{call}"] = gemm(c.matrices, c.columns, form, tile, **shared)

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ..builder import arg, constant, prim_func, root_block, span, splat
-from ..product import Matrix, operands
+from ..product import Matrix, check_planes, operands
 from .blocks import each_block, finish_block, load_block, store_block
 from .packed import Packed, PackedFloat
 from .simd import LANES, registers
@@ -22,14 +22,16 @@ def gemm(
     columns: int,
     form: Packed,
     tile: tuple[int, int] = (6, 4),
+    planes: int = 1,
     gated: bool = False,
     residual: bool = False,
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..), exact in float32.
 
-    Shapes as in ``gemv``: x [n, T, K], out_i [1, T, N_i]. ``tile`` is the register block: token rows by vectors of 16
+    Shapes as in ``gemv``: x [planes, T, K], out_i [1, T, N_i]. ``tile`` is the register block: token rows by vectors of 16
     output rows. A last partial tile of tokens repeats the last token, which costs time and changes nothing.
     """
+    check_planes(matrices, planes)
     tile_rows, tile_vectors = tile
     unit = DEPTH if isinstance(form, PackedFloat) else DEPTH // form.group * form.group
     depth = min(unit, form.padded(columns))
@@ -38,7 +40,7 @@ def gemm(
     @prim_func
     def kernel():
         rows = T.int64()
-        x = arg("x", (len(matrices), rows, columns))
+        x = arg("x", (planes, rows, columns))
         rest = operands(matrices, rows, columns, form, gated, residual)
         lanes = span(0, LANES)
 
@@ -71,7 +73,7 @@ def gemm(
                 with T.serial(0, T.min(depth, columns - chunk * depth)) as k:
                     for m, v in cells:
                         w = panel[k, T.ramp(v * LANES, 1, LANES)]
-                        token = splat(x[i, tokens[m], chunk * depth + k], LANES)
+                        token = splat(x[matrices[i].plane, tokens[m], chunk * depth + k], LANES)
                         T.buffer_store(acc[m], acc[m][v, lanes] + token * w, [v, lanes])
                 for m, v in cells:
                     store_block(out, acc[m][v, lanes], tokens[m], blocks[v], matrices[i].rows)

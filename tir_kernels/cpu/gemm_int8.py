@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ..builder import arg, constant, prim_func, root_block, span, splat
-from ..product import Matrix, operands
+from ..product import Matrix, check_planes, operands
 from .blocks import each_block, finish_block
 from .integer_dot import INTEGER_DOTS
 from .packed import PackedGroup
@@ -28,6 +28,7 @@ def gemm_int8(
     columns: int,
     form: PackedGroup,
     integer_dot: str,
+    planes: int = 1,
     gated: bool = False,
     residual: bool = False,
 ) -> tirx.PrimFunc:
@@ -37,6 +38,7 @@ def gemm_int8(
     A panel holds all inputs of a tile's output rows, a byte each, and is read from the second-level cache for every tile
     of tokens. A last partial tile repeats the last token, which costs time and changes nothing.
     """
+    check_planes(matrices, planes)
     (tile_rows, tile_vectors), dot = TILES[integer_dot], INTEGER_DOTS[integer_dot]
     groups, quads = form.groups(columns), form.words * len(form.quads)
     cells = [(m, v) for m in range(tile_rows) for v in range(tile_vectors)]
@@ -44,9 +46,9 @@ def gemm_int8(
     @prim_func
     def kernel():
         rows = T.int64()
-        digits = arg("digits", (len(matrices), rows, groups * quads), "int32")
-        scales = arg("scales", (len(matrices), rows, groups))
-        offsets = arg("offsets", (len(matrices), rows, groups), "int32")
+        digits = arg("digits", (planes, rows, groups * quads), "int32")
+        scales = arg("scales", (planes, rows, groups))
+        offsets = arg("offsets", (planes, rows, groups), "int32")
         rest = operands(matrices, rows, columns, form, gated, residual)
         lanes = span(0, LANES)
 
@@ -64,17 +66,17 @@ def gemm_int8(
             for m, v in cells:
                 T.buffer_store(acc[m], constant(0.0, LANES), [v, lanes])
             with T.serial(0, groups) as g:
-                starts = [T.bind(splat(offsets[i, token, g], LANES)) for token in tokens]
+                starts = [T.bind(splat(offsets[matrices[i].plane, token, g], LANES)) for token in tokens]
                 sums = {(m, v): starts[m] for m, v in cells}
                 for quad in range(quads):
                     at = g * quads + quad
                     w = [T.bind(panel[at, v, lanes]) for v in range(tile_vectors)]
                     for m, token in enumerate(tokens):
-                        digit = T.bind(splat(digits[i, token, at], LANES))
+                        digit = T.bind(splat(digits[matrices[i].plane, token, at], LANES))
                         for v in range(tile_vectors):
                             sums[m, v] = T.bind(dot(sums[m, v], w[v], digit))
                 for m, v in cells:
-                    scale = panel_scale[g, v, lanes] * splat(scales[i, tokens[m], g], LANES)
+                    scale = panel_scale[g, v, lanes] * splat(scales[matrices[i].plane, tokens[m], g], LANES)
                     value = acc[m][v, lanes] + widen(sums[m, v], "float32", LANES) * scale
                     T.buffer_store(acc[m], value, [v, lanes])
             return acc

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import arg, constant, prim_func, root_block, span, splat
 from .lists import AHEAD, compress, count, end_list, magnitude, not_listed
 from .packed import PackedGroup
-from .quantize_activation import LARGEST, PLANES, planes
+from .quantize_activation import DIGITS, LARGEST, digits_of
 from .simd import LANES, intrinsic, registers, widen
 
 
@@ -29,11 +29,11 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
     def kernel():
         rows = T.int64()
         x = arg("x", (1, rows, columns))
-        digits = arg("digits", (rows, PLANES, groups * fours), "int32")
+        digits = arg("digits", (rows, DIGITS, groups * fours), "int32")
         inputs = arg("inputs", (rows, groups * width + AHEAD), "int32")
         bounds = arg("bounds", (rows, groups + 1), "int32")
         scales = arg("scales", (rows, groups))
-        offsets = arg("offsets", (rows, PLANES, groups), "int32")
+        offsets = arg("offsets", (rows, DIGITS, groups), "int32")
 
         def last_group(t):
             padded = registers((width,))
@@ -49,13 +49,13 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
             inverse = T.bind(splat(T.float32(LARGEST) / T.max(top, T.float32(1e-30)), width))
             q = T.bind(widen(T.nearbyint(values * inverse), "int32", width))
             first = T.bind(bounds[t, g])
-            # A byte for the digit of each plane, one for the place in the group plus 1, so that 0 is none.
+            # A byte for the digit of each place, one for the position in the group plus 1, so that 0 is none.
             packed = T.ramp(T.int32(1 << 24), T.int32(1 << 24), width)
-            for plane, digit in enumerate(planes(q, width)):
+            for place, digit in enumerate(digits_of(q, width)):
                 octet = T.bitwise_and(digit, splat(T.int32(255), width))
-                packed = T.bitwise_or(packed, T.shift_left(octet, splat(T.int32(8 * plane), width)))
+                packed = T.bitwise_or(packed, T.shift_left(octet, splat(T.int32(8 * place), width)))
                 total = intrinsic("llvm.vector.reduce.add", "int32", digit)
-                T.buffer_store(offsets, total * -form.max_int, [t, plane, g])
+                T.buffer_store(offsets, total * -form.max_int, [t, place, g])
             listed = registers((width + LANES,), "int32")
             T.buffer_store(listed, splat(T.int32(0), width), [span(0, width)])
             end = T.int32(0)
@@ -65,9 +65,9 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
                 T.buffer_store(listed, compress(T.Shuffle([packed], part), of_part, "int32", LANES), [span(end, LANES)])
                 end = T.bind(end + count(of_part, LANES))
             packed = T.bind(listed[span(0, width)])
-            for plane in range(PLANES):
-                octets = widen(T.shift_right(packed, splat(T.int32(8 * plane), width)), "int8", width)
-                at = [t, plane, T.ramp(first, 1, fours)]
+            for place in range(DIGITS):
+                octets = widen(T.shift_right(packed, splat(T.int32(8 * place), width)), "int8", width)
+                at = [t, place, T.ramp(first, 1, fours)]
                 T.buffer_store(digits, T.reinterpret(octets, dtype=f"int32x{fours}"), at)
             numbers = T.bind(T.shift_right(packed, splat(T.int32(24), width)))
             none = splat(T.int32(0), width)

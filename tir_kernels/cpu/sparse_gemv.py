@@ -13,11 +13,11 @@ from .blocks import finish_block
 from .integer_dot import INTEGER_DOTS
 from .lists import AHEAD
 from .packed import LINE, PackedFloat, Tiled
-from .quantize_activation import PLANES, join_planes
+from .quantize_activation import DIGITS, join_digits
 from .simd import LANES, prefetch, registers, widen
 
 TOGETHER = {"vnni": 4, "avx512": 4}
-"""Vectors of 16 rows, with three planes each, whose integer sums stay in registers; 2 where those are few or narrow."""
+"""Vectors of 16 rows, with three places each, whose integer sums stay in registers; 2 where those are few or narrow."""
 
 
 def interleave(a, b, size: int, high: int):
@@ -53,11 +53,11 @@ def sparse_gemv(
         rows = T.int64()
         if integer_dot:
             padded = form.padded(columns)
-            digits = arg("digits", (rows, PLANES, padded // 4), "int32")
+            digits = arg("digits", (rows, DIGITS, padded // 4), "int32")
             inputs = arg("inputs", (rows, padded + AHEAD), "int32")
             bounds = arg("bounds", (rows, groups + 1), "int32")
             scales = arg("scales", (rows, groups))
-            offsets = arg("offsets", (rows, PLANES, groups), "int32")
+            offsets = arg("offsets", (rows, DIGITS, groups), "int32")
         else:
             values = arg("values", (rows, columns + AHEAD))
             inputs = arg("inputs", (rows, columns + AHEAD), "int32")
@@ -104,38 +104,38 @@ def sparse_gemv(
             return [total[v, lanes] for v in range(vectors)]
 
         def add_four(tile, t, four, sums, chosen: list[int]):
-            """Add the products of one four of inputs to the sums [plane][vector, 16] of the vectors ``chosen``."""
+            """Add the products of one four of inputs to the sums [place][vector, 16] of the vectors ``chosen``."""
             lines = [
                 T.bind(T.reinterpret(weight[tile, inputs[t, four * 4 + i], lanes], dtype="uint8x64")) for i in range(4)
             ]
             if chosen[0] == 0:
                 for i in range(4):
                     line(tile, t, four * 4 + i + AHEAD)
-            digit = [T.bind(splat(digits[t, plane, four], LANES)) for plane in range(PLANES)]
+            digit = [T.bind(splat(digits[t, place, four], LANES)) for place in range(DIGITS)]
             for high in sorted({v % 4 // 2 for v in chosen}):
                 pairs = interleave(*lines[:2], 1, high), interleave(*lines[2:], 1, high)
                 for low in sorted({v % 2 for v in chosen}):
                     quad = T.bind(T.reinterpret(interleave(*pairs, 2, low), dtype="uint32x16"))
                     for v in (v for v in chosen if v % 4 == 2 * high + low):
                         w = T.bind(T.reinterpret(form.half(quad, v // 4, LANES), dtype="int32x16"))
-                        for plane in range(PLANES):
+                        for place in range(DIGITS):
                             at = [chosen.index(v), lanes]
-                            T.buffer_store(sums[plane], dot(sums[plane][at], w, digit[plane]), at)
+                            T.buffer_store(sums[place], dot(sums[place][at], w, digit[place]), at)
 
         def integer_product(tile, t):
             """Vector v of the sums has rows 16 a + 4 b + c of each 64 rows, b = v % 4, at 4 a + c."""
             total = zeros(vectors)
             with T.serial(0, groups) as g, T.If(bounds[t, g] < bounds[t, g + 1]), T.Then():
                 for chosen in parts:
-                    sums = [registers((len(chosen), LANES), "int32") for _ in range(PLANES)]
-                    for plane in range(PLANES):
-                        start = T.bind(splat(offsets[t, plane, g], LANES))
+                    sums = [registers((len(chosen), LANES), "int32") for _ in range(DIGITS)]
+                    for place in range(DIGITS):
+                        start = T.bind(splat(offsets[t, place, g], LANES))
                         for i in range(len(chosen)):
-                            T.buffer_store(sums[plane], start, [i, lanes])
+                            T.buffer_store(sums[place], start, [i, lanes])
                     with T.serial(bounds[t, g], bounds[t, g + 1]) as four:
                         add_four(tile, t, four, sums, chosen)
                     for i, v in enumerate(chosen):
-                        product = join_planes([sums[plane][i, lanes] for plane in range(PLANES)])
+                        product = join_digits([sums[place][i, lanes] for place in range(DIGITS)])
                         scale = widen(q_scale[0][tile, g, T.ramp(v * LANES, 1, LANES)], "float32", LANES)
                         scale = scale * splat(scales[t, g], LANES)
                         T.buffer_store(total, total[v, lanes] + product * scale, [v, lanes])

@@ -12,9 +12,9 @@ from tvm.script.ir_builder import tirx as T
 
 from ..activations import ACTIVATIONS
 from ..builder import arg, prim_func, size, span
-from ..product import Matrix, block_starts, operands
+from ..product import Matrix, block_starts, check_planes, operands
 from ..rows import RowFloat, RowGroup, Rows
-from .product import field
+from .product import field, plane_of
 from .threads import THREADS, barrier, choose, exp, grid, lanes_of, narrow, registers, shared, vector_of
 
 TILE = 64  # tokens and output rows of a block
@@ -34,11 +34,13 @@ def gemm(
     columns: int,
     form: Rows,
     x_dtype: str = "float32",
+    planes: int = 1,
     gated: bool = False,
     residual: bool = False,
     halves: int = 4,
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..); arguments as in ``gemv``."""
+    check_planes(matrices, planes)
     depth = DEPTH if isinstance(form, RowFloat) else words_between_barriers(form) * form.fields
     x_width = vector_of(x_dtype, math.gcd(columns, depth), halves)
     starts = block_starts(matrices, TILE)
@@ -46,7 +48,7 @@ def gemm(
     @prim_func
     def kernel():
         rows = size("rows")
-        x = arg("x", (len(matrices), rows, columns), x_dtype)
+        x = arg("x", (planes, rows, columns), x_dtype)
         rest = operands(matrices, rows, columns, form, gated, residual)
 
         def tasks(thread, count: int, emit: Callable):
@@ -122,7 +124,7 @@ def gemm(
         with grid((rows + TILE - 1) // TILE, starts[-1]) as (tile, block, thread):
             xs, ws = shared((depth, TILE)), shared((depth, TILE))
             acc = registers((CELL, CELL))
-            plane = sum((T.Select(block >= start, T.int32(1), T.int32(0)) for start in starts[1:-1]), T.int32(0))
+            plane = plane_of(matrices, block, starts)
             token, row = T.bind(thread // SIDE * CELL), T.bind(thread % SIDE * CELL)
             for m in range(CELL):
                 for n in range(CELL):

@@ -29,8 +29,9 @@ from tvm.script.ir_builder import tirx as T
 
 from ..activations import ACTIVATIONS
 from ..builder import arg, prim_func, size, span
-from ..product import Matrix, block_starts, operands
+from ..product import Matrix, block_starts, check_planes, operands
 from ..rows import RowFloat, RowGroup, Rows
+from .product import plane_of
 from .threads import barrier, choose, exp, grid, narrow, registers, shared, vector_of
 
 THREADS = 128
@@ -127,18 +128,19 @@ def field_pair(form: RowGroup, fields, index: int, scale):
 
 @lru_cache(None)
 def gemm_tensor_core(
-    matrices: tuple[Matrix, ...], columns: int, form: Rows, gated: bool = False, residual: bool = False
+    matrices: tuple[Matrix, ...], columns: int, form: Rows, planes: int = 1, gated: bool = False, residual: bool = False
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..); arguments as in ``gemv``, with float16 x, and columns and form as
     ``fits_tensor_cores`` says. Weights of groups are rounded to float16 once, as (field - offset) * scale.
 
     Blocks of the same weights follow one another, so that these are read from memory once."""
+    check_planes(matrices, planes)
     grouped = not isinstance(form, RowFloat)
 
     @prim_func
     def kernel():
         rows = size("rows")
-        x = arg("x", (len(matrices), rows, columns), "float16")
+        x = arg("x", (planes, rows, columns), "float16")
         rest = operands(matrices, rows, columns, form, gated, residual)
 
         def product(shape: Shape, tile, block, thread, landing, expanded):
@@ -152,7 +154,7 @@ def gemm_tensor_core(
             left = registers((2, products[0], 4), "uint32")
             right = registers((2, products[1], 2), "uint32")
             scale = registers((1,), form.scale_dtype) if grouped else None
-            plane = sum((T.Select(block >= start, T.int32(1), T.int32(0)) for start in starts[1:-1]), T.int32(0))
+            plane = plane_of(matrices, block, starts)
             warp, lane = T.bind(thread // WARP), T.bind(thread % WARP)
             warp_token, warp_row = T.bind(warp // across * shape.warp_tokens), T.bind(warp % across * shape.warp_rows)
             groups_of_row = shape.depth // GROUP

@@ -11,9 +11,9 @@ from tvm.script.ir_builder import tirx as T
 
 from ..activations import ACTIVATIONS
 from ..builder import arg, prim_func, size, span
-from ..product import Matrix, block_starts, operands
+from ..product import Matrix, block_starts, check_planes, operands
 from ..rows import RowFloat, Rows
-from .product import CHUNK_WORDS, chunk_of, field
+from .product import CHUNK_WORDS, chunk_of, field, plane_of
 from .threads import (
     THREADS,
     barrier,
@@ -52,6 +52,7 @@ def gemv(
     columns: int,
     form: Rows,
     x_dtype: str = "float32",
+    planes: int = 1,
     gated: bool = False,
     residual: bool = False,
     tokens: int = 1,
@@ -59,12 +60,13 @@ def gemv(
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..).
 
-    Shapes as in ``gemv``: x [n, T, K] in ``x_dtype``; weights as ``rows`` says; out_i [1, T, N_i] in its own dtype; gate
+    Shapes as in ``gemv``: x [planes, T, K] in ``x_dtype``; weights as ``rows`` says; out_i [1, T, N_i] in its own dtype; gate
     and residual float32. Products and sums are float32. ``tokens`` (1, 2 or 4) are multiplied with the weights that are
     loaded once; ``halves`` are what a vector of float16 may hold.
 
     ``ROWS`` rows of a matrix belong to as many threads as ``lanes_along`` says, 16 bytes of each row a thread at a time;
     the threads' sums are added in two steps through shared memory."""
+    check_planes(matrices, planes)
     chunk = chunk_of(form, columns, halves)
     chunks = -(-columns // chunk)
     lanes = lanes_along(chunks)
@@ -76,7 +78,7 @@ def gemv(
     @prim_func
     def kernel():
         rows = size("rows")
-        x = arg("x", (len(matrices), rows, columns), x_dtype)
+        x = arg("x", (planes, rows, columns), x_dtype)
         rest = operands(matrices, rows, columns, form, gated, residual)
 
         def load(i: int, first, at, loaded, scales):
@@ -110,7 +112,7 @@ def gemv(
         with grid((rows + tokens - 1) // tokens, starts[-1]) as (tile, block, thread):
             partial = shared((sums, THREADS))
             group, lane = T.bind(thread // lanes), T.bind(thread % lanes)
-            plane = sum((T.Select(block >= start, T.int32(1), T.int32(0)) for start in starts[1:-1]), T.int32(0))
+            plane = plane_of(matrices, block, starts)
             ts = [tile] if tokens == 1 else [T.bind(T.min(tile * tokens + m, rows - 1)) for m in range(tokens)]
             acc, part = registers((sums,)), registers((sums,))
             held = registers((x_width,))

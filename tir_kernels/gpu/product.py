@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
+from ..product import Matrix
 from ..rows import RowFloat, RowGroup, Rows
 from .threads import vector_of
 
 CHUNK_WORDS = 4  # 16 bytes, what a thread loads at once
 MANTISSA = 23
+
+
+def plane_of(matrices: tuple[Matrix, ...], block, starts: list[int]):
+    """The plane of the inputs that the matrix of a block reads; ``starts`` as ``block_starts`` gives them. It is worked out, not
+    chosen by branches: all blocks load it alike."""
+    steps = [after.plane - before.plane for before, after in zip(matrices, matrices[1:])]
+    passed = (T.Select(block >= start, T.int32(step), T.int32(0)) for start, step in zip(starts[1:], steps))
+    return sum(passed, T.int32(matrices[0].plane))
 
 
 def chunk_of(form: Rows, columns: int, halves: int) -> int:

@@ -20,7 +20,7 @@ from tir_kernels.cpu.lists import AHEAD
 from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
 from tir_kernels.cpu.norm_shift_mix_token import norm_shift_mix_token
 from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
-from tir_kernels.cpu.quantize_activation import PLANES, quantize_activation
+from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
 from tir_kernels.cpu.quantize_int8 import quantize_int8
 from tir_kernels.cpu.simd import LANES
@@ -101,20 +101,20 @@ class CPUOps(KernelOps):
 
     def linears(self, products: Sequence[Product], gate=None, residual=None):
         x, form, columns = products[0][0].tensor, products[0][1].form, products[0][1].shape[1]
-        outputs = tuple(Matrix(m.shape[0], activation) for _, m, activation in products)
-        rows = x.ty.shape[1]
+        outputs = tuple(Matrix(m.shape[0], activation, plane=plane.index) for plane, m, activation in products)
+        planes, rows = int(x.ty.shape[0]), x.ty.shape[1]
         inputs, given = [x], {"gated": gate is not None, "residual": residual is not None}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, PackedGroup) else None
             if integer_dot:
                 inputs = self._quantize(x, columns, form)
             own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
-            kernel = gemv(outputs, columns, form, integer_dot, **given, parts=self.parts if own else None)
+            kernel = gemv(outputs, columns, form, integer_dot, planes, **given, parts=self.parts if own else None)
         elif self.int8_activations:
             inputs = self._quantize_int8(x, columns, form)
-            kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, **given)
+            kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, planes, **given)
         else:
-            kernel = gemm(outputs, columns, form, self.target.gemm_tile, **given)
+            kernel = gemm(outputs, columns, form, self.target.gemm_tile, planes, **given)
         args = [*inputs, *(tensor for _, m, _ in products for tensor in m.tensors)]
         args += [extra for extra in (gate, residual) if extra is not None]
         names = self.product_names(products, gate is not None, residual is not None)
@@ -149,8 +149,8 @@ class CPUOps(KernelOps):
     def _quantize(self, x, columns: int, form: PackedGroup):
         inputs, rows, _ = x.ty.shape
         groups = form.groups(columns)
-        digits = [inputs, rows, PLANES, groups * form.words * len(form.quads)]
-        shapes = [digits, [inputs, rows, groups], [inputs, rows, PLANES, groups]]
+        digits = [inputs, rows, DIGITS, groups * form.words * len(form.quads)]
+        shapes = [digits, [inputs, rows, groups], [inputs, rows, DIGITS, groups]]
         parts = self.parts if self.parts and columns % (form.group * self.parts) == 0 else 1
         kernel = quantize_activation(columns, form, parts)
         return self.call(kernel, [x], shapes, dtype=["int32", "float32", "int32"])
@@ -163,7 +163,7 @@ class CPUOps(KernelOps):
 
     def _quantize_inputs(self, x, columns: int, form: TiledGroup):
         padded, groups = form.padded(columns), form.groups(columns)
-        shapes = [[PLANES, padded // 4], [padded + AHEAD], [groups + 1], [groups], [PLANES, groups]]
+        shapes = [[DIGITS, padded // 4], [padded + AHEAD], [groups + 1], [groups], [DIGITS, groups]]
         dtypes = ["int32", "int32", "int32", "float32", "int32"]
         kernel = quantize_inputs(columns, form)
         return self.call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)

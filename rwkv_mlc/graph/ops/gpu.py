@@ -92,8 +92,11 @@ class GPUOps(KernelOps):
             self.matrix_dtype(m.name, name) if activation == "squared_relu" else "float32"
             for (_, m, activation), name in zip(products, names)
         ]
-        outputs = tuple(Matrix(m.shape[0], activation, dtype) for (_, m, activation), dtype in zip(products, dtypes))
-        given = {"gated": gate is not None, "residual": residual is not None}
+        outputs = tuple(
+            Matrix(m.shape[0], activation, dtype, plane.index)
+            for (plane, m, activation), dtype in zip(products, dtypes)
+        )
+        given = {"planes": int(x.ty.shape[0]), "gated": gate is not None, "residual": residual is not None}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             tokens = 1 if self.batch == 1 else TOKENS
             halves = self.target.vector_halves
@@ -123,7 +126,7 @@ class GPUOps(KernelOps):
         channels = self.config.hidden_size
         return self.call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
 
-    def _product_of_prompts(self, matrices: tuple[Matrix, ...], columns: int, form: Rows, dtype: str, **fused: bool):
+    def _product_of_prompts(self, matrices: tuple[Matrix, ...], columns: int, form: Rows, dtype: str, **fused: int):
         """The kernel of many tokens: on tensor cores where the target has them and the matrices suit them."""
         if self.target.tensor_cores and fits_tensor_cores(columns, form, dtype):
             return gemm_tensor_core(matrices, columns, form, **fused)
