@@ -6,10 +6,13 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .tables import console, pairs, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EXIT_FAILED = 1
 
@@ -70,7 +73,7 @@ def _facts(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "imports", " ".join(report["imports"]) or "nothing"
 
 
-def _kernels(kernels: list[dict[str, Any]]):
+def _kernels(kernels: list[dict[str, Any]]) -> Table:
     """What each kernel takes, over all architectures, for CUDA; its size where it is by itself."""
     if any("resources" in kernel for kernel in kernels):
         rows = table("kernel", "registers", "stack", "shared memory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -115,7 +116,7 @@ def _undefined(binary: lief.Binary) -> list[str]:
     return [_c_name(binary, symbol.name) for symbol in symbols if symbol.name]
 
 
-def _elf_symbols(binary: lief.ELF.Binary):
+def _elf_symbols(binary: lief.ELF.Binary) -> Iterable[lief.ELF.Symbol]:
     return binary.symtab_symbols if binary.header.file_type == lief.ELF.Header.FILE_TYPE.REL else binary.dynamic_symbols
 
 
