@@ -98,9 +98,8 @@ class Transformers:
             intermediate_size=config.intermediate_size,
         )
         self.torch, self.model = torch, transformers.RwkvForCausalLM(shape).eval()
-        ours = self.model.state_dict()
-        for source, name in blinkdl_names({name: name for name in ours}).items():
-            ours[name].copy_(torch.from_numpy(tensors[source].read()))
+        for source, tensor in blinkdl_names(self.model.state_dict()).items():
+            tensor.copy_(torch.from_numpy(tensors[source].read()))
         self.device = device
         self.model = self.model.to(device, torch.float32 if device == "cpu" else torch.float16)
         parameters = dict(self.model.named_parameters())
