@@ -66,7 +66,8 @@ def libraries(artifacts) -> Path:
 
 @pytest.fixture
 def compiled(libraries) -> Callable[..., Model]:
-    """Compile tensors or a checkpoint: (checkpoint, scheme, target, runner, options) -> Model, the last three as in ``Model.of``."""
+    """Compile tensors or a checkpoint: (checkpoint, scheme, target, runner, options) -> Model, the last three as in
+    ``Model.of``."""
 
     def build(checkpoint, scheme: str, *more, **named) -> Model:
         checkpoint = in_memory(checkpoint) if isinstance(checkpoint, dict) else checkpoint
@@ -77,7 +78,8 @@ def compiled(libraries) -> Callable[..., Model]:
 
 @pytest.fixture
 def on_gpu(request, compiled) -> Callable[..., Model]:
-    """Compile tensors or a checkpoint for the GPU that the test names, Vulkan or CUDA: (checkpoint, scheme, options) -> Model."""
+    """Compile tensors or a checkpoint for the GPU that the test names, Vulkan or CUDA: (checkpoint, scheme, options) ->
+    Model."""
     match request.param:
         case "vulkan":
             target, device = "vulkan", vulkan_device()

@@ -24,11 +24,10 @@ def prim_func(
     binds variables and does nothing else."""
     if emit is None:
         return partial(prim_func, own=own, replicated=replicated)
-    with IRBuilder() as builder:
-        with T.prim_func(is_private=True, s_tir=True):
-            merging = {"kernel": emit.__qualname__.partition(".")[0], "own": own, "replicated": replicated}
-            T.func_attr({**merging, "op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True})
-            emit()
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        merging = {"kernel": emit.__qualname__.partition(".")[0], "own": own, "replicated": replicated}
+        T.func_attr({**merging, "op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True})
+        emit()
     return builder.get()
 
 

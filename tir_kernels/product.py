@@ -21,8 +21,8 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Operands:
-    """What a fused product is called with after its inputs: the weights of each matrix as their form declares them, a gate and a
-    residual [1, T, N_0] where there are some, and the outputs [1, T, N_i]."""
+    """What a fused product is called with after its inputs: the weights of each matrix as their form declares them, a
+    gate and a residual [1, T, N_0] where there are some, and the outputs [1, T, N_i]."""
 
     weights: list[list]
     gate: object | None

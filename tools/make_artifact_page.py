@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rwkv_mlc import schema  # noqa: E402
+from rwkv_mlc import schema
 
 PAGE = ROOT / "docs" / "artifact.md"
 MARKS = re.compile(r"<!-- (\w+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)

@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from rwkv_mlc.weights.checkpoint import Checkpoint  # noqa: E402
-from support.faults import FAULTS, Fault  # noqa: E402
-from support.faulty_builds import compared  # noqa: E402
+from rwkv_mlc.weights.checkpoint import Checkpoint
+from support.faults import FAULTS, Fault
+from support.faulty_builds import compared
 
 PAGE = ROOT / "docs" / "debugging.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"

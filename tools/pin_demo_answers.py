@@ -11,11 +11,11 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from rwkv_mlc import reference  # noqa: E402
-from rwkv_mlc.tokenizer import load_tokenizer  # noqa: E402
-from rwkv_mlc.weights import open_checkpoint  # noqa: E402
-from support.accuracy import DEMO_MODELS, PROMPTS, greedy  # noqa: E402
-from support.paths import DEMOS  # noqa: E402
+from rwkv_mlc import reference
+from rwkv_mlc.tokenizer import load_tokenizer
+from rwkv_mlc.weights import open_checkpoint
+from support.accuracy import DEMO_MODELS, PROMPTS, greedy
+from support.paths import DEMOS
 
 PINNED = ROOT / "tests" / "models" / "demo_greedy.json"
 

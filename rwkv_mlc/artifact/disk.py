@@ -91,7 +91,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
+            Path(lock.lock_file).unlink()
         lock.release()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import shutil
@@ -105,10 +106,8 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that a build depends on."""
     versions = {"rwkv_mlc": __version__}
     for package in ("apache-tvm", "numpy"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # TVM from a source tree
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass  # TVM from a source tree
     return versions
 
 

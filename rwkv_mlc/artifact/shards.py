@@ -5,6 +5,7 @@ The format is that of TVM's ``tvm.contrib.tvmjs.dump_tensor_cache``, always with
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
@@ -135,10 +136,8 @@ def verify(folder: Path, shards: list[Shard]) -> None:
         for shard, found in zip(suspects, pool.map(lambda shard: digest(shard.path, "md5"), suspects)):
             if found != shard.md5sum:
                 raise UserError(f"{shard.path} is damaged: its checksum differs; build the artifact again.")
-    try:
+    with contextlib.suppress(OSError):  # a read-only folder is checked every time
         write_json(marker, stamps)
-    except OSError:
-        pass  # a read-only folder is checked every time
 
 
 def _stamp(shard: Shard) -> tuple[int, int, str]:

@@ -63,17 +63,17 @@ def _print(result: dict) -> None:
         table.add_row(name, *rates, limit, str(row["runs"]))
     console.print(table)
     console.print(
-        f"load {result['load_seconds']:.2f} s, peak memory of the {result['peak_memory_of']} {result['peak_memory_bytes'] / 1e9:.2f} GB for "
-        f"{result['weight_bytes'] / 1e9:.2f} GB of weights read for a token",
+        f"load {result['load_seconds']:.2f} s, peak memory of the {result['peak_memory_of']} "
+        f"{result['peak_memory_bytes'] / 1e9:.2f} GB for {result['weight_bytes'] / 1e9:.2f} GB of weights read for a token",
         highlight=False,
     )
     if "hidden_zeros" in decode:
         zeros = decode["hidden_zeros"]
         drawn = ", of random weights, which says nothing of trained ones" if result["random_weights"] else ""
         console.print(
-            f"channel mixing's hidden units are zero for {sum(zeros) / len(zeros):.0%} ({min(zeros):.0%} to {max(zeros):.0%} by "
-            f"layer{drawn}); for that {1 - decode['read_bytes'] / result['weight_bytes']:.0%} of the weights are not read, and the others "
-            f"come at {decode['read_fraction']:.2f} of bandwidth",
+            f"channel mixing's hidden units are zero for {sum(zeros) / len(zeros):.0%} ({min(zeros):.0%} to "
+            f"{max(zeros):.0%} by layer{drawn}); for that {1 - decode['read_bytes'] / result['weight_bytes']:.0%} of "
+            f"the weights are not read, and the others come at {decode['read_fraction']:.2f} of bandwidth",
             highlight=False,
         )
     if "prefill_error" in result:

@@ -100,7 +100,7 @@ def open_artifact(path: str) -> Artifact | None:
     from ..artifact import CHAT_CONFIG, PARAMS, Artifact
 
     folder = Path(path)
-    is_artifact = (folder / PARAMS).is_dir() or folder.name == PARAMS and (folder / CHAT_CONFIG).is_file()
+    is_artifact = (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder / CHAT_CONFIG).is_file())
     return Artifact.open(folder) if is_artifact else None
 
 

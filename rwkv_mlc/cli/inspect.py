@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from ..artifact import CHAT_CONFIG, PARAMS
 
     folder = Path(args.path)
-    is_artifact = (folder / PARAMS).is_dir() or folder.name == PARAMS and (folder / CHAT_CONFIG).is_file()
+    is_artifact = (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder / CHAT_CONFIG).is_file())
     summary = (_artifact if is_artifact else _checkpoint)(args)
     if args.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))

@@ -36,7 +36,7 @@ def write_index(
         _write(folder / code[-1], module.inspect_source())
     values = _values(graph)
     calls = Counter(kernel for records in values.values() for kernel, _ in records)
-    factories = {name: kernel.attrs["kernel"] if "kernel" in kernel.attrs else "" for name, kernel in kernels.items()}
+    factories = {name: kernel.attrs.get("kernel", "") for name, kernel in kernels.items()}
     sections = [
         "# What the compiler made",
         "## Phases",

@@ -32,8 +32,9 @@ SWITCHES = ("RWKV_JIT_ON", "RWKV_CUDA_ON")  # read when the package is imported
 def dump_chatrwkv(
     checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None = None, options: ModelOptions = ModelOptions()
 ) -> Dump:
-    """With the weights rounded by ``scheme`` where one is given, and never with ``rescale_every``. Raises UserError for a checkpoint that the package cannot
-    run, and as ``Recipe.check``; ImportError where the package is not installed."""
+    """With the weights rounded by ``scheme`` where one is given, and never with ``rescale_every``. Raises UserError for
+    a checkpoint that the package cannot run, and as ``Recipe.check``; ImportError where the package is not
+    installed."""
     config, _, _ = resolve(checkpoint, dataclasses.replace(options, rescale_every=0))
     generation = generation_of(config)
     hooks = generation.package

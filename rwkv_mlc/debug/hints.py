@@ -152,7 +152,7 @@ def mirrored(case: Case) -> Iterator[str]:
 
 def stale(case: Case) -> Iterator[str]:
     """A state that a call has not changed."""
-    layer, role = place(case.value)
+    _, role = place(case.value)
     if not role.startswith("state."):
         return
     config = case.b.header.config

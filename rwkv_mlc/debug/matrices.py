@@ -27,8 +27,8 @@ OPERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def matrix_guesses(
     value: Value, graph: Mapping[str, Value], right: Callable[[str], np.ndarray | None], weights: StoredWeights
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What a product, or an activation of one, is with a matrix that is read wrongly: a sentence and a value. ``right`` gives the
-    value of a name that is right."""
+    """What a product, or an activation of one, is with a matrix that is read wrongly: a sentence and a value. ``right``
+    gives the value of a name that is right."""
     product = graph[value.inputs[0]] if value.operation in OPERATIONS else value
     if product.operation != "matrix product" or (x := right(product.inputs[0])) is None:
         return

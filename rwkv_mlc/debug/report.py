@@ -69,8 +69,9 @@ def _cell(row: Row | None, first: Row | None) -> str:
         return "<td></td>"
     d = row.difference
     about = (
-        f"{row.name} {list(d.shape)}: relative RMS {d.relative_rms:.2e} (limit {row.limit:.0e}), max abs {d.max_abs:.2e}, cosine "
-        f"{d.cosine:.6f}, magnitudes {d.smallest[0]:.2e} to {d.largest[0]:.2e}, expected {d.smallest[1]:.2e} to {d.largest[1]:.2e}"
+        f"{row.name} {list(d.shape)}: relative RMS {d.relative_rms:.2e} (limit {row.limit:.0e}), max abs {d.max_abs:.2e}, "
+        f"cosine {d.cosine:.6f}, magnitudes {d.smallest[0]:.2e} to {d.largest[0]:.2e}, "
+        f"expected {d.smallest[1]:.2e} to {d.largest[1]:.2e}"
     )
     about += f", {d.nonfinite}" if d.nonfinite else ""
     frame = ' class="first"' if row is first else ""

@@ -45,7 +45,8 @@ class WeightDifference:
     hint: str | None
 
     def sentence(self) -> str:
-        text = f"{self.name} is stored with other values than the checkpoint's ({self.relative_rms:.1e} of their root mean square)"
+        much = f"{self.relative_rms:.1e} of their root mean square"
+        text = f"{self.name} is stored with other values than the checkpoint's ({much})"
         return f"{text}: {self.hint}." if self.hint else f"{text}."
 
 

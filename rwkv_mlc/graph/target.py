@@ -8,10 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class GraphTarget:
-    """``name`` is the suffix of the library's file name, ``family`` the key of ``graph.ops.FAMILIES`` whose class writes its
-    graph. For CPUs, ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``gemm_tile`` of ``tir_kernels.cpu.gemm`` choose the kernels.
-    For GPUs, ``vector_halves`` is how many float16 a vector may hold; ``tensor_cores`` and ``launch_graphs`` say whether the
-    device has what ``tir_kernels.gpu.gemm_tensor_core`` calls and can repeat a record of launches."""
+    """``name`` is the suffix of the library's file name, ``family`` the key of ``graph.ops.FAMILIES`` whose class
+    writes its graph. For CPUs, ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``gemm_tile`` of
+    ``tir_kernels.cpu.gemm`` choose the kernels. For GPUs, ``vector_halves`` is how many float16 a vector may hold;
+    ``tensor_cores`` and ``launch_graphs`` say whether the device has what ``tir_kernels.gpu.gemm_tensor_core`` calls
+    and can repeat a record of launches."""
 
     name: str
     family: Literal["cpu", "gpu"]

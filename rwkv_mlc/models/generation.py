@@ -64,8 +64,8 @@ class Generation(ABC):
 
     @abstractmethod
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
-        """The fields of ``RWKVConfig`` that only this generation's own tensors tell. Raises UserError where they contradict each
-        other."""
+        """The fields of ``RWKVConfig`` that only this generation's own tensors tell. Raises UserError where they
+        contradict each other."""
 
     @abstractmethod
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -89,8 +89,8 @@ class Generation(ABC):
     def rwkv_cpp_tensor(
         self, name: str, shape: tuple[int, ...], hidden_size: int
     ) -> tuple[tuple[int, ...], str | None]:
-        """BlinkDL's shape of a tensor that rwkv.cpp stores with ``shape``, and the name of what rwkv.cpp did to its values, a key
-        of ``weights.rwkv_cpp.INVERSES``, or None."""
+        """BlinkDL's shape of a tensor that rwkv.cpp stores with ``shape``, and the name of what rwkv.cpp did to its
+        values, a key of ``weights.rwkv_cpp.INVERSES``, or None."""
 
     # The graph
 

@@ -1,4 +1,4 @@
-"""RWKV-5 in its versions 5.0, 5.1 and 5.2 (Peng et al. 2024, "Eagle and Finch", section 4; ChatRWKV ``model.py`` att_seq_v5)."""
+"""RWKV-5 in its versions 5.0, 5.1 and 5.2 (Peng et al. 2024, "Eagle and Finch", section 4; ChatRWKV, ``att_seq_v5``)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class RWKV5(BlockGeneration):
-    """``gated`` says whether there is a gate, ``by_channel`` whether decay and bonus are one number a channel (5.2 is the paper's
-    Eagle) or one a head."""
+    """``gated`` says whether there is a gate, ``by_channel`` whether decay and bonus are one number a channel (5.2 is
+    the paper's Eagle) or one a head."""
 
     model_type = "rwkv5"
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
@@ -42,7 +42,7 @@ class RWKV5(BlockGeneration):
         if decay is None or not _any_layer_has(shapes, "ln_x"):
             return False
         gated = _any_layer_has(shapes, "gate")
-        return (gated or not self.gated) and (len(decay) > 1 and decay[1] > 1 or not self.by_channel)
+        return (gated or not self.gated) and ((len(decay) > 1 and decay[1] > 1) or not self.by_channel)
 
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
         decay, (_, hidden_size) = shapes["blocks.0.att.time_decay"], shapes["emb.weight"]
@@ -99,8 +99,9 @@ class RWKV5(BlockGeneration):
     def rwkv_cpp_tensor(
         self, name: str, shape: tuple[int, ...], hidden_size: int
     ) -> tuple[tuple[int, ...], str | None]:
-        """rwkv.cpp stores the decay after its exponentials, 5.0's bonus after its exponential, and both with trailing axes of
-        length 1: [H, N, 1] is [H, N]; [H, 1] and [H, 1, 1] are [H]; [N, 1], what is left of a single head's [1, N], is [1, N]."""
+        """rwkv.cpp stores the decay after its exponentials, 5.0's bonus after its exponential, and both with trailing
+        axes of length 1: [H, N, 1] is [H, N]; [H, 1] and [H, 1, 1] are [H]; [N, 1], what is left of a single head's
+        [1, N], is [1, N]."""
         part = name.rpartition(".")[2]
         if part not in ("time_decay", "time_first", "time_faaaa"):
             return shape, None

@@ -21,7 +21,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
     Formats are told apart by content. ``revision`` is a branch, tag or commit of a hub repository. No tensor is read yet.
     Raises UserError when the source is missing, damaged, of an unknown format, or would run code."""
-    path, name = Path(source), os.path.basename(os.path.abspath(source))
+    path, name = Path(source), Path(os.path.abspath(source)).name  # noqa: PTH100  links keep their names
     if not path.exists():
         in_a_folder = path.parent != Path() and path.parent.is_dir()
         if in_a_folder or not hub.is_repository(source):

@@ -59,7 +59,7 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     tensors = {}
     try:
         with safe_open(path, "np") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118  safe_open gives no iterator
                 entry = file.get_slice(name)
                 if entry.get_dtype() not in STORED_TYPES:
                     raise UserError(

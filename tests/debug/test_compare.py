@@ -271,7 +271,7 @@ def test_hint_read_after_the_update(eagle):
     ],
 )
 def test_hint_group_norms(epsilon, axes, said, hidden, eagle):
-    config, parameters = reference.load(in_memory(synthetic_checkpoint("5.2", hidden_size=64, layers=3, head_size=32)))
+    _, parameters = reference.load(in_memory(synthetic_checkpoint("5.2", hidden_size=64, layers=3, head_size=32)))
     x = eagle.tensors["prefill/blocks.1.att.wkv"].reshape(10, 2, 32)
     x = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
     weight, bias = (parameters[f"model.blocks.1.attention.ln_x.{part}"] for part in ("weight", "bias"))

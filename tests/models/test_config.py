@@ -203,7 +203,7 @@ def test_resolve_refuses_a_bonus_stored_twice():
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_values_of_the_parameters(generation):
     source = synthetic_checkpoint(generation)
-    config, parameters, tensors = resolve(checkpoint_of(source))
+    _, parameters, tensors = resolve(checkpoint_of(source))
     values = {p.name: p.convert(tensors[p.source].read(), np.float64) for p in parameters}
     assert all(values[p.name].shape == p.shape and values[p.name].flags.c_contiguous for p in parameters)
     decay = values["model.blocks.1.attention.time_decay"]

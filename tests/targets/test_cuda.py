@@ -1,4 +1,5 @@
-"""Models on CUDA as a whole, on ``cuda_device``: graphs of launches, and the commands. Their logits are in ``test_gpu_graph``."""
+"""Models on CUDA as a whole, on ``cuda_device``: graphs of launches, and the commands. Their logits are in
+``test_gpu_graph``."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from rwkv_mlc.compiler.link import check_tools, export_library
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import TARGETS, CompileTarget, resolve_target
-
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.interfaces.native import FUNCTIONS

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -467,18 +468,15 @@ def test_nested_loops_of_different_lengths(run, counter):
         def emit(i):
             total = registers((1,), "int64")
             T.buffer_store(total, T.int64(0), [0])
-            with T.serial(T.cast(ends[i], counter), T.cast(ends[i + 1], counter)) as j:
-                with T.serial(0, j + 1) as k:
-                    with T.If(T.truncmod(j + k, tirx.const(3, counter)) != 0), T.Then():
-                        T.buffer_store(total, total[0] + T.cast(j * k + 1, "int64"), [0])
+            with T.serial(T.cast(ends[i], counter), T.cast(ends[i + 1], counter)) as j, T.serial(0, j + 1) as k:
+                with T.If(T.truncmod(j + k, tirx.const(3, counter)) != 0), T.Then():
+                    T.buffer_store(total, total[0] + T.cast(j * k + 1, "int64"), [0])
             T.buffer_store(out, total[0], [i])
 
         in_one_block(BLOCK, emit)
 
     ends = np.cumsum(np.r_[0, samples("int64", BLOCK, low=0, high=4)])
-    expected = [
-        sum(j * k + 1 for j in range(a, b) for k in range(j + 1) if (j + k) % 3) for a, b in zip(ends, ends[1:])
-    ]
+    expected = [sum(j * k + 1 for j in range(a, b) for k in range(j + 1) if (j + k) % 3) for a, b in pairwise(ends)]
     assert run(kernel, ends, np.zeros(BLOCK, np.int64)).tolist() == expected
 
 

@@ -24,10 +24,9 @@ def embedding(vocab_size: int, channels: int, form: Rows) -> tirx.PrimFunc:
         tokens = arg("tokens", (rows,), "int32")
         table = form.args("table", vocab_size, channels)
         out = arg("out", (1, rows, channels))
-        with root_block():
-            with T.parallel(0, rows) as t:
-                token = T.bind(T.max(T.min(T.cast(tokens[t], "int64"), T.int64(vocab_size - 1)), T.int64(0)))
-                with T.serial(0, channels) as c:
-                    T.buffer_store(out, form.element(table, token, c), [0, t, c])
+        with root_block(), T.parallel(0, rows) as t:
+            token = T.bind(T.max(T.min(T.cast(tokens[t], "int64"), T.int64(vocab_size - 1)), T.int64(0)))
+            with T.serial(0, channels) as c:
+                T.buffer_store(out, form.element(table, token, c), [0, t, c])
 
     return kernel

@@ -29,13 +29,12 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) ->
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
         gate = arg("gate", (1, rows, channels)) if gated else None
         out = arg("out", (1, rows, channels))
-        with root_block():
-            with T.parallel(0, rows * num_groups) as i:
-                t, start = i // num_groups, i % num_groups * group_size
-                mean, scale = mean_and_scale(lambda j: x[0, t, span(start + j, width)], group_size, width, epsilon)
-                for j in range(0, group_size, width):
-                    at = span(start + j, width)
-                    value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
-                    T.buffer_store(out, value * gate[0, t, at] if gated else value, [0, t, at])
+        with root_block(), T.parallel(0, rows * num_groups) as i:
+            t, start = i // num_groups, i % num_groups * group_size
+            mean, scale = mean_and_scale(lambda j: x[0, t, span(start + j, width)], group_size, width, epsilon)
+            for j in range(0, group_size, width):
+                at = span(start + j, width)
+                value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
+                T.buffer_store(out, value * gate[0, t, at] if gated else value, [0, t, at])
 
     return kernel

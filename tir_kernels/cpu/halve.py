@@ -20,9 +20,8 @@ def halve(channels: int) -> tirx.PrimFunc:
     def kernel():
         rows = size("rows")
         x, out = arg("x", (1, rows, channels)), arg("out", (1, rows, channels))
-        with root_block():
-            with T.parallel(0, rows) as t, T.serial(0, channels // width) as i:
-                at = span(i * width, width)
-                T.buffer_store(out, x[0, t, at] * constant(0.5, width), [0, t, at])
+        with root_block(), T.parallel(0, rows) as t, T.serial(0, channels // width) as i:
+            at = span(i * width, width)
+            T.buffer_store(out, x[0, t, at] * constant(0.5, width), [0, t, at])
 
     return kernel

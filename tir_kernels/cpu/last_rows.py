@@ -20,8 +20,7 @@ def last_rows(channels: int) -> tirx.PrimFunc:
         x = arg("x", (1, rows, channels))
         ends = arg("segment_ends", (batch,), "int32")
         out = arg("out", (1, batch, channels))
-        with root_block():
-            with T.serial(0, batch) as b, T.serial(0, channels) as c:
-                T.buffer_store(out, x[0, T.cast(ends[b], "int64") - 1, c], [0, b, c])
+        with root_block(), T.serial(0, batch) as b, T.serial(0, channels) as c:
+            T.buffer_store(out, x[0, T.cast(ends[b], "int64") - 1, c], [0, b, c])
 
     return kernel

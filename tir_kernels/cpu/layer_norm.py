@@ -52,12 +52,11 @@ def layer_norm(channels: int, epsilon: float) -> tirx.PrimFunc:
         x = arg("x", (1, rows, channels))
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
         out = arg("out", (1, rows, channels))
-        with root_block():
-            with T.parallel(0, rows) as t:
-                mean, scale = mean_and_scale(lambda i: x[0, t, span(i, width)], channels, width, epsilon)
-                with T.serial(0, channels // width) as i:
-                    at = span(i * width, width)
-                    value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
-                    T.buffer_store(out, value, [0, t, at])
+        with root_block(), T.parallel(0, rows) as t:
+            mean, scale = mean_and_scale(lambda i: x[0, t, span(i, width)], channels, width, epsilon)
+            with T.serial(0, channels // width) as i:
+                at = span(i * width, width)
+                value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
+                T.buffer_store(out, value, [0, t, at])
 
     return kernel

@@ -50,16 +50,15 @@ def list_inputs(columns: int, group: int, skip: bool = True) -> tirx.PrimFunc:
                 list_span(t, end, g * group + first, 1, skipped)
             T.buffer_store(bounds, end[0], [t, g + 1])
 
-        with root_block():
-            with T.serial(0, rows) as t:
-                skipped = not_listed(x, t, columns, skip)
-                end = registers((1,), "int32")
-                T.buffer_store(end, T.int32(0), [0])
-                T.buffer_store(bounds, T.int32(0), [t, 0])
-                with T.serial(0, columns // group) as g:
-                    list_group(t, g, end, group, skipped)
-                if columns % group:
-                    list_group(t, T.int64(groups - 1), end, columns % group, skipped)
-                end_list(inputs, t, end[0])
+        with root_block(), T.serial(0, rows) as t:
+            skipped = not_listed(x, t, columns, skip)
+            end = registers((1,), "int32")
+            T.buffer_store(end, T.int32(0), [0])
+            T.buffer_store(bounds, T.int32(0), [t, 0])
+            with T.serial(0, columns // group) as g:
+                list_group(t, g, end, group, skipped)
+            if columns % group:
+                list_group(t, T.int64(groups - 1), end, columns % group, skipped)
+            end_list(inputs, t, end[0])
 
     return kernel

@@ -59,11 +59,10 @@ def norm_shift_mix(channels: int, num_mixes: int, epsilon: float) -> tirx.PrimFu
                         mix(t, lambda at: normed(t - 1, at, mean, scale))
             with T.serial(0, rows) as t:
                 slot = T.bind(T.cast(last_slots[t], "int64"))
-                with T.If(slot >= 0):
-                    with T.Then():
-                        mean, scale = statistics(t)
-                        with T.serial(0, channels // width) as i:
-                            at = span(i * width, width)
-                            T.buffer_store(state, normed(t, at, mean, scale), [slot, at])
+                with T.If(slot >= 0), T.Then():
+                    mean, scale = statistics(t)
+                    with T.serial(0, channels // width) as i:
+                        at = span(i * width, width)
+                        T.buffer_store(state, normed(t, at, mean, scale), [slot, at])
 
     return kernel

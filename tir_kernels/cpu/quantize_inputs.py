@@ -76,14 +76,13 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
             T.buffer_store(bounds, first + (end + 3) // 4, [t, g + 1])
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [t, g])
 
-        with root_block():
-            with T.serial(0, rows) as t:
-                skipped = not_listed(x, t, columns, skip)
-                T.buffer_store(bounds, T.int32(0), [t, 0])
-                with T.serial(0, columns // width) as g:
-                    quantize_group(t, g, x[0, t, T.ramp(g * width, 1, width)], skipped)
-                if columns % width:
-                    quantize_group(t, T.int64(groups - 1), last_group(t), skipped)
-                end_list(inputs, t, bounds[t, groups] * 4)
+        with root_block(), T.serial(0, rows) as t:
+            skipped = not_listed(x, t, columns, skip)
+            T.buffer_store(bounds, T.int32(0), [t, 0])
+            with T.serial(0, columns // width) as g:
+                quantize_group(t, g, x[0, t, T.ramp(g * width, 1, width)], skipped)
+            if columns % width:
+                quantize_group(t, T.int64(groups - 1), last_group(t), skipped)
+            end_list(inputs, t, bounds[t, groups] * 4)
 
     return kernel

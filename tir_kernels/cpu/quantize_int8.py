@@ -60,11 +60,10 @@ def quantize_int8(columns: int, form: PackedGroup) -> tirx.PrimFunc:
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [n, t, g])
             T.buffer_store(offsets, total * -form.max_int, [n, t, g])
 
-        with root_block():
-            with T.parallel(0, rows) as t, T.serial(0, inputs) as n:
-                with T.serial(0, columns // form.group) as g:
-                    quantize_group(n, t, g, [x[n, t, span(g * form.group + i * width, width)] for i in range(parts)])
-                if columns % form.group:
-                    quantize_group(n, t, groups - 1, last_group(n, t, columns % form.group))
+        with root_block(), T.parallel(0, rows) as t, T.serial(0, inputs) as n:
+            with T.serial(0, columns // form.group) as g:
+                quantize_group(n, t, g, [x[n, t, span(g * form.group + i * width, width)] for i in range(parts)])
+            if columns % form.group:
+                quantize_group(n, t, groups - 1, last_group(n, t, columns % form.group))
 
     return kernel

@@ -154,14 +154,13 @@ def sparse_gemv(
         else:
             product = float_product if isinstance(form, PackedFloat) else group_product
 
-        with root_block():
-            with T.parallel(0, tiles) as tile, T.serial(0, rows) as t:
-                for v, y in enumerate(product(tile, t)):
-                    block = tile * vectors + v
-                    if tiles * vectors == blocks:
+        with root_block(), T.parallel(0, tiles) as tile, T.serial(0, rows) as t:
+            for v, y in enumerate(product(tile, t)):
+                block = tile * vectors + v
+                if tiles * vectors == blocks:
+                    finish_block(rest, matrices, 0, y, t, block)
+                else:
+                    with T.If(block < blocks), T.Then():
                         finish_block(rest, matrices, 0, y, t, block)
-                    else:
-                        with T.If(block < blocks), T.Then():
-                            finish_block(rest, matrices, 0, y, t, block)
 
     return kernel

@@ -25,19 +25,18 @@ def stream() -> tirx.PrimFunc:
         x = arg("x", (blocks, extent))
         sums = arg("sums", (blocks,))
         lanes = span(0, LANES)
-        with root_block():
-            with T.parallel(0, blocks) as block:
-                acc = registers((CHAINS, LANES))
+        with root_block(), T.parallel(0, blocks) as block:
+            acc = registers((CHAINS, LANES))
+            for j in range(CHAINS):
+                T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
+            with T.serial(0, extent // step) as i:
                 for j in range(CHAINS):
-                    T.buffer_store(acc, constant(0.0, LANES), [j, lanes])
-                with T.serial(0, extent // step) as i:
-                    for j in range(CHAINS):
-                        prefetch(T.address_of(x[block, i * step + j * LANES + AHEAD]))
-                        at = T.ramp(i * step + j * LANES, 1, LANES)
-                        T.buffer_store(acc, acc[j, lanes] + x[block, at], [j, lanes])
-                total = acc[0, lanes]
-                for j in range(1, CHAINS):
-                    total = total + acc[j, lanes]
-                T.buffer_store(sums, reduce_add(T.bind(total), LANES), [block])
+                    prefetch(T.address_of(x[block, i * step + j * LANES + AHEAD]))
+                    at = T.ramp(i * step + j * LANES, 1, LANES)
+                    T.buffer_store(acc, acc[j, lanes] + x[block, at], [j, lanes])
+            total = acc[0, lanes]
+            for j in range(1, CHAINS):
+                total = total + acc[j, lanes]
+            T.buffer_store(sums, reduce_add(T.bind(total), LANES), [block])
 
     return kernel

@@ -13,7 +13,8 @@ from .threads import THREADS, grid
 
 @lru_cache(None)
 def last_rows(channels: int) -> tirx.PrimFunc:
-    """(x float32 [1, T, C], segment_ends int32 [B] -> out [1, B, C]): the last row of every sequence, a thread for every element."""
+    """(x float32 [1, T, C], segment_ends int32 [B] -> out [1, B, C]): the last row of every sequence, a thread for
+    every element."""
 
     @prim_func
     def kernel():

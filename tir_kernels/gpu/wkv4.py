@@ -47,25 +47,24 @@ def wkv4(
             local = registers((3,))
             for i, source in enumerate(state):
                 T.buffer_store(local, source[slot, c], [i])
-            with T.serial(0, length) as t:
-                with T.sblock("wkv"):
-                    vb, vt = T.axis.spatial(batch, b), T.axis.reduce(length, t)
-                    vc = T.axis.spatial(channels, c)
-                    T.reads()
-                    T.writes()
-                    row = (first if ends is not None else vb) + vt
-                    a, b_, p = (T.bind(local[i]) for i in range(3))
-                    key, value = T.bind(k[0, row, vc]), T.bind(v[0, row, vc])
-                    current = T.bind(u[vc] + key)
-                    top = T.bind(T.max(p, current))
-                    old, new = power(p - top), power(current - top)
-                    wkv = (old * a + new * value) / (old * b_ + new)
-                    T.buffer_store(out, narrow(r[0, row, vc] * wkv, dtype), [0, row, vc])
-                    decayed = T.bind(p + w[vc])
-                    top = T.bind(T.max(decayed, key))
-                    old, new = power(decayed - top), power(key - top)
-                    for i, updated in enumerate((old * a + new * value, old * b_ + new, top)):
-                        T.buffer_store(local, updated, [i])
+            with T.serial(0, length) as t, T.sblock("wkv"):
+                vb, vt = T.axis.spatial(batch, b), T.axis.reduce(length, t)
+                vc = T.axis.spatial(channels, c)
+                T.reads()
+                T.writes()
+                row = (first if ends is not None else vb) + vt
+                a, b_, p = (T.bind(local[i]) for i in range(3))
+                key, value = T.bind(k[0, row, vc]), T.bind(v[0, row, vc])
+                current = T.bind(u[vc] + key)
+                top = T.bind(T.max(p, current))
+                old, new = power(p - top), power(current - top)
+                wkv = (old * a + new * value) / (old * b_ + new)
+                T.buffer_store(out, narrow(r[0, row, vc] * wkv, dtype), [0, row, vc])
+                decayed = T.bind(p + w[vc])
+                top = T.bind(T.max(decayed, key))
+                old, new = power(decayed - top), power(key - top)
+                for i, updated in enumerate((old * a + new * value, old * b_ + new, top)):
+                    T.buffer_store(local, updated, [i])
             for i, target in enumerate(out_state):
                 T.buffer_store(target, local[i], [slot, c])
 

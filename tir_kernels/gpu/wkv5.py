@@ -80,18 +80,17 @@ def wkv5(
                 if ends is not None:
                     load(T.min(t + 1, length - 1))
                 T.buffer_store(acc, T.float32(0.0), [0])
-                with T.unroll(0, keys) as key:
-                    with T.sblock("wkv"):
-                        T.axis.spatial(batch, b)
-                        T.axis.reduce(length, t)
-                        T.axis.spatial(heads, h)
-                        T.axis.spatial(size, i)
-                        at = T.axis.reduce(size, key_of(key)) % keys
-                        T.reads()
-                        T.writes()
-                        kv = T.bind(now[1, at] * value[0])
-                        T.buffer_store(acc, acc[0] + now[0, at] * (column[at] + bonus[at] * kv), [0])
-                        T.buffer_store(column, column[at] * decay[at] + kv, [at])
+                with T.unroll(0, keys) as key, T.sblock("wkv"):
+                    T.axis.spatial(batch, b)
+                    T.axis.reduce(length, t)
+                    T.axis.spatial(heads, h)
+                    T.axis.spatial(size, i)
+                    at = T.axis.reduce(size, key_of(key)) % keys
+                    T.reads()
+                    T.writes()
+                    kv = T.bind(now[1, at] * value[0])
+                    T.buffer_store(acc, acc[0] + now[0, at] * (column[at] + bonus[at] * kv), [0])
+                    T.buffer_store(column, column[at] * decay[at] + kv, [at])
                 T.buffer_store(partial, acc[0], [part, i])
                 barrier()
                 with T.If(part == 0), T.Then():

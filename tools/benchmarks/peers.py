@@ -3,8 +3,9 @@
     python tools/benchmarks/peers.py rwkv-4-world-0.1b --markdown table.md --json peers.json
 
 The model is a preset with random weights, or a checkpoint. Before anything is timed, the logits of every engine are
-held against those of q0f32, so that all run the same model. With ``--device cuda`` all run on the GPU. The ``rwkv`` package and, for RWKV-4, transformers take
-part where they are installed; rwkv.cpp, llama.cpp and any other command where the command line names them.
+held against those of q0f32, so that all run the same model. With ``--device cuda`` all run on the GPU. The ``rwkv``
+package and, for RWKV-4, transformers take part where they are installed; rwkv.cpp, llama.cpp and any other command
+where the command line names them.
 """
 
 from __future__ import annotations
@@ -119,8 +120,9 @@ def markdown(result: dict[str, Any]) -> str:
     bandwidth, peak = ([r["limits"][key] / 1e9 for r in result["rounds"]] for key in ("read_bandwidth", "gemm_peak"))
     lines += [
         "",
-        f"`{result['model']}` on {result['device']}, {result['threads']} threads, medians of {len(result['rounds'])} rounds; the machine "
-        f"read {min(bandwidth):.1f} to {max(bandwidth):.1f} GB/s and multiplied {min(peak):.0f} to {max(peak):.0f} GFLOP/s.",
+        f"`{result['model']}` on {result['device']}, {result['threads']} threads, medians of "
+        f"{len(result['rounds'])} rounds; the machine read {min(bandwidth):.1f} to {max(bandwidth):.1f} GB/s and "
+        f"multiplied {min(peak):.0f} to {max(peak):.0f} GFLOP/s.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def perplexity(model: RWKV, ids: list[int], bits: int | None = None) -> float:
 
 def baselines(train: list[int], ids: list[int], vocab_size: int) -> tuple[float, float]:
     """Perplexity of a unigram model (add one) and of a bigram model that leans on it (Witten-Bell)."""
-    single, pairs = Counter(train), Counter(zip(train, train[1:]))
+    single, pairs = Counter(train), Counter(pairwise(train))
     followers = Counter(first for first, _ in pairs)
     uni = bi = 0.0
     for before, token in zip([0, *ids], ids):

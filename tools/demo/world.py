@@ -69,7 +69,7 @@ def _person(row: str) -> Person:
 
 PEOPLE = {person.name: person for person in map(_person, _ROWS.strip().splitlines())}
 CAST = tuple(PEOPLE.values())
-PLACES = tuple(person.work for person in CAST) + ("on the hill", "in the forest")
+PLACES = (*(person.work for person in CAST), "on the hill", "in the forest")
 THINGS = ("key", "ring", "coin", "cup", "scarf", "box", "spoon", "rope", "flute", "shell", "feather", "mirror")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black")
 GUESTS = "Sam Lisa Paul Emma Jack Sara Peter Lucy John Kate David Maria Alex Bob Alice Eva".split()
@@ -126,7 +126,7 @@ WHO: tuple[tuple[tuple[str, ...], str], ...] = (
             "Tell me about the {house} house.",
         ),
         "{name} the {kind} lives in the {house} house.",
-    ),  # fmt: skip
+    ),
     (("Who likes to eat {food}?", "Who likes {food}?", "Who eats {food}?"), "{name} the {kind} likes to eat {food}."),
     (("Who likes to {hobby}?",), "{name} the {kind} likes to {hobby}."),
     (("Who has the {thing}?", "Who owns the {thing}?", "Who has a {thing}?"), "{name} has the {thing_colour} {thing}."),

@@ -155,10 +155,10 @@ class Arithmetic:
         if a.dtype != INT64:
             return Value(a.dtype, self._each(op, a.dtype, a.ids, b.ids), interval)
         modular = op in MODULAR or op == Op.ShiftLeftLogical
-        short_shift = (
-            op not in (Op.ShiftLeftLogical, Op.ShiftRightArithmetic) or 0 <= b.interval[0] and b.interval[1] < 32
+        short_shift = op not in (Op.ShiftLeftLogical, Op.ShiftRightArithmetic) or (
+            b.interval[0] >= 0 and b.interval[1] < 32
         )
-        if short_shift and (modular or a.narrow and b.narrow and narrowing.fits(interval)):
+        if short_shift and (modular or (a.narrow and b.narrow and narrowing.fits(interval))):
             low = self._each(op, INT32, a.low, b.low)
             if narrowing.fits(interval):
                 return self.narrow_value(low, interval)

@@ -86,7 +86,7 @@ def interval_of(op: Op, a: Interval, b: Interval, dtype: np.dtype) -> Interval:
     """The interval of ``x op y`` in a dtype of integers, for x in ``a`` and y in ``b``."""
     if op in (Op.BitwiseOr, Op.BitwiseXor):
         return within(dtype, _combined(a, b))
-    unprovable = op in DIVISIONS and b[0] <= 0 or op in SHIFTS and not 0 <= b[0] <= b[1] < 63
+    unprovable = (op in DIVISIONS and b[0] <= 0) or (op in SHIFTS and not 0 <= b[0] <= b[1] < 63)
     if unprovable or max(a[1], b[1]) > ConstIntBound.POS_INF:
         return dtype_range(dtype)
     if op == Op.ShiftLeftLogical:
