@@ -118,27 +118,8 @@ class LibraryMetadata(Schema):
 
     @classmethod
     def read(cls, text: str, library: Path | str = "The library") -> LibraryMetadata:
-        """Libraries that do not describe their states and functions have those of the native interface, and are read with
-        the help of ``rwkv_mlc.models``. Raises UserError for text that does not fit."""
-        metadata = parse(cls, text, f"The metadata of {library}", "build it again")
-        if metadata.functions:
-            return metadata
-        from .interfaces import INTERFACES
-
-        functions = INTERFACES[metadata.interface].functions(metadata.config)
-        return metadata.model_copy(update={"states": model_states(metadata.config), "functions": functions})
-
-
-def model_states(config: RWKVConfig) -> tuple[StateSpec, ...]:
-    """The state tensors of a model, layer by layer."""
-    from .models import generation_of
-
-    layers, states = range(config.num_hidden_layers), generation_of(config).states(config)
-    return tuple(
-        StateSpec(layer=layer, role=state.role, shape=state.shape, initial=state.initial)
-        for layer in layers
-        for state in states
-    )
+        """The types of JSON text. Raises UserError for text that does not fit."""
+        return parse(cls, text, f"The metadata of {library}", "build it again")
 
 
 # params/tensor-cache.json

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..quantization.layouts import LAYOUTS
 from ..schema import LibraryMetadata, ParameterSpec
 from .cuda_graph import FUNCTION, DecodeGraph
+from .older_libraries import described
 from .parameters import Stored, load_parameters
 from .threads import start_threads
 from .tvm_runtime import (
@@ -75,7 +76,7 @@ class Runner:
         self.executable = tvm_ffi.load_module(library)
         self.vm = virtual_machine(self.executable, self.device)
         self.uses_graphs = self.vm.implements_function(FUNCTION)
-        self.metadata = LibraryMetadata.read(self.vm["_metadata"](), library)
+        self.metadata = described(LibraryMetadata.read(self.vm["_metadata"](), library))
         self.config = self.metadata.config
         _check_functions(library, self.metadata, self.vm)
         _check_parameters(library, self.metadata.params, parameters)

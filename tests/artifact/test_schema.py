@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_mlc import schema
+from rwkv_mlc.engine.older_libraries import described
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from rwkv_mlc.quantization.schemes import SCHEMES
@@ -24,7 +25,7 @@ OLD = {name: (Path(__file__).parent / f"metadata_{name}.json").read_text("utf-8"
 
 
 def test_libraries_of_before_are_read():
-    metadata = LibraryMetadata.read(OLD["rwkv5"])
+    metadata = described(LibraryMetadata.read(OLD["rwkv5"]))
     assert (metadata.interface, metadata.target, metadata.quantization) == ("native", "llvm", "q4f16_1")
     assert (metadata.config.generation, metadata.config.num_heads, metadata.prefill_activations) == (
         "5.2",
@@ -48,7 +49,7 @@ def test_libraries_of_before_are_read():
 
 
 def test_initial_values_of_states():
-    states = LibraryMetadata.read(OLD["rwkv4"]).states
+    states = described(LibraryMetadata.read(OLD["rwkv4"])).states
     initial = {state.role: state.initial for state in states if state.layer == 1}
     assert initial.pop("att_p") == -1e30
     assert set(initial.values()) == {0.0}
@@ -56,7 +57,7 @@ def test_initial_values_of_states():
 
 @pytest.mark.parametrize("name", OLD)
 def test_metadata_comes_back(name):
-    metadata = LibraryMetadata.read(OLD[name])
+    metadata = described(LibraryMetadata.read(OLD[name]))
     text = metadata.model_dump_json(by_alias=True)
     assert LibraryMetadata.read(text) == metadata
     old = json.loads(OLD[name])
@@ -64,9 +65,11 @@ def test_metadata_comes_back(name):
 
 
 def test_a_library_that_describes_itself_needs_no_model():
-    text = LibraryMetadata.read(OLD["rwkv5"]).model_dump_json(by_alias=True)
+    text = described(LibraryMetadata.read(OLD["rwkv5"])).model_dump_json(by_alias=True)
     code = (
-        "import sys; from rwkv_mlc.schema import LibraryMetadata; assert LibraryMetadata.read(sys.argv[1]).states\n"
+        "import sys; from rwkv_mlc.schema import LibraryMetadata\n"
+        "from rwkv_mlc.engine.older_libraries import described\n"
+        "assert described(LibraryMetadata.read(sys.argv[1])).states\n"
         "assert not any(name.startswith(('rwkv_mlc.models', 'tvm')) for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, text], check=True, cwd=ROOT)
