@@ -111,9 +111,9 @@ class LibraryMetadata(Schema):
     """The tuple "params"."""
     states: tuple[StateSpec, ...] = ()
     """The tuple "states"; libraries built before they described it have none."""
-    functions: dict[str, FunctionSpec] = {}
+    functions: dict[str, FunctionSpec] = Field({})
     """By name; libraries built before they described them have none."""
-    values: dict[str, tuple[KernelValues, ...]] = {}
+    values: dict[str, tuple[KernelValues, ...]] = Field({})
     """The kernel calls of every function in order, none where they are merged into one."""
 
     @classmethod
@@ -211,7 +211,7 @@ class Conversation(Schema):
     """What is fed first; "{system_message}" in it stands for ``system_message``."""
     system_message: str = ""
     """The system text."""
-    role_templates: Roles = {"user": "{user_message}", "assistant": "{assistant_message}"}
+    role_templates: Roles = Field(Roles(user="{user_message}", assistant="{assistant_message}"))
     """A message as it is fed; "{user_message}" or "{assistant_message}" in it stands for the text."""
     messages: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
     """Who and what: the exchange that is fed after the system text."""
@@ -437,7 +437,7 @@ class BuildRecord(Schema):
     """When they were converted, UTC in ISO 8601."""
     rescale_every: Count = 0
     """As in RWKVConfig."""
-    libraries: dict[str, LibraryRecord] = {}
+    libraries: dict[str, LibraryRecord] = Field({})
     """By the targets' names."""
 
 
@@ -469,9 +469,9 @@ class DumpHeader(Schema):
     """Of the library."""
     device: str | None = None
     """That the library ran on."""
-    kernels: dict[str, str] = {}
+    kernels: dict[str, str] = Field({})
     """What computed a value, by its name."""
-    notes: list[str] = []
+    notes: list[str] = Field([])
     """For the reader of a comparison."""
 
     @model_validator(mode="after")

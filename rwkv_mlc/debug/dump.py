@@ -71,7 +71,9 @@ class Dump:
         def of(name: str, array: np.ndarray) -> np.ndarray:
             value = graph[name.partition("/")[2]]
             layer, _ = place(value.name)
-            return array.astype(np.float64) * 2.0 ** config.halvings(layer) if value.rescaled else array
+            if layer is None or not value.rescaled:
+                return array
+            return array.astype(np.float64) * 2.0 ** config.halvings(layer)
 
         return Dump(self.header, {name: of(name, array) for name, array in self.tensors.items()})
 
@@ -113,7 +115,8 @@ def _form(array: np.ndarray) -> tuple[str | int, ...]:
 def record(config: RWKVConfig, recipe: Recipe, step: Step) -> dict[str, np.ndarray]:
     """All values by call and name, in the order of execution. Raises UserError as ``Recipe.check``."""
     recipe.check(config)
-    tensors, graph = {}, generation_of(config).values(config)
+    tensors: dict[str, np.ndarray] = {}
+    graph = generation_of(config).values(config)
     for call, found in _calls(recipe, step):
         tensors |= {f"{call}/{name}": found[name] for name in graph if name in found}
     return tensors

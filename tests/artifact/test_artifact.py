@@ -422,7 +422,7 @@ def test_damaged_record(folder, content):
 
 def test_record_of_a_newer_version_is_read(folder):
     edit(folder / "build-record.json", lambda record: record.update(mood="good"))
-    edit(folder / "build-record.json", lambda record: record["libraries"]["llvm"].update(colour="red"))
+    edit(folder / "build-record.json", lambda record: record["libraries"]["llvm"].update(color="red"))
     assert Artifact.open(folder).library("llvm").cpu_features == ["avx2"]
 
 
