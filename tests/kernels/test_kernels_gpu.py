@@ -22,10 +22,10 @@ from support.gpu_kernels import (
     VOCAB,
     WIDTHS,
     all_kernels,
+    check_functional_shift,
     check_group_norm,
     check_layer_norm,
     check_product,
-    check_shift,
     check_wkv4,
     check_wkv5,
     identifier,
@@ -96,7 +96,7 @@ def test_group_norm(kernels, heads, size):
 @pytest.mark.parametrize("count", [1, 4])
 def test_norm_shift_mix(kernels, channels, count):
     for lengths, slots in [(LENGTHS, SLOTS), ([9], [3]), ([1, 1, 1], [2, 6, 1])]:
-        check_shift(kernels, channels, count, lengths, slots)
+        check_functional_shift(kernels, channels, count, lengths, slots)
 
 
 @pytest.mark.parametrize("name", FORMS)

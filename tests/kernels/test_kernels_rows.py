@@ -15,6 +15,7 @@ from tir_kernels.cpu.embedding import embedding
 from tir_kernels.cpu.group_norm import group_norm
 from tir_kernels.cpu.layer_norm import layer_norm
 from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
+from tir_kernels.cpu.norm_shift_mix_token import norm_shift_mix_token
 from tir_kernels.cpu.simd import exp
 from tir_kernels.rows import RowFloat, RowGroup
 
@@ -51,12 +52,17 @@ def elementwise(function: str, width: int):
 
 @pytest.fixture(scope="module")
 def kernels(build_kernels):
-    functions = {"border_slots": border_slots()}
+    functions = {"border_slots": border_slots(in_place=True), "functional_border_slots": border_slots()}
     functions |= {f"layer_norm_{c}": layer_norm(c, 1e-5) for c in WIDTHS}
     functions |= {f"group_norm_{h}x{n}": group_norm(h, n, EPS, False) for h, n in HEADS}
     functions |= {f"gated_group_norm_{h}x{n}": group_norm(h, n, EPS, True) for h, n in HEADS}
     functions["group_norm_other_epsilon"] = group_norm(*HEADS[0], 1e-5, False)
-    functions |= {f"shift_{c}_{n}": norm_shift_mix(c, n, 1e-5) for c in WIDTHS for n in MIXES}
+    functions |= {f"shift_{c}_{n}": norm_shift_mix(c, n, 1e-5, in_place=True) for c in WIDTHS for n in MIXES}
+    functions |= {f"functional_shift_{c}_{n}": norm_shift_mix(c, n, 1e-5) for c in WIDTHS for n in MIXES}
+    functions |= {
+        f"token_shift_{c}_{n}": norm_shift_mix_token(c, n, 1e-5, 2, in_place=True) for c in WIDTHS for n in MIXES
+    }
+    functions |= {f"functional_token_shift_{c}_{n}": norm_shift_mix_token(c, n, 1e-5, 2) for c in WIDTHS for n in MIXES}
     functions |= {f"embedding_{name}": embedding(VOCAB, CHANNELS, form) for name, form in TABLES.items()}
     functions |= {f"{function}_{width}": elementwise(function, width) for function in FUNCTIONS for width in LANES}
     return build_kernels(functions)
@@ -160,6 +166,37 @@ def test_norm_shift_mix_of_several_sequences(kernels, channels, mixes):
     assert error(out, expected) < 1e-6 and error(after[SLOTS], expected_state[SLOTS]) < 1e-6
     untouched = np.delete(np.arange(POOL), SLOTS)
     assert after[untouched].tobytes() == state[untouched].tobytes()
+
+
+@pytest.mark.parametrize("channels", WIDTHS)
+@pytest.mark.parametrize("mixes", MIXES)
+@pytest.mark.parametrize("lengths", [LENGTHS, [1, 1, 1, 1]], ids=["prefill", "decode"])
+def test_norm_shift_mix_without_slots(kernels, channels, mixes, lengths):
+    """State b belongs to sequence b and no input changes; bit for bit what is updated in place."""
+    x, norm, mix, pool = shift_inputs(channels, mixes, sum(lengths))
+    expected, updated = run_shift(kernels, x, norm, mix, pool, lengths, SLOTS)
+    ends, none = np.cumsum(lengths).astype(np.int32), np.full(len(x), 99, np.int32)
+    borders = call(kernels["functional_border_slots"], np.zeros(len(x), np.int32), ends, none, none, written=[-2, -1])
+    args = [x[None], *norm, *mix[:, None, None], pool[SLOTS], *borders]
+    outputs = np.full((mixes, *x.shape), np.nan, np.float32), np.full((len(lengths), channels), np.nan, np.float32)
+    out, after = call(kernels[f"functional_shift_{channels}_{mixes}"], *args, *outputs, written=[-2, -1])
+    assert out.tobytes() == expected.tobytes() and after.tobytes() == updated[SLOTS].tobytes()
+
+
+@pytest.mark.parametrize("channels", WIDTHS)
+@pytest.mark.parametrize("mixes", MIXES)
+def test_norm_shift_mix_of_a_token(kernels, channels, mixes):
+    """In both forms, which agree bit for bit."""
+    x, norm, mix, pool = shift_inputs(channels, mixes, 1)
+    args, out = [x[None], *norm, *mix[:, None, None]], np.full((mixes, 1, channels), np.nan, np.float32)
+    name, slot = f"token_shift_{channels}_{mixes}", np.array([5], np.int32)
+    found, after = call(kernels[name], *args, pool, slot, out, written=[-1, len(args)])
+    wide = [a.astype(np.float64) for a in (x, *norm, mix, pool)]
+    expected, expected_state = twins.norm_shift_mix(*wide, np.array([1]), [5], 1e-5)
+    assert error(found, expected) < 1e-6 and error(after[5], expected_state[5]) < 1e-6
+    assert np.delete(after, 5, 0).tobytes() == np.delete(pool, 5, 0).tobytes()
+    other = call(kernels[f"functional_{name}"], *args, pool[5:6], out, np.full_like(pool[:1], np.nan), written=[-2, -1])
+    assert other[0].tobytes() == found.tobytes() and other[1].tobytes() == after[5:6].tobytes()
 
 
 @pytest.mark.parametrize("channels", WIDTHS)

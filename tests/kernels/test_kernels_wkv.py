@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from rwkv_mlc.compiler.kernel_source import kernels_as_source
 from support.kernel_build import HOST_TARGET, build, error
 from support.opencl_device import launch
-from support.wkv_scans import FORMS, SCANS, Scan, check_ragged, name
+from support.wkv_scans import FORMS, SCANS, Scan, check_forms_agree, check_ragged, name
 
 every_scan = pytest.mark.parametrize("scan", SCANS, ids=str)
 both_generations = pytest.mark.parametrize("scan", [Scan(4, 3, 8), Scan(5, 3, 8)], ids=str)
@@ -31,6 +31,12 @@ def cpu(build_kernels):
 @every_form
 def test_ragged_batch(cpu, scan, phase, in_place):
     check_ragged(cpu[name(scan, phase, in_place)], scan, phase, in_place)
+
+
+@every_scan
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_both_forms_agree(cpu, scan, phase):
+    check_forms_agree(cpu[name(scan, phase, False)], cpu[name(scan, phase, True)], scan, phase)
 
 
 @every_scan
@@ -220,6 +226,12 @@ def on_gpu(gpu):
 @every_form
 def test_ragged_batch_on_a_gpu(on_gpu, scan, phase, in_place):
     check_ragged(on_gpu[name(scan, phase, in_place)], scan, phase, in_place)
+
+
+@every_scan
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_both_forms_agree_on_a_gpu(on_gpu, scan, phase):
+    check_forms_agree(on_gpu[name(scan, phase, False)], on_gpu[name(scan, phase, True)], scan, phase)
 
 
 @every_scan

@@ -128,8 +128,8 @@ def _in_every_generation(generation: str) -> list[Fault]:
                 ),
                 "vulkan": Edit(
                     "tir_kernels.gpu.norm_shift_mix",
-                    "T.buffer_store(state, last_row, [slot, at])",
-                    "T.buffer_store(state, current[lanes], [slot, at])",
+                    "T.buffer_store(out_state, last_row, [slot, at])",
+                    "T.buffer_store(out_state, current[lanes], [slot, at])",
                 ),
             },
             first="prefill/blocks.0.att.mixed_key",

@@ -91,8 +91,10 @@ def all_kernels(cases: Sequence[tuple[str, str]] = CASES) -> dict:
     for c in WIDTHS:
         kernels[f"layer_norm_{c}"] = layer_norm(c, 1e-5)
         for n in (1, 4):
-            kernels[f"shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "prefill", "float16")
-            kernels[f"decode_shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "decode", parts=2)
+            kernels[f"shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "prefill", "float16", in_place=True)
+            kernels[f"functional_shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "prefill", "float16")
+            kernels[f"decode_shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "decode", parts=2, in_place=True)
+            kernels[f"functional_decode_shift_{c}_{n}"] = norm_shift_mix(c, n, 1e-5, "decode", parts=2)
     for heads, size in HEADS:
         kernels[f"group_norm_{heads}x{size}"] = group_norm(heads, size, EPS, False)
         kernels[f"gated_group_norm_{heads}x{size}"] = group_norm(heads, size, EPS, True, "float16")
@@ -163,10 +165,17 @@ def check_group_norm(function, heads: int, size: int, gated: bool = False) -> No
     assert error(out[0], expected) < (HALF if gated else EXACT)
 
 
-def check_shift(kernels, channels: int, count: int, lengths: list[int], slots: list[int]) -> None:
-    rng, rows, decoding = np.random.default_rng(2), sum(lengths), max(lengths) == 1
+def shift_inputs(channels: int, count: int, rows: int) -> tuple:
+    """x [T, C], (weight, bias), mixes [n, C], states [S, C]."""
+    rng = np.random.default_rng(2)
     x, norm = rng.normal(1, 2, (rows, channels)).astype(np.float32), affine(rng, channels)
-    mixes, state = rng.uniform(0.1, 0.95, (count, channels)).astype(np.float32), normal(rng, (POOL, channels))
+    return x, norm, rng.uniform(0.1, 0.95, (count, channels)).astype(np.float32), normal(rng, (POOL, channels))
+
+
+def check_shift(kernels, channels: int, count: int, lengths: list[int], slots: list[int]) -> tuple:
+    """In place; returns the outputs and the states of the sequences."""
+    rows, decoding = sum(lengths), max(lengths) == 1
+    x, norm, mixes, state = shift_inputs(channels, count, rows)
     ends = np.cumsum(lengths)
     kernel = kernels[f"{'decode_' if decoding else ''}shift_{channels}_{count}"]
     integers = [np.array(x, np.int32) for x in ([slots] if decoding else [ends, slots])]
@@ -179,6 +188,20 @@ def check_shift(kernels, channels: int, count: int, lengths: list[int], slots: l
     assert error(after[slots], expected_state[slots]) < EXACT
     untouched = np.delete(np.arange(POOL), slots)
     assert after[untouched].tobytes() == state[untouched].tobytes()
+    return out, after[slots]
+
+
+def check_functional_shift(kernels, channels: int, count: int, lengths: list[int], slots: list[int]) -> None:
+    """State b belongs to sequence b and no input changes; bit for bit what is updated in place."""
+    expected, updated = check_shift(kernels, channels, count, lengths, slots)
+    x, norm, mixes, state = shift_inputs(channels, count, sum(lengths))
+    decoding = max(lengths) == 1
+    kernel = kernels[f"functional_{'decode_' if decoding else ''}shift_{channels}_{count}"]
+    integers = [] if decoding else [np.cumsum(lengths).astype(np.int32)]
+    outputs = np.full_like(expected, np.nan), np.full_like(updated, np.nan)
+    args = [x[None], *norm, *mixes[:, None, None], state[slots], *integers]
+    out, after = call(kernel, *args, *outputs, written=[-2, -1])
+    assert out.tobytes() == expected.tobytes() and after.tobytes() == updated.tobytes()
 
 
 def check_wkv4(function) -> None:

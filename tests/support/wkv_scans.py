@@ -115,3 +115,15 @@ def check_ragged(function, scan: Scan, phase: str, in_place: bool) -> None:
     for before, state, expected in zip(pool, states, expected_states):
         assert error(state[slots], expected) < 2e-6
         assert before[untouched].tobytes() == state[untouched].tobytes()
+
+
+def check_forms_agree(functional, in_place, scan: Scan, phase: str) -> None:
+    """The form without slots gives bit for bit what the form that updates a pool does."""
+    rng = np.random.default_rng(7)
+    lengths = LENGTHS if phase == "prefill" else [1] * len(LENGTHS)
+    tokens, constants, pool = scan.tokens(rng, sum(lengths)), scan.constants(rng), scan.states(rng, POOL)
+    ends = np.cumsum(lengths) if phase == "prefill" else None
+    expected, updated = scan.run(in_place, tokens, constants, pool, ends, SLOTS)
+    out, states = scan.run(functional, tokens, constants, [state[SLOTS] for state in pool], ends)
+    assert out.tobytes() == expected.tobytes()
+    assert all(state.tobytes() == pooled[SLOTS].tobytes() for state, pooled in zip(states, updated))

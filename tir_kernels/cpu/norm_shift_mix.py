@@ -14,25 +14,28 @@ from .simd import vector_width
 
 
 @lru_cache(None)
-def norm_shift_mix(channels: int, num_mixes: int, epsilon: float) -> tirx.PrimFunc:
-    """(x, weight, bias, mix_0 .. mix_{n-1}, state, first_slots, last_slots -> out), float32.
+def norm_shift_mix(channels: int, num_mixes: int, epsilon: float, in_place: bool = False) -> tirx.PrimFunc:
+    """(x, weight, bias, mix_0 .. mix_{n-1}, state, first, last -> out, out_state), float32.
 
-    x [1, T, C], weight and bias [C], every mix [1, 1, C], out [n, T, C]. With y = layer_norm(x), row t of out[j] is
-    y[t] * mix_j + y[t - 1] * (1 - mix_j); where first_slots[t] >= 0 a sequence begins and state[first_slots[t]] takes the
-    place of y[t - 1]; where last_slots[t] >= 0 it ends and state[last_slots[t]] becomes y[t]: state [S, C] is updated in
-    place. Both slot arrays are int32 [T].
+    x [1, T, C], weight and bias [C], every mix [1, 1, C], out [n, T, C], state and out_state [B, C]. With y = layer_norm(x),
+    row t of out[j] is y[t] * mix_j + y[t - 1] * (1 - mix_j); where first[t] >= 0 a sequence begins and state[first[t]] takes
+    the place of y[t - 1]; where last[t] >= 0 it ends and out_state[last[t]] becomes y[t]. ``first`` and ``last`` are int32
+    [T], what ``border_slots`` gives.
+
+    With ``in_place``, state is [S, C], out_state is state, and there is no further output.
     """
     width = vector_width(channels)
 
     @prim_func
     def kernel():
-        rows, num_slots = T.int64(), T.int64()
+        rows, slots = T.int64(), T.int64()
         x = arg("x", (1, rows, channels))
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
         mixes = [arg(f"mix_{j}", (1, 1, channels)) for j in range(num_mixes)]
-        state = arg("state", (num_slots, channels))
+        state = arg("state", (slots, channels))
         first_slots, last_slots = arg("first_slots", (rows,), "int32"), arg("last_slots", (rows,), "int32")
         out = arg("out", (num_mixes, rows, channels))
+        out_state = state if in_place else arg("out_state", (slots, channels))
 
         def statistics(t):
             return mean_and_scale(lambda i: x[0, t, span(i, width)], channels, width, epsilon)
@@ -63,6 +66,6 @@ def norm_shift_mix(channels: int, num_mixes: int, epsilon: float) -> tirx.PrimFu
                     mean, scale = statistics(t)
                     with T.serial(0, channels // width) as i:
                         at = span(i * width, width)
-                        T.buffer_store(state, normed(t, at, mean, scale), [slot, at])
+                        T.buffer_store(out_state, normed(t, at, mean, scale), [slot, at])
 
     return kernel

@@ -34,11 +34,12 @@ def norm_shift_mix(
     phase: Literal["prefill", "decode"],
     dtype: str = "float32",
     parts: int = 1,
+    in_place: bool = False,
 ) -> tirx.PrimFunc:
-    """(x, weight, bias, mix_0 .. mix_{n-1}, state, segment_ends, slots -> out of ``dtype``); ``segment_ends`` and ``slots``
-    as in ``wkv5``, the others as in ``cpu.norm_shift_mix``.
+    """(x, weight, bias, mix_0 .. mix_{n-1}, state, segment_ends -> out of ``dtype``, out_state); ``segment_ends``, ``phase``
+    and ``in_place``, with which ``slots`` follow segment_ends, as in ``wkv5``, the others as in ``cpu.norm_shift_mix``.
 
-    A block of threads a row and each of ``parts`` equal parts of its channels. The block of a sequence's first row reads
+    A block of threads runs a row and each of ``parts`` equal parts of its channels. The block of a sequence's first row reads
     that sequence's state and then writes it, from the last row, so that no other block may come between."""
     extent = channels // parts
     width = vector_of("float32", extent)
@@ -51,20 +52,24 @@ def norm_shift_mix(
         x = arg("x", (1, rows, channels))
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
         mixes = [arg(f"mix_{j}", (1, 1, channels)) for j in range(num_mixes)]
-        state = arg("state", (num_slots, channels))
+        state = arg("state", (num_slots if in_place else batch, channels))
         ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
-        slots = arg("slots", (batch,), "int32")
+        slots = arg("slots", (batch,), "int32") if in_place else None
         out = arg("out", (num_mixes, rows, channels), dtype)
+        out_state = state if in_place else arg("out_state", (batch, channels))
+
+        def slot_of(b):
+            return T.bind(T.cast(slots[b], "int64")) if in_place else b
 
         def row(t):
             return lambda c: x[0, t, span(c, width)]
 
         with grid(rows, parts) as (t, part, thread):
             if phase == "decode":
-                starts, slot = None, T.bind(T.cast(slots[t], "int64"))
+                starts, slot = None, slot_of(t)
             else:
                 b, first, last = sequence_of(t, ends, batch)
-                starts, slot = T.bind(t == first), T.bind(T.cast(slots[b], "int64"))
+                starts, slot = T.bind(t == first), slot_of(b)
                 beside = T.bind(T.Select(starts, last, t - 1))
             loads = [row(t)] if starts is None else [row(t), row(beside)]
             scratch = shared((len(loads), THREADS))
@@ -83,13 +88,13 @@ def norm_shift_mix(
                 T.buffer_store(current, normed(0, first, at), [lanes])
                 if starts is None:
                     T.buffer_store(before, state[slot, at], [lanes])
-                    T.buffer_store(state, current[lanes], [slot, at])
+                    T.buffer_store(out_state, current[lanes], [slot, at])
                 else:
                     T.buffer_store(before, normed(1, first, at), [lanes])
                     with T.If(starts), T.Then():
                         last_row = T.bind(before[lanes])
                         T.buffer_store(before, state[slot, at], [lanes])
-                        T.buffer_store(state, last_row, [slot, at])
+                        T.buffer_store(out_state, last_row, [slot, at])
                 for j, mu in enumerate(mixes):
                     value = mixed(current[lanes], before[lanes], T.bind(mu[0, 0, at]), width)
                     T.buffer_store(out, narrow(value, dtype, width), [j, t, at])

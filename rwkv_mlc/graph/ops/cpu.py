@@ -44,12 +44,13 @@ class CPUOps(KernelOps):
     merges_kernels = True
 
     def __post_init__(self):
-        self.borders = [self.state.slots, self.state.slots]
+        self.slots = [self.state.slots] if self.state.in_place else []
         self.parts = self.model.generation.recurrence(self.config, self.device).parts if self.batch == 1 else None
-        if self.phase == "prefill":
-            shape = [self.rows]
-            args = [self.tokens, self.segment_ends, self.state.slots]
-            self.borders = self.call(border_slots(), args, [shape, shape], dtype="int32")
+        if self.phase == "decode" and self.state.in_place:
+            self.borders = self.slots * 2
+        else:
+            args = [self.tokens, self.segment_ends, *self.slots]
+            self.borders = self.call(border_slots(self.state.in_place), args, [[self.rows]] * 2, dtype="int32")
 
     @staticmethod
     def form_of(parameter: Parameter, form: FloatForm | GroupForm) -> Packed | Rows:
@@ -89,13 +90,13 @@ class CPUOps(KernelOps):
         return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name])[0]
 
     def norm_shift_mix(self, x, norm: Norm, mixes: dict, state: StateRef) -> dict[str, Plane]:
-        channels, epsilon = self.config.hidden_size, self.config.layer_norm_epsilon
+        given = self.config.hidden_size, len(mixes), self.config.layer_norm_epsilon
         if self.parts:
-            kernel, borders = norm_shift_mix_token(channels, len(mixes), epsilon, self.parts), [self.state.slots]
+            kernel, borders = norm_shift_mix_token(*given, self.parts, self.state.in_place), self.slots
         else:
-            kernel, borders = norm_shift_mix(channels, len(mixes), epsilon), self.borders
+            kernel, borders = norm_shift_mix(*given, self.state.in_place), self.borders
         inputs = [x, norm.weight, norm.bias, *mixes.values()]
-        shape, names = [len(mixes), self.rows, channels], self.mixed_names(norm.name, mixes)
+        shape, names = [len(mixes), self.rows, self.config.hidden_size], self.mixed_names(norm.name, mixes)
         (mixed,) = self.update(kernel, inputs, [state], borders, [shape], [names])
         return {target: Plane(mixed, i) for i, target in enumerate(mixes)}
 

@@ -80,7 +80,7 @@ class GPUOps(KernelOps):
         parts = next((n for n in (8, 4, 2) if channels % n == 0 and channels // n >= CHANNELS), 1)
         dtype, parts = self.matrix_dtype(*names), parts if self.phase == "decode" else 1
         epsilon = self.config.layer_norm_epsilon
-        kernel = norm_shift_mix(channels, len(mixes), epsilon, self.phase, dtype, parts)
+        kernel = norm_shift_mix(channels, len(mixes), epsilon, self.phase, dtype, parts, self.state.in_place)
         inputs, shape = [x, norm.weight, norm.bias, *mixes.values()], [len(mixes), self.rows, channels]
         (mixed,) = self.update(kernel, inputs, [state], self.sequences, [shape], [names], dtype)
         return {target: Plane(mixed, i) for i, target in enumerate(mixes)}
