@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 
 from gpu_kernels import Count, main
 
-HALF = RowFloat("float16")
+FLOAT16 = RowFloat("float16")
 
 
 def test_gemv_reads_weights_once():
-    """Rows of 1024 halves: 128 threads along each, 4 rows of each of 2 groups of threads a block, which reads x once."""
+    """Rows of 1024 float16: 128 threads along each, 4 rows of each of 2 groups of threads a block, which reads x once."""
     work = Count(
-        gemv((Matrix(64), Matrix(16, plane=1)), 1024, HALF, "float16", planes=2, halves=8), {"rows": 1}, {}
+        gemv((Matrix(64), Matrix(16, plane=1)), 1024, FLOAT16, "float16", planes=2, float16_lanes=8), {"rows": 1}, {}
     ).run()
     weights, blocks = 80 * 1024 * 2, 10
     assert work.bytes_read == weights + blocks * 1024 * 2
@@ -45,7 +45,7 @@ def test_gemm_reads_tiles_again():
 
 
 def test_rows_that_leave_part_of_a_tile_are_written_once():
-    work = Count(gemm((Matrix(70),), 64, HALF, "float16"), {"rows": 65}, {}).run()
+    work = Count(gemm((Matrix(70),), 64, FLOAT16, "float16"), {"rows": 65}, {}).run()
     assert work.bytes_written == 65 * 70 * 4
 
 

@@ -1,4 +1,4 @@
-"""Matrix products in every stored form against float64 products with the dequantised weights."""
+"""Matrix products in every stored form against float64 products with the dequantized weights."""
 
 from __future__ import annotations
 

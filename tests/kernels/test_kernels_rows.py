@@ -86,8 +86,8 @@ def test_layer_norm(kernels, channels, rows):
 def group_norm_inputs(heads: tuple[int, int], rows: int = 6, scale: float = 1.0):
     """x, weight, bias, gate: every head and every row has a mean and a scale of its own."""
     rng = np.random.default_rng(1)
-    spread, centre = rng.uniform(0.2, 5, (rows, heads[0], 1)), rng.normal(0.5, 2, (rows, heads[0], 1))
-    x = (scale * rng.normal(centre, spread, (rows, *heads))).reshape(rows, -1).astype(np.float32)
+    spread, center = rng.uniform(0.2, 5, (rows, heads[0], 1)), rng.normal(0.5, 2, (rows, heads[0], 1))
+    x = (scale * rng.normal(center, spread, (rows, *heads))).reshape(rows, -1).astype(np.float32)
     return x, *affine(rng, x.shape[1]), rng.normal(0.3, 1, x.shape).astype(np.float32)
 
 

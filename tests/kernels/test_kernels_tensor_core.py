@@ -20,7 +20,7 @@ from support import kernel_twins as twins
 from support.accuracy import trained_like_weights
 from support.cpu_products import unread
 from support.cuda_device import CudaOnCpu
-from support.gpu_kernels import EXACT, FORMS, HALF, normal, stuck, weights
+from support.gpu_kernels import EXACT, FORMS, ROUNDED, normal, stuck, weights
 from support.kernel_build import call, error
 from support.opencl_device import source_of
 from tir_kernels.gpu.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, fits_tensor_cores, gemm_tensor_core
@@ -93,7 +93,7 @@ def check_product(function, name: str, form: str, tokens: int, bound: float = 2 
         after = (gate[0] if product.gated else 1, residual[0] if product.residual else 0)
         weight = dense[i].astype(np.float16).astype(np.float64) if rounded else dense[i]
         expected = twins.product(x[matrix.plane].astype(np.float64), weight, matrix.activation, *after)
-        assert error(out[0], expected) < (HALF if matrix.dtype == "float16" else bound)
+        assert error(out[0], expected) < (ROUNDED if matrix.dtype == "float16" else bound)
 
 
 @pytest.mark.parametrize("name, form", CASES)
@@ -230,4 +230,4 @@ def test_prompts(scheme, cuda_device, compiled, within):
     expected, state = model.reference(tokens), model.runner.new_state()
     for first, end in [(0, 40), (40, 150)]:
         logits = model.runner.run("prefill", [tokens[first:end]], state)[0]
-        within(f"prefill of {end - first}", error(logits, expected[end - 1]), 2 * HALF)
+        within(f"prefill of {end - first}", error(logits, expected[end - 1]), 2 * ROUNDED)

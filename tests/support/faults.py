@@ -248,9 +248,9 @@ FAULTS = [
             ),
             "vulkan": Edit(
                 "tir_kernels.gpu.wkv4",
-                "top = T.bind(T.max(p, current))\n                    old, new = power(p - top)",
-                "late = T.bind(p + w[vc])\n                    top = T.bind(T.max(late, current))\n"
-                "                    old, new = power(late - top)",
+                "top = T.bind(T.max(p, current))\n                old, new = power(p - top)",
+                "late = T.bind(p + w[vc])\n                top = T.bind(T.max(late, current))\n"
+                "                old, new = power(late - top)",
             ),
         },
         first="prefill/blocks.0.att.gated",

@@ -33,7 +33,7 @@ FORMS = {  # and the activations' dtype
     "q8": (RowGroup(8, 32, "float16"), "float16"),
     "q3": (RowGroup(3, 40, "float16"), "float16"),
 }
-HALF = 1e-3  # of what is rounded to float16
+ROUNDED = 1e-3  # of what is rounded to float16
 EXACT = 2e-6  # of float32 sums
 
 
@@ -46,7 +46,7 @@ class Product:
     planes: int = 1
     gated: bool = False
     residual: bool = False
-    halves: int = 8
+    float16_lanes: int = 8
     x_dtype: str | None = None
     forms: tuple[str, ...] = field(default=tuple(FORMS))
 
@@ -56,7 +56,7 @@ PRODUCTS = {
     "several": Product(
         (Matrix(70, "squared_relu", "float16"), Matrix(64, plane=1), Matrix(25, "silu", plane=2)), 205, 3
     ),
-    "ragged": Product((Matrix(33), Matrix(129, "sigmoid", plane=1)), 104, 2, halves=4),
+    "ragged": Product((Matrix(33), Matrix(129, "sigmoid", plane=1)), 104, 2, float16_lanes=4),
     # Whole groups of 32 and of 40; what follows a product; float32 inputs as precision overrides ask for.
     "single": Product((Matrix(88, "sigmoid"),), 160, gated=True, residual=True),
     "float32 inputs": Product((Matrix(97),), 96, residual=True, x_dtype="float32", forms=("float16", "q4")),
@@ -79,7 +79,12 @@ LENGTHS, SLOTS, POOL = [5, 1, 17, 2], [4, 0, 6, 2], 7
 
 def kernel_of(kind: str, name: str, form: str):
     product, (factory, options), (stored, dtype) = PRODUCTS[name], KERNELS[kind], FORMS[form]
-    fused = {"planes": product.planes, "gated": product.gated, "residual": product.residual, "halves": product.halves}
+    fused = {
+        "planes": product.planes,
+        "gated": product.gated,
+        "residual": product.residual,
+        "float16_lanes": product.float16_lanes,
+    }
     return factory(product.matrices, product.columns, stored, product.x_dtype or dtype, **fused, **options)
 
 
@@ -138,7 +143,7 @@ def check_product(function, name: str, form: str, rows: int) -> None:
     for i, (matrix, out) in enumerate(zip(product.matrices, outs)):
         after = (gate[0] if product.gated else 1, residual[0] if product.residual else 0)
         expected = twins.product(x[matrix.plane].astype(np.float64), dense[i], matrix.activation, *after)
-        assert error(out[0], expected) < (HALF if matrix.dtype == "float16" else 3 * EXACT)
+        assert error(out[0], expected) < (ROUNDED if matrix.dtype == "float16" else 3 * EXACT)
 
 
 def affine(rng, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +167,7 @@ def check_group_norm(function, heads: int, size: int, gated: bool = False) -> No
     expected = twins.group_norm(x.astype(np.float64), *norm, heads, EPS) * (gate if gated else 1)
     out = np.full(x[None].shape, np.nan, np.float16 if gated else np.float32)
     (out,) = call(function, x[None], *norm, *([gate[None]] if gated else []), out, written=[-1])
-    assert error(out[0], expected) < (HALF if gated else EXACT)
+    assert error(out[0], expected) < (ROUNDED if gated else EXACT)
 
 
 def shift_inputs(channels: int, count: int, rows: int) -> tuple:
@@ -184,7 +189,7 @@ def check_shift(kernels, channels: int, count: int, lengths: list[int], slots: l
     out, after = call(kernel, *args, written=[-1, 3 + count])
     wide = [a.astype(np.float64) for a in (x, *norm, mixes, state)]
     expected, expected_state = twins.norm_shift_mix(*wide, ends, slots, 1e-5)
-    assert error(out, expected) < (EXACT if decoding else HALF)
+    assert error(out, expected) < (EXACT if decoding else ROUNDED)
     assert error(after[slots], expected_state[slots]) < EXACT
     untouched = np.delete(np.arange(POOL), slots)
     assert after[untouched].tobytes() == state[untouched].tobytes()
@@ -217,7 +222,7 @@ def check_wkv4(function) -> None:
     for rows, slot in ((slice(0, 4), 2), (slice(4, 9), 1)):
         wide = [a.astype(np.float64) for a in (r[rows], k[rows], v[rows], w, u, *states[:, 0])]
         expected, expected_state = twins.wkv4(*wide)
-        assert error(out[0, rows], expected) < HALF
+        assert error(out[0, rows], expected) < ROUNDED
         assert all(error(a[slot], e) < EXACT for a, e in zip(after, expected_state))
 
 

@@ -33,15 +33,15 @@ def wkv5(r, k, v, w, u, state):
 
 def layer_norm(x, weight, bias, epsilon):
     """Over the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * weight + bias
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + epsilon) * weight + bias
 
 
 def group_norm(x, weight, bias, num_groups, epsilon):
     """x [T, C]: every group of channels of every row by itself."""
-    centred = x.reshape(len(x), num_groups, -1)
-    centred = centred - centred.mean(-1, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    centered = x.reshape(len(x), num_groups, -1)
+    centered = centered - centered.mean(-1, keepdims=True)
+    normed = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + epsilon)
     return normed.reshape(x.shape) * weight + bias
 
 

@@ -17,7 +17,7 @@ from .simd import vector_width
 def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) -> tirx.PrimFunc:
     """(x, weight, bias[, gate] -> out), float32.
 
-    x, gate, out [1, T, C]; weight, bias [C]; C = num_groups * group_size. Each group of each row is normalised by itself;
+    x, gate, out [1, T, C]; weight, bias [C]; C = num_groups * group_size. Each group of each row is normalized by itself;
     ``gate`` (after its activation) multiplies the result."""
     width = vector_width(group_size)
     channels = num_groups * group_size

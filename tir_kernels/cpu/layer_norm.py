@@ -31,9 +31,9 @@ def mean_and_scale(load: Callable, extent: int, width: int, epsilon: float, unro
             total = T.bind(total + term(load(i)))
         return total
 
-    def square(centred):
-        centred = T.bind(centred)
-        return centred * centred
+    def square(centered):
+        centered = T.bind(centered)
+        return centered * centered
 
     total = unrolled_sum if unrolled else looped_sum
     mean = T.bind(reduce_add(total(lambda value: value), width) * T.float32(1.0 / extent))

@@ -14,7 +14,7 @@ from .simd import LANES, intrinsic, registers, widen
 
 AHEAD = 96  # entries after the last one of a list, all 0: products look ahead
 MOST = 7 / 16  # of the inputs; from there on all are listed
-NONE = -(2**31)  # what no quantised input and no magnitude is equal to
+NONE = -(2**31)  # what no quantized input and no magnitude is equal to
 
 
 def compress(values, chosen, dtype: str, width: int):

@@ -10,7 +10,7 @@ the unit in which memory is read.
 
 - float: ``weight`` [tiles, K, rows of a tile].
 - group, of 4 or 8 bits: ``q_weight`` [tiles, K, 16], uint32 for the sake of the stored type: byte p is the field of row p
-  and, of 4 bits, in its upper half that of row 64 + p. ``q_scale`` [tiles, groups, rows of a tile], where those of 64 rows
+  and, of 4 bits, in its upper nibble that of row 64 + p. ``q_scale`` [tiles, groups, rows of a tile], where those of 64 rows
   are in the order in which the bytes of four lines lie after they have been interleaved: the scale of row
   16 a + 4 b + c is at 16 b + 4 a + c.
 
@@ -51,7 +51,7 @@ class PackedFloat:
 
 @dataclass(frozen=True)
 class TiledFloat(PackedFloat):
-    """The same in tiles."""
+    """A matrix in ``dtype``, in tiles."""
 
     @property
     def tile(self) -> int:
@@ -130,7 +130,8 @@ class PackedGroup(Grouped):
 
 @dataclass(frozen=True)
 class TiledGroup(PackedGroup):
-    """The same in tiles, 4 or 8 bits. To what quantises activations, four consecutive inputs are a word of one quad."""
+    """A matrix of 4-bit or 8-bit fields in tiles. To what quantizes activations, four consecutive inputs are a word
+    of one quad."""
 
     @property
     def tile(self) -> int:
@@ -171,8 +172,8 @@ class TiledGroup(PackedGroup):
             octets = [T.bind(self._octets(q_weight, block, g * self.group + k + i)) for i in range(4)]
             yield T.reinterpret(T.Shuffle(octets, order), dtype="uint32x16")
 
-    def half(self, words, high, width: int):
-        """Of lines of 4 bits, the fields in the lower or (``high`` is 1) upper halves of the bytes of ``width`` words."""
+    def nibbles(self, words, high, width: int):
+        """The fields of lines of 4 bits in the lower or (``high`` is 1) upper nibbles of the bytes of ``width`` words."""
         if self.bits == 8:
             return words
         words = T.shift_right(words, splat(T.Cast("uint32", high * 4), width))
@@ -182,10 +183,11 @@ class TiledGroup(PackedGroup):
         """The fields of input k in a block of 16 rows, uint8."""
         tile, first, part = self._place(block)
         words = q_weight[tile, k, T.ramp(part * 4, 1, 4)]
-        return T.reinterpret(self.half(words, first // LINE, 4), dtype="uint8x16")
+        return T.reinterpret(self.nibbles(words, first // LINE, 4), dtype="uint8x16")
 
     def _place(self, block):
-        """Of a block of 16 rows: its tile, the first of the 64 rows there that it belongs to, its place among their blocks."""
+        """Where a block of 16 rows lies: its tile, the first of the 64 rows there that it is among, its place among
+        their blocks."""
         blocks = self.tile // LANES
         return block // blocks, block % blocks // 4 * LINE, block % 4
 

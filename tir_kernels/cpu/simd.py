@@ -66,8 +66,8 @@ def reduce_add(x, width: int):
         return x
     while width > 2:
         width //= 2
-        half = vector_type("float32", width)
-        x = T.bind(T.vectorlow(half, x) + T.vectorhigh(half, x))
+        part = vector_type("float32", width)
+        x = T.bind(T.vectorlow(part, x) + T.vectorhigh(part, x))
     return T.Shuffle([x], [0]) + T.Shuffle([x], [1])
 
 

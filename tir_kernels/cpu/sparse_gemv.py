@@ -21,7 +21,7 @@ TOGETHER = {"vnni": 4, "avx512": 4}
 
 
 def interleave(a, b, size: int, high: int):
-    """Elements of ``size`` bytes from the lower or upper halves of each 16 bytes of two lines, in turn."""
+    """Elements of ``size`` bytes from the lower or upper 8 of each 16 bytes of two lines, in turn."""
     starts = [lane * 16 + high * 8 + i * size for lane in range(4) for i in range(8 // size)]
     order = [line * LINE + start + byte for start in starts for line in range(2) for byte in range(size)]
     return T.bind(T.Shuffle([a, b], order))
@@ -117,7 +117,7 @@ def sparse_gemv(
                 for low in sorted({v % 2 for v in chosen}):
                     quad = T.bind(T.reinterpret(interleave(*pairs, 2, low), dtype="uint32x16"))
                     for v in (v for v in chosen if v % 4 == 2 * high + low):
-                        w = T.bind(T.reinterpret(form.half(quad, v // 4, LANES), dtype="int32x16"))
+                        w = T.bind(T.reinterpret(form.nibbles(quad, v // 4, LANES), dtype="int32x16"))
                         for place in range(DIGITS):
                             at = [chosen.index(v), lanes]
                             T.buffer_store(sums[place], dot(sums[place][at], w, digit[place]), at)
@@ -148,8 +148,8 @@ def sparse_gemv(
         if integer_dot:
             product, dot = integer_product, INTEGER_DOTS[integer_dot]
             # Vectors that are made of the same interleaved bytes stay together.
-            halves, together = vectors // 4, TOGETHER.get(integer_dot, 2)
-            order = [v + 4 * half for v in range(4) for half in range(halves)]
+            nibbles, together = vectors // 4, TOGETHER.get(integer_dot, 2)
+            order = [v + 4 * nibble for v in range(4) for nibble in range(nibbles)]
             parts = [order[i : i + together] for i in range(0, vectors, together)]
         else:
             product = float_product if isinstance(form, PackedFloat) else group_product

@@ -37,12 +37,12 @@ def gemm(
     planes: int = 1,
     gated: bool = False,
     residual: bool = False,
-    halves: int = 4,
+    float16_lanes: int = 4,
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..); arguments as in ``gemv``."""
     check_planes(matrices, planes)
     depth = DEPTH if isinstance(form, RowFloat) else words_between_barriers(form) * form.fields
-    x_width = vector_of(x_dtype, math.gcd(columns, depth), halves)
+    x_width = vector_of(x_dtype, math.gcd(columns, depth), float16_lanes)
     starts = block_starts(matrices, TILE)
 
     @prim_func
@@ -80,7 +80,7 @@ def gemm(
                 return T.min(first + n, matrices[i].rows - 1)
 
             def floats(n, which):
-                width = vector_of(form.dtype, columns, halves)
+                width = vector_of(form.dtype, columns, float16_lanes)
                 start = clamped(chunk * depth + which * width, width)
                 for j, value in enumerate(lanes_of(rest.weights[i][0][last_or(n), span(start, width)], width)):
                     T.buffer_store(ws, value, [which * width + j, n])
@@ -93,7 +93,7 @@ def gemm(
                     T.buffer_store(ws, field(form, word, j) * scale, [which * form.fields + j, n])
 
             if isinstance(form, RowFloat):
-                tasks(thread, depth // vector_of(form.dtype, columns, halves), floats)
+                tasks(thread, depth // vector_of(form.dtype, columns, float16_lanes), floats)
             else:
                 tasks(thread, depth // form.fields, fields)
 

@@ -45,8 +45,8 @@ EXPANDED = 2  # chunks of expanded weights in shared memory
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a block: ``tokens`` by ``rows`` of outputs, of which each warp has ``warp_tokens`` by ``warp_rows``, and room in
-    shared memory for ``stages`` chunks of ``depth`` inputs."""
+    """What a block works on: it has ``tokens`` by ``rows`` of outputs, of which each warp has ``warp_tokens`` by ``warp_rows``,
+    and room in shared memory for ``stages`` chunks of ``depth`` inputs."""
 
     tokens: int
     rows: int
@@ -57,20 +57,20 @@ class Shape:
 
     @property
     def pieces(self) -> int:
-        """Of a row."""
+        """How many pieces a row of a chunk has."""
         return self.depth // PIECE
 
     @property
     def ahead(self) -> int:
-        """Chunks that are on their way where none of the stages is free."""
+        """How many chunks are on their way where none of the stages is free."""
         return self.stages - 1
 
     def place(self, row, piece):
-        """The first word of a piece in its row of a chunk."""
+        """Where in its row of a chunk the first word of a piece lies."""
         return (piece ^ row * self.pieces // PIECE % self.pieces) * WORDS
 
     def words(self, rows: int) -> int:
-        """Of so many rows of a chunk."""
+        """How many words so many rows of a chunk take."""
         return rows * self.pieces * WORDS
 
 
@@ -210,7 +210,7 @@ def gemm_tensor_core(
 
             def expand(chunk):
                 """Store a thread's group as float16."""
-                words, halves = (registers((n,), "uint32") for n in (form.words, WORDS))
+                words, stored = (registers((n,), "uint32") for n in (form.words, WORDS))
                 for start in range(0, form.words, WORDS):
                     landed = landing[T.ramp(landed_group(chunk, start), 1, WORDS)]
                     T.buffer_store(words, landed, [T.ramp(start, 1, WORDS)])
@@ -219,9 +219,9 @@ def gemm_tensor_core(
                 to = chunk % EXPANDED * w_words + group_row * shape.pieces * WORDS
                 for piece in range(GROUP // PIECE):
                     for j in range(WORDS):
-                        T.buffer_store(halves, field_pair(form, fields[2 * piece + j // 2], j % 2, both), [j])
+                        T.buffer_store(stored, field_pair(form, fields[2 * piece + j // 2], j % 2, both), [j])
                     at = to + shape.place(group_row, group_place * (GROUP // PIECE) + piece)
-                    T.buffer_store(expanded, halves[T.ramp(0, 1, WORDS)], [T.ramp(at, 1, WORDS)])
+                    T.buffer_store(expanded, stored[T.ramp(0, 1, WORDS)], [T.ramp(at, 1, WORDS)])
 
             def load(chunk, step: int):
                 """Take the factors of one step to registers."""
@@ -319,7 +319,7 @@ def gemm_tensor_core(
 
 
 def landing_words(shape: Shape, form: Rows) -> int:
-    """Of shared memory that asynchronous copies fill."""
+    """How many words of shared memory asynchronous copies fill."""
     x_words = shape.stages * shape.words(shape.tokens)
     if isinstance(form, RowFloat):
         return x_words + shape.stages * shape.words(shape.rows)

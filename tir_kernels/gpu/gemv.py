@@ -56,23 +56,23 @@ def gemv(
     gated: bool = False,
     residual: bool = False,
     tokens: int = 1,
-    halves: int = 4,
+    float16_lanes: int = 4,
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..).
 
     Shapes as in ``gemv``: x [planes, T, K] in ``x_dtype``; weights as ``rows`` says; out_i [1, T, N_i] in its own dtype; gate
     and residual float32. Products and sums are float32. ``tokens`` (1, 2 or 4) are multiplied with the weights that are
-    loaded once; ``halves`` are what a vector of float16 may hold.
+    loaded once; ``float16_lanes`` is how many float16 a vector may hold.
 
     ``ROWS`` rows of a matrix belong to as many threads as ``lanes_along`` says, 16 bytes of each row a thread at a time;
     the threads' sums are added in two steps through shared memory."""
     check_planes(matrices, planes)
-    chunk = chunk_of(form, columns, halves)
+    chunk = chunk_of(form, columns, float16_lanes)
     chunks = -(-columns // chunk)
     lanes = lanes_along(chunks)
     groups = THREADS // lanes
     block_rows, sums = groups * ROWS, tokens * ROWS
-    x_width = vector_of(x_dtype, chunk if columns % chunk == 0 else columns, halves)
+    x_width = vector_of(x_dtype, chunk if columns % chunk == 0 else columns, float16_lanes)
     starts = block_starts(matrices, block_rows)
 
     @prim_func

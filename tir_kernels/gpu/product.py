@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tvm.script.ir_builder import tirx as T
 
 from ..product import Matrix
@@ -13,17 +15,17 @@ MANTISSA = 23
 
 
 def plane_of(matrices: tuple[Matrix, ...], block, starts: list[int]):
-    """The plane of the inputs that the matrix of a block reads; ``starts`` as ``block_starts`` gives them. It is worked out, not
-    chosen by branches: all blocks load it alike."""
-    steps = [after.plane - before.plane for before, after in zip(matrices, matrices[1:])]
+    """The plane of the inputs that the matrix of a block reads; ``starts`` as ``block_starts`` gives them. It is
+    worked out, not chosen by branches: all blocks load it alike."""
+    steps = [after.plane - before.plane for before, after in pairwise(matrices)]
     passed = (T.Select(block >= start, T.int32(step), T.int32(0)) for start, step in zip(starts[1:], steps))
     return sum(passed, T.int32(matrices[0].plane))
 
 
-def chunk_of(form: Rows, columns: int, halves: int) -> int:
+def chunk_of(form: Rows, columns: int, float16_lanes: int) -> int:
     """Elements of a row that a thread loads at once."""
     if isinstance(form, RowFloat):
-        return vector_of(form.dtype, columns, halves)
+        return vector_of(form.dtype, columns, float16_lanes)
     return CHUNK_WORDS * form.fields
 
 

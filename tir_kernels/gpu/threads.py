@@ -1,7 +1,7 @@
 """What the GPU kernels are written in: blocks of threads that share memory.
 
-Only what every GPU API has: at most 256 threads and 16 KiB of shared memory a block, vectors of four elements (eight halves
-where ``halves`` allows), sums through shared memory instead of subgroups, whose size differs from device to device.
+Only what every GPU API has: at most 256 threads and 16 KiB of shared memory a block, vectors of four elements (of float16 as
+many as ``float16_lanes`` says), sums through shared memory instead of subgroups, whose size differs from device to device.
 Barriers stand outside every branch. ``gemm_tensor_core``, for one kind of GPU, takes more.
 """
 
@@ -53,9 +53,9 @@ def threads_for(extent: int) -> int:
     return min(THREADS, 1 << (extent - 1).bit_length())
 
 
-def vector_of(dtype: str, extent: int, halves: int = 4) -> int:
+def vector_of(dtype: str, extent: int, float16_lanes: int = 4) -> int:
     """Elements of the widest vector that can be loaded at every multiple of itself in rows of ``extent``."""
-    return math.gcd(extent, halves if dtype == "float16" else 4)
+    return math.gcd(extent, float16_lanes if dtype == "float16" else 4)
 
 
 def lanes_of(vector, width: int) -> list:
@@ -139,8 +139,8 @@ def statistics(loads: list[Callable], extent: int, thread, lanes: int, width: in
 
     def squares(j: int):
         def term(i, _):
-            centred = [kept[j][i, k] - means[j] for k in range(width)]
-            return [value * value for value in centred]
+            centered = [kept[j][i, k] - means[j] for k in range(width)]
+            return [value * value for value in centered]
 
         return term
 
