@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -88,7 +88,7 @@ class Runner:
         """The state before the first token, for ``slots`` sequences."""
         return self.state_from(np.full((slots, *s.shape), s.initial, s.dtype) for s in self.metadata.states)
 
-    def state_from(self, arrays) -> State:
+    def state_from(self, arrays: Iterable[np.ndarray]) -> State:
         return State([tensor(array, self.device) for array in arrays])
 
     def state_names(self) -> list[str]:
