@@ -1,4 +1,4 @@
-"""Which rows of a ragged prefill begin and end a sequence, and in which state slot."""
+"""Finds the rows of a ragged prefill that begin and end a sequence, and the state of each."""
 
 from __future__ import annotations
 

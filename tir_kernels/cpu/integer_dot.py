@@ -47,7 +47,7 @@ def accumulating(name: str, lanes: int) -> Callable:
 
 
 def pairwise(multiply: str, add: str, lanes: int) -> Callable:
-    """By sums of two products in 16 bits, where 2 x 255 x 64 fit."""
+    """Two instructions: one adds pairs of products in 16 bits, where 2 x 255 x 64 fit, the other adds the pairs."""
 
     def dot(acc, weights, digits):
         pairs = intrinsic(multiply, f"int16x{2 * lanes}", *as_bytes(weights, digits, lanes))

@@ -1,4 +1,4 @@
-"""Which inputs of a product are not zero, as float32: see ``lists``."""
+"""Lists the inputs of a product that are not zero, as float32: see ``lists``."""
 
 from __future__ import annotations
 

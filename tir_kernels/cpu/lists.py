@@ -34,7 +34,7 @@ def count(chosen, width: int):
 
 
 def not_listed(x, row, columns: int, skip: bool):
-    """What is left out of a list of a row's inputs: 0, or nothing."""
+    """The input that a row's list leaves out: 0, or ``NONE``."""
     found = registers((LANES,), "int32")
     lanes = span(0, LANES)
     T.buffer_store(found, splat(T.int32(0), LANES), [lanes])

@@ -1,4 +1,4 @@
-"""Which inputs of a product are not zero, as the integers of ``quantize_activation``: see ``lists``."""
+"""Lists the inputs of a product that are not zero, as the integers of ``quantize_activation``: see ``lists``."""
 
 from __future__ import annotations
 

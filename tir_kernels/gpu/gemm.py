@@ -24,7 +24,7 @@ DEPTH = 32  # inputs between two barriers, at most
 
 
 def words_between_barriers(form: RowGroup) -> int:
-    """As many of a group's as ``DEPTH`` lets in."""
+    """How many of a group's words ``DEPTH`` lets in."""
     return next(n for n in range(form.words, 0, -1) if form.words % n == 0 and n * form.fields <= DEPTH)
 
 

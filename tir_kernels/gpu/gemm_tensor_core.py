@@ -199,7 +199,7 @@ def gemm_tensor_core(
                     call("async_copy", T.address_of(landing[landed_group(chunk, start)]), T.address_of(source), inside)
 
             def load_scale(chunk):
-                """Of a thread's group; of any other where there is none."""
+                """Take the scale of a thread's group to a register; that of any other where the thread has none."""
 
                 def load(i: int):
                     row = T.min(first_row(i) + group_row, matrices[i].rows - 1)
