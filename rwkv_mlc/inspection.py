@@ -1,4 +1,4 @@
-"""What a checkpoint or an artifact holds, and what quantisation costs it, as plain data for ``rwkv-mlc inspect``."""
+"""What a checkpoint or an artifact holds, and what quantization costs it, as plain data for ``rwkv-mlc inspect``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
 
 
 def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) -> list[dict[str, Any]]:
-    """What every quantised tensor of an artifact lost against the checkpoint ``source``; where None, against the one it
+    """What every quantized tensor of an artifact lost against the checkpoint ``source``; where None, against the one it
     was built from.
 
     Raises UserError when that is not there or has changed, and for a checkpoint of another shape."""
@@ -101,7 +101,7 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
 def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> dict[str, Any]:
     """Bytes, bits per weight and errors of a checkpoint in a scheme; nothing is written.
 
-    ``relative_rms`` is the root mean square of the tensors' own over all quantised weights. Raises UserError for
+    ``relative_rms`` is the root mean square of the tensors' own over all quantized weights. Raises UserError for
     weights that are not finite or that the scheme cannot hold."""
     _, parameters, tensors = resolve(checkpoint)
 

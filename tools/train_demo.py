@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from demo.corpus import build_vocabulary, contexts, held_out_text
 from demo.folder import CONTEXT_LENGTH, write_folder
-from demo.measure import baselines, is_matrix, perplexity, quantised
+from demo.measure import baselines, is_matrix, perplexity, quantized
 from demo.model import RWKV, Size
 from demo.vocabulary import Vocabulary
 from torch import Tensor
@@ -39,7 +39,7 @@ class Plan:
     final_rate: float = 1e-4
     weight_decay: float = 0.1
     warmup: int = 60
-    quantised_share: float = 0.2
+    quantized_share: float = 0.2
     answer_weight: float = 3.0
 
     def rate_at(self, step: int) -> float:
@@ -81,8 +81,8 @@ def train(model: RWKV, vocabulary: Vocabulary, rows: Iterator[list[int]], plan: 
             state = model.initial_state(plan.batch)
         first, last = segment * plan.length, (segment + 1) * plan.length
         x, y, weight = batch[:, first:last], batch[:, first + 1 : last + 1], importance[:, first + 1 : last + 1]
-        late = step >= plan.steps * (1 - plan.quantised_share)
-        on_grid = quantised(model, 4) if late and step % 2 else {}
+        late = step >= plan.steps * (1 - plan.quantized_share)
+        on_grid = quantized(model, 4) if late and step % 2 else {}
         logits, state = functional_call(model, on_grid, (x, state))
         nats = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(weight)
         loss = (nats * weight).sum() / weight.sum()

@@ -48,7 +48,7 @@ class ShardWriter:
         self._data += data
 
     def finish(self, parameter_count: int) -> None:
-        """Write the last shard and the index under both names; ``parameter_count`` counts unquantised weights."""
+        """Write the last shard and the index under both names; ``parameter_count`` counts unquantized weights."""
         self._flush()
         totals = TensorTotals(
             tensors=sum(len(shard.records) for shard in self.shards),

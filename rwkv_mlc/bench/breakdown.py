@@ -21,7 +21,7 @@ from ..engine.runner import Runner
 from ..models.parameter import NORMS
 from .timing import is_enough, seconds_of, synchronize
 
-HALVES = {
+HALF_BLOCKS = {
     "pre_ln": None,  # before the first half block
     "ln1": "time_mixing",
     "attention": "time_mixing",
@@ -104,8 +104,8 @@ def breakdown(engine: Engine, call: Callable[[], object], tokens: int, sequences
     layers = [{"time_mixing": 0.0, "channel_mixing": 0.0} for _ in range(engine.config.num_hidden_layers)]
     for kernel, value in zip(kernels, seconds):
         if kernel.place:
-            layer, half = kernel.place
-            layers[layer][half] += value
+            layer, half_block = kernel.place
+            layers[layer][half_block] += value
     total = float(np.median(plain))
     return {
         "seconds": total,
@@ -201,5 +201,5 @@ def _arguments(engine: Engine) -> dict[Any, Argument]:
 def _place(name: str) -> tuple[int, str] | None:
     """Layer and half block of a parameter."""
     match = re.match(r"model\.blocks\.(\d+)\.(\w+)", name)
-    half_block = HALVES[match[2]] if match else None
+    half_block = HALF_BLOCKS[match[2]] if match else None
     return (int(match[1]), half_block) if match and half_block else None

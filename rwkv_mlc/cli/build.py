@@ -57,7 +57,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
     parser.add_argument("--tokenizer", type=Path, help="vocabulary file or folder, where not beside the checkpoint")
     parser.add_argument("--template", help="prompt template of configs/templates, where not the model's usual one")
-    parser.add_argument("--head-size-divisor", type=int, help="of generation 5's group norm, where not 8")
+    parser.add_argument("--head-size-divisor", type=int, help="of the heads' group norm, where not 8")
     parser.add_argument(
         "--fp32-layers",
         type=_numbers,
@@ -69,7 +69,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--fp32", type=_names, default=[], metavar="ffn.key,..", help="values without float16 in every layer"
     )
     parser.add_argument(
-        "--rescale-every", type=int, default=0, metavar="N", help="halve the residual stream behind every N-th layer"
+        "--rescale-every", type=int, default=0, metavar="N", help="halve the residual stream after every N-th layer"
     )
     parser.add_argument("--max-seq-len", type=int, default=-1, help="context length to note, where not the model's")
 

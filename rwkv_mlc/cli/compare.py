@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..debug.compare import Comparison, Row
 
 AGREE, DIFFER = 0, 1
-AROUND = 3  # rows before and behind the finding
+AROUND = 3  # rows before and after the finding
 
 
 def add_parser(subparsers) -> None:

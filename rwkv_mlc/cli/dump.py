@@ -30,7 +30,7 @@ def add_parser(subparsers) -> None:
     source.add_argument("--with", dest="peer", choices=("rwkv",), help="run the package that ChatRWKV is")
     parser.add_argument("--dtype", choices=DTYPES, default="float64", help="of --reference (float64)")
     parser.add_argument("--quantization", metavar="SCHEME", help="round a checkpoint's weights as an artifact's are")
-    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of generation 5's group norm, where not 8")
+    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of the heads' group norm, where not 8")
     add_recipe(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="(dumps/NAME-SOURCE)")
     parser.set_defaults(run=run)

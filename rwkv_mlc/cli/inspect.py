@@ -23,7 +23,7 @@ def add_parser(subparsers) -> None:
         nargs="?",
         const="",
         metavar="CHECKPOINT",
-        help="show what each quantised tensor of an artifact lost against a checkpoint (the one it was built from), or "
+        help="show what each quantized tensor of an artifact lost against a checkpoint (the one it was built from), or "
         "of a checkpoint in the schemes of --quantization",
     )
     parser.add_argument(
@@ -33,7 +33,7 @@ def add_parser(subparsers) -> None:
         metavar="SCHEME",
         help=f"show what a scheme would cost a checkpoint; may be given several times, {ALL} for every scheme",
     )
-    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of generation 5's group norm, where not 8")
+    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of the heads' group norm, where not 8")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -56,7 +56,7 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
     from ..artifact import Artifact
 
     if args.quantization:
-        raise UserError(f"{args.path} is quantised already; give --quantization with a checkpoint.")
+        raise UserError(f"{args.path} is quantized already; give --quantization with a checkpoint.")
     artifact = Artifact.open(args.path)
     summary = inspection.artifact_summary(artifact)
     if args.errors is not None:

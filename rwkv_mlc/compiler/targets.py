@@ -163,8 +163,8 @@ def _gpu(options: dict, *, name: str, kind: str, limits: dict, triple: str | Non
     host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
     target = _accepted({"kind": kind, **limits, **options}, host)
     suffix = _suffix(json.loads(str(target))["host"]["mtriple"])
-    halves = 4 if kind in ("metal", "vulkan") else 8
-    return CompileTarget(name=name, tvm=target, family="gpu", suffix=suffix, vector_halves=halves)
+    lanes = 4 if kind in ("metal", "vulkan") else 8
+    return CompileTarget(name=name, tvm=target, family="gpu", suffix=suffix, float16_lanes=lanes)
 
 
 def _cuda(options: dict) -> CompileTarget:

@@ -194,8 +194,8 @@ def normalized(case: Case) -> Iterator[str]:
         return ((heads - mean) / np.sqrt(variance + epsilon)).reshape(wkv.shape)
 
     own, epsilon = normed(config.group_norm_epsilon, 2), config.group_norm_epsilon
-    centred = own - own.mean(0)
-    weight = (centred * ln_x).sum(0) / np.maximum((centred**2).sum(0), 1e-30)
+    centered = own - own.mean(0)
+    weight = (centered * ln_x).sum(0) / np.maximum((centered**2).sum(0), 1e-30)
     bias = (ln_x - weight * own).mean(0)
     kinds = {f"an epsilon of {e:g} instead of {epsilon:g}": normed(e, 2) for e in (1e-5, 64e-5, 1e-6, 1e-3, 0.0)}
     kinds |= {

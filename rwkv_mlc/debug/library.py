@@ -109,8 +109,8 @@ def dump_library(engine: Engine, recipe: Recipe) -> Dump:
 
 def activations(tracer: Tracer, tensors: Mapping[str, np.ndarray]) -> str:
     """``DumpHeader.activations`` of what a library gave."""
-    halves = any(array.dtype == np.float16 for array in tensors.values())
-    return "float16" if halves else tracer.prefill_activations
+    narrow = any(array.dtype == np.float16 for array in tensors.values())
+    return "float16" if narrow else tracer.prefill_activations
 
 
 def _named(names: str | tuple[str, ...], array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -18,7 +18,7 @@ table { border-collapse: collapse; } td, th { padding: 2px 6px; text-align: righ
 .facts td { text-align: left; }
 """
 NOISE, WORST = -8.0, 0.0
-"""Powers of ten of the relative error between which the colours run from green to red."""
+"""Powers of ten of the relative error between which the colors run from green to red."""
 
 
 def html(comparison: Comparison) -> str:
@@ -28,7 +28,7 @@ def html(comparison: Comparison) -> str:
         f"<h1>{escape(a.name)} ({escape(a.source)}) beside {escape(b.name)} ({escape(b.source)})</h1>",
         f'<p class="{"good" if comparison.agrees else "bad"}">{verdict}</p>',
         *(f"<p>{escape(text)}</p>" for text in lines(comparison)),
-        "<p>Colours and numbers are relative root mean squares of the difference; the first value beyond tolerance has a "
+        "<p>Colors and numbers are relative root mean squares of the difference; the first value beyond tolerance has a "
         "frame. Point at a cell for more.</p>",
         *(_map(comparison, call) for call in a.calls if call in b.calls),
         "<h2>The dumps</h2>",
@@ -76,10 +76,10 @@ def _cell(row: Row | None, first: Row | None) -> str:
     about += f", {d.nonfinite}" if d.nonfinite else ""
     frame = ' class="first"' if row is first else ""
     text = f"{d.relative_rms:.0e}" if math.isfinite(d.relative_rms) else "NaN" if any(d.nan) else "inf"
-    return f'<td{frame} style="background:{_colour(d.relative_rms)}" title="{escape(about)}">{text}</td>'
+    return f'<td{frame} style="background:{_color(d.relative_rms)}" title="{escape(about)}">{text}</td>'
 
 
-def _colour(error: float) -> str:
+def _color(error: float) -> str:
     """Green at rounding, red where nothing is right."""
     power = math.log10(error) if 0 < error < math.inf else NOISE if error == 0 else WORST
     part = min(max((power - NOISE) / (WORST - NOISE), 0.0), 1.0)

@@ -38,7 +38,7 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class WeightDifference:
-    """``name`` is the checkpoint's, ``relative_rms`` that of the weights, dequantised."""
+    """``name`` is the checkpoint's, ``relative_rms`` that of the weights, dequantized."""
 
     name: str
     relative_rms: float

@@ -66,7 +66,7 @@ def check_activations(prefill_activations: Activations, scheme: Scheme, target: 
         return
     if isinstance(scheme.matrix, FloatForm):
         raise UserError(
-            f"--int8-prefill needs quantised weights and {scheme.name} has none; choose one such as q4f16_1."
+            f"--int8-prefill needs quantized weights and {scheme.name} has none; choose one such as q4f16_1."
         )
     if target.integer_dot not in TILES:
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Literal
 class GraphTarget:
     """``name`` is the suffix of the library's file name, ``family`` the key of ``graph.ops.FAMILIES`` whose class
     writes its graph. For CPUs, ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``gemm_tile`` of
-    ``tir_kernels.cpu.gemm`` choose the kernels. For GPUs, ``vector_halves`` is how many float16 a vector may hold;
+    ``tir_kernels.cpu.gemm`` choose the kernels. For GPUs, ``float16_lanes`` is how many float16 a vector may hold;
     ``tensor_cores`` and ``launch_graphs`` say whether the device has what ``tir_kernels.gpu.gemm_tensor_core`` calls
     and can repeat a record of launches."""
 
@@ -18,7 +18,7 @@ class GraphTarget:
     family: Literal["cpu", "gpu"]
     integer_dot: str | None = None
     gemm_tile: tuple[int, int] | None = None
-    vector_halves: int = 8
+    float16_lanes: int = 8
     tensor_cores: bool = False
     launch_graphs: bool = False
 

@@ -1,4 +1,4 @@
-"""Symmetric group quantisation of a matrix: the arithmetic and the packing of mlc_llm's ``GroupQuantize``.
+"""Symmetric group quantization of a matrix: the arithmetic and the packing of mlc_llm's ``GroupQuantize``.
 
 Weights are cast to the scale's dtype first, and scale and quotient are computed and rounded in that dtype
 (mlc-llm ``python/mlc_llm/quantization/group_quantization.py``, ``_quantize``; TVM's ``round`` takes ties to even):

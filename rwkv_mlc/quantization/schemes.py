@@ -1,4 +1,4 @@
-"""Quantisation schemes: how a weight of each role is stored, under mlc_llm's names.
+"""Quantization schemes: how a weight of each role is stored, under mlc_llm's names.
 
 ``qAfB_N``: A bits for a weight, B for what stays a float, N the layout: 0 for transposed matrices, 1 for the
 plain layout, 2 for the plain layout with embedding and head left as floats. A new scheme is an entry in ``SCHEMES``.

@@ -43,7 +43,7 @@ class PileTokenizer(Tokenizer):
         self._id_of = {data: token for token, data in self.tokens.items() if token != END_OF_TEXT}
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The BPE of each run of UTF-8, normalised as the file says (20B: NFC), and single-byte tokens for what is not.
+        """The BPE of each run of UTF-8, normalized as the file says (20B: NFC), and single-byte tokens for what is not.
 
         A text that ends in a blank line ends in two newline tokens, not in the one for a pair: that is how the blank
         line encodes when more text follows, which the models know and which a later turn brings (ChatRWKV pull request

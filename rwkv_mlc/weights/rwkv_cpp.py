@@ -29,7 +29,7 @@ def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
     """The tensors of an rwkv.cpp file under BlinkDL's names, with BlinkDL's shapes and values.
 
     rwkv.cpp stores the decay after its exponentials, the 5.0 bonus after its exponential and both with trailing axes of
-    length 1; the inverses are computed in float64. Raises UserError for a damaged or quantised file."""
+    length 1; the inverses are computed in float64. Raises UserError for a damaged or quantized file."""
     size = path.stat().st_size
     stored: dict[str, tuple[int, tuple[int, ...], int]] = {}
     try:
@@ -86,7 +86,7 @@ def _check_type(data_type: int) -> None:
         return
     index = data_type - len(STORED_TYPES)
     _check(0 <= index < len(QUANTIZED_TYPES), f"has the unknown data type {data_type}")
-    raise UserError(f"is quantised ({QUANTIZED_TYPES[index]}); start from its FP32 or FP16 file, or from the .pth")
+    raise UserError(f"is quantized ({QUANTIZED_TYPES[index]}); start from its FP32 or FP16 file, or from the .pth")
 
 
 def _lazy_tensor(path: Path, offset: int, data_type: int, shape: tuple[int, ...], done: str | None) -> LazyTensor:

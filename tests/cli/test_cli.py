@@ -363,7 +363,7 @@ def test_inspect_refuses(run, quantized, tmp_path):
     assert_refused(run("inspect", tmp_path / "none"), "There is no file or folder")
     assert_refused(run("inspect", DEMO, "--quantization", "q5"), "Unknown quantization 'q5'; did you mean")
     assert_refused(run("inspect", DEMO, "--errors"), "name one with --quantization")
-    assert_refused(run("inspect", quantized, "--quantization", "q4f16_1"), "is quantised already")
+    assert_refused(run("inspect", quantized, "--quantization", "q4f16_1"), "is quantized already")
     assert_refused(
         run("inspect", quantized, "--errors", quantized / "params" / "params_shard_0.bin"), "is no checkpoint"
     )

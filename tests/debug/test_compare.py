@@ -83,7 +83,7 @@ def test_equal_dumps_agree(right):
 
 
 def test_the_first_wrong_value_is_named_and_not_what_follows(right):
-    """A wrong matrix in layer 1: everything behind it is wrong as well."""
+    """A wrong matrix in layer 1: everything after it is wrong as well."""
 
     def change(parameters):
         parameters["model.blocks.1.feed_forward.key.weight"] *= 1.01
@@ -140,7 +140,7 @@ def test_kernels_are_named(right):
 
 
 def test_rounding_that_adds_up_is_not_blamed(right):
-    """Errors that grow threefold from layer to layer, beyond the tolerance, and a fault behind them that is found."""
+    """Errors that grow threefold from layer to layer, beyond the tolerance, and a fault after them that is found."""
     rng = np.random.default_rng(0)
 
     def noisy(name: str, array: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def large_keys() -> dict[str, np.ndarray]:
 
 
 def large_squares(**shape) -> dict[str, np.ndarray]:
-    """The keys of channel mixing fit and their squares do not; the matrix behind makes them small again."""
+    """The keys of channel mixing fit and their squares do not; the matrix after them makes them small again."""
     tensors = synthetic_checkpoint("4", hidden_size=64, layers=2, **shape)
     tensors["blocks.0.ffn.key.weight"] *= 250
     tensors["blocks.0.ffn.value.weight"] /= 250**2

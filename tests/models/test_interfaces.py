@@ -1,12 +1,9 @@
-"""The same model behind two interfaces: slots of a pool that change in place, and states that are given and come back."""
+"""The same model behind two interfaces: slots of a pool that change in place, and states that come back from every call."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import functional
-from support.accuracy import trained_like_weights
-from support.vulkan_kernels import vulkan_device
 
 from rwkv_mlc.compiler.link import export_library
 from rwkv_mlc.compiler.pipeline import compile_module
@@ -17,6 +14,9 @@ from rwkv_mlc.interfaces import INTERFACES
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import GENERATIONS
 from rwkv_mlc.quantization.schemes import get_scheme
+from support import functional
+from support.accuracy import trained_like_weights
+from support.vulkan_kernels import vulkan_device
 
 SHAPE = {"vocab_size": 61, "hidden_size": 64, "layers": 2, "head_size": 32}
 SEQUENCES = [[5, 9, 17, 60, 2, 33, 8, 41, 7], [3], [11, 12, 13, 14, 15]]

@@ -253,7 +253,7 @@ def test_float32(model):
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_rescaling_changes_no_logits(generation):
-    """Halving the residual stream behind every second layer, and what is added to it after."""
+    """Halving the residual stream after every second layer, and what is added to it after."""
     checkpoint = in_memory(synthetic_checkpoint(generation, layers=5))
     expected, _ = forward(*load(checkpoint), TOKENS)
     config, parameters = load(checkpoint, options=ModelOptions(rescale_every=2))

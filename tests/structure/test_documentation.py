@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from support.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

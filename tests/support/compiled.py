@@ -39,7 +39,7 @@ def compile_library(config: RWKVConfig, scheme: Scheme, target: CompileTarget, f
 
 @dataclass(frozen=True)
 class Model:
-    """``parameters`` are the dequantised ones, float64: what the library should compute with."""
+    """``parameters`` are the dequantized ones, float64: what the library should compute with."""
 
     config: RWKVConfig
     parameters: dict[str, np.ndarray]

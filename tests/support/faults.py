@@ -159,7 +159,7 @@ def _in_every_generation(generation: str) -> list[Fault]:
             hint="the nibbles of each byte in the wrong order",
         ),
         Fault(
-            "scales of the neighbouring group",
+            "scales of the neighboring group",
             generation,
             "q4f16_1",
             {

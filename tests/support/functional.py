@@ -1,4 +1,4 @@
-"""A second interface, for the tests: states are given to every call and come back from it; there is no pool and nothing changes.
+"""A second interface, for the tests: states are given to every call and come back from it, and nothing changes.
 
 It is what an engine with a state of its own asks for (get, compute, set), and uses the other form of every kernel that
 keeps state.

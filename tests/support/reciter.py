@@ -16,7 +16,7 @@ HIDDEN_SIZE = 128
 
 def write_reciter(path: Path) -> None:
     """A ``.safetensors`` checkpoint, with its vocabulary beside it, whose greedy text is ``RECITED`` round and round,
-    from its start behind a colon.
+    from its start after a colon.
 
     Its tokens are the single bytes, so that é takes two and 😀 four, and one long one. A token's embedding is a random
     direction, the layers add nothing to it, and the head's row of a token is the direction of the token before it."""

@@ -57,7 +57,7 @@ def together(modules: dict[str, tvm.IRModule]) -> tvm.IRModule:
 
 
 def resolve_quickly(name: str) -> CompileTarget:
-    """A target whose host code is not optimised: it only starts kernels."""
+    """A target whose host code is not optimized: it only starts kernels."""
     host = {"kind": "llvm", "mtriple": resolve_target(name).triple, "opt-level": 0}
     architecture = {"arch": "sm_80"} if name == "cuda" else {}
     return resolve_target(json.dumps({"kind": name, "host": host, **architecture}))

@@ -69,7 +69,7 @@ def barriers(module: tvm.IRModule, name: str) -> int:
 
 @pytest.mark.parametrize("generation", ["4", "5.0", "5.2"])
 def test_threads_wait_where_they_read_what_others_wrote(generation):
-    """Time mixing: the quantised inputs of the projections, and those of the output matrix. Heads and blocks of channels
+    """Time mixing: the quantized inputs of the projections, and those of the output matrix. Heads and blocks of channels
     stay on their thread through wkv and group norm."""
     module = merged(generation, "q4f16_1")
     assert barriers(module, "time_mixing") == 2

@@ -120,7 +120,7 @@ def test_gpus_and_their_limits(monkeypatch, name, kind, threads, shared, warp, s
     assert (target.features, target.integer_dot, target.gemm_tile, target.converts_float16) == ((), None, None, True)
     assert target.architectures == (ARCHITECTURES if name == "cuda" else ())
     assert target.tensor_cores == target.launch_graphs == (name == "cuda")
-    assert target.vector_halves == (4 if name in ("metal", "vulkan") else 8)
+    assert target.float16_lanes == (4 if name in ("metal", "vulkan") else 8)
     machines = {"metal": "arm64-apple-macos11.0", "android": "aarch64-linux-android"}
     assert target.triple == machines.get(name, codegen.llvm_get_system_triple())
 
@@ -172,7 +172,7 @@ def test_mattr():
         ("llvm -mtriple=foo", None, "LLVM knows no architecture 'foo'; check its name."),
         ("llvm haswell", None, "expected -key=value after the name, found 'haswell'."),
         ("llvm -mattr=+warp", None, "The target's mattr has '+warp'; expected +feature or -feature"),
-        ("llvm -colour=red", None, "(Unknown config option 'colour')."),
+        ("llvm -color=red", None, "(Unknown config option 'color')."),
         ("llvm -opt-level=high", None, "expected type 'int'"),
         ('{"kind": "llvm"', None, "is not valid JSON"),
         ('{"kind": "llvm", "mcpu": 3}', None, "The target's mcpu should be a str, not 3."),
@@ -181,7 +181,7 @@ def test_mattr():
         ('["llvm"]', None, "Unknown target"),
         ("cuda -arch=90", None, "The target's arch should be like sm_75, not 90."),
         ("metal", "apple-m1", "The target metal is no CPU; leave --mcpu out."),
-        ("vulkan -colour=red", None, "(Unknown config option 'colour')."),
+        ("vulkan -color=red", None, "(Unknown config option 'color')."),
         ('{"kind": "opencl", "host": 3}', None, "TVM does not accept the target"),
         ('{"kind": "opencl", "host": {"kind": "c"}}', None, "The target's host should be a CPU with an mtriple"),
         ('{"kind": "llvm", "host": {"kind": "c"}}', None, "The target's host should be a CPU with an mtriple"),

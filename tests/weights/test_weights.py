@@ -234,9 +234,9 @@ def test_rwkv_cpp_impossible_decay_is_not_hidden(tmp_path):
     assert np.isnan(open_checkpoint(str(path)).tensors[name.decode()].read().flat[:2]).all()
 
 
-def test_rwkv_cpp_quantised(tmp_path):
+def test_rwkv_cpp_quantized(tmp_path):
     path = write_rwkv_cpp(tmp_path / "q4.bin", synthetic_checkpoint("4"), data_type=2)
-    with pytest.raises(UserError, match=r"quantised \(Q4_0\); start from its FP32 or FP16 file"):
+    with pytest.raises(UserError, match=r"quantized \(Q4_0\); start from its FP32 or FP16 file"):
         open_checkpoint(str(path))
 
 

@@ -52,7 +52,7 @@ def gemm(
         rest = operands(matrices, rows, columns, form, gated, residual)
 
         def tasks(thread, count: int, emit: Callable):
-            """Share ``count`` times ``TILE`` tasks out: ``emit(place in the tile, which)``, neighbours in the tile first."""
+            """Share ``count`` times ``TILE`` tasks out: ``emit(place in the tile, which)``, neighbors in the tile first."""
             for task in range(-(-count * TILE // THREADS)):
                 index = thread + task * THREADS
                 if (task + 1) * THREADS <= count * TILE:

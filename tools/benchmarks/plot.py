@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, FAINT, LIMIT = "#22303c", "#8a97a3", "#c0392b"
-COLOURS = {"q0f32": "#7b8794", "q0f16": "#4c78a8", "q8f16_1": "#3a9d8f", "q4f16_1": "#e0a030", "q3f16_1": "#b56576"}
-OTHER_COLOUR = "#9c7bb5"
+COLORS = {"q0f32": "#7b8794", "q0f16": "#4c78a8", "q8f16_1": "#3a9d8f", "q4f16_1": "#e0a030", "q3f16_1": "#b56576"}
+OTHER_COLOR = "#9c7bb5"
 ROW_INCHES, GAP = 0.32, 0.7
 
 matplotlib.rcParams.update(
@@ -70,9 +70,9 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     for position, model in ticks:
         decode.annotate(model, (0, position), weight="bold", va="center", size=9.5)
     for position, result in zip(positions, results):
-        colour = COLOURS.get(result["quantization"], OTHER_COLOUR)
-        _draw_decode(decode, position, result["decode"], colour)
-        _draw_prefill(prefill, position, result["prefill"], colour)
+        color = COLORS.get(result["quantization"], OTHER_COLOR)
+        _draw_decode(decode, position, result["decode"], color)
+        _draw_prefill(prefill, position, result["prefill"], color)
     if any("read_fraction" in result["decode"] for result in results):
         decode.set_xlabel("light: weights of hidden units that are zero, which are not read", color=FAINT, size=8)
     decode.set_yticks(positions, [result["quantization"] for result in results])
@@ -92,21 +92,21 @@ def _frame(axes: Axes, title: str, fractions: list[float]) -> None:
     axes.set_xlim(0, right)
 
 
-def _draw_decode(axes: Axes, position: float, decode: dict[str, Any], colour: str) -> None:
+def _draw_decode(axes: Axes, position: float, decode: dict[str, Any], color: str) -> None:
     """A bar for the dense fraction; where zeros are skipped, the solid part stands for bytes that are read."""
     fraction, rate = decode["bandwidth_fraction"], decode["tokens_per_second"]
-    axes.barh(position, fraction, height=0.62, color=colour, alpha=0.35)
-    axes.barh(position, decode.get("read_fraction", fraction), height=0.62, color=colour)
+    axes.barh(position, fraction, height=0.62, color=color, alpha=0.35)
+    axes.barh(position, decode.get("read_fraction", fraction), height=0.62, color=color)
     _label(axes, position, speed(rate["median"]), 8.5)
 
 
-def _draw_prefill(axes: Axes, position: float, prefill: list[dict[str, Any]], colour: str) -> None:
+def _draw_prefill(axes: Axes, position: float, prefill: list[dict[str, Any]], color: str) -> None:
     """A bar a prompt length, the longest at the bottom."""
     height = 0.7 / len(prefill)
     for i, row in enumerate(prefill):
         at = position + (i - (len(prefill) - 1) / 2) * height
         fraction, rate = row["gemm_fraction"], row["tokens_per_second"]["median"]
-        axes.barh(at, fraction, height=height * 0.86, color=colour, alpha=0.55 if i % 2 == 0 else 1)
+        axes.barh(at, fraction, height=height * 0.86, color=color, alpha=0.55 if i % 2 == 0 else 1)
         _label(axes, at, f"{row['tokens']} tokens: {speed(rate)}", 7)
 
 

@@ -113,7 +113,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _weight_bytes(model: Path) -> int:
-    """Bytes of a file that one token reads: all but the embedding, which stays FP16 in a quantised file."""
+    """Bytes of a file that one token reads: all but the embedding, which stays FP16 in a quantized file."""
     with open(model, "rb") as file:
         _, _, vocab_size, hidden_size, _, _ = struct.unpack("<6i", file.read(24))
     return model.stat().st_size - 2 * vocab_size * hidden_size

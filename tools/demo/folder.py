@@ -24,7 +24,7 @@ CARD = """# {name}
 
 A small RWKV-{generation} model that knows one village: who lives there, what they like, and what happens in short
 stories. It is trained from scratch on text that a grammar in this repository generates, and serves as a first chat
-without a download and as the yardstick for kernels and quantisation schemes.
+without a download and as the yardstick for kernels and quantization schemes.
 
 Made by `python tools/train_demo.py --generation {generation} --out configs/demo/{name} --steps {steps} --seed {seed}`.
 

@@ -1,4 +1,4 @@
-"""Perplexity of a demo model, as it is and on the grids of group quantisation."""
+"""Perplexity of a demo model, as it is and on the grids of group quantization."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MATRICES = ("key", "value", "receptance", "gate", "output", "embeddings", "head"
 
 
 def is_matrix(name: str) -> bool:
-    """Embedding, head and projections: what quantisation and weight decay act on."""
+    """Embedding, head and projections: what quantization and weight decay act on."""
     return name.rsplit(".", 2)[-2] in MATRICES
 
 
 def on_grid(weight: Tensor, bits: int) -> Tensor:
-    """``weight`` [out, in] as group quantisation stores it: 2^bits - 1 levels, an fp16 scale per 32 inputs."""
+    """``weight`` [out, in] as group quantization stores it: 2^bits - 1 levels, an fp16 scale per 32 inputs."""
     top = 2 ** (bits - 1) - 1
     groups = weight.unflatten(-1, (-1, GROUP))
     scale = (groups.abs().amax(-1, keepdim=True).clamp(min=1e-4) / top).half().float()
     return ((groups / scale).round().clamp(-top, top) * scale).flatten(-2)
 
 
-def quantised(model: RWKV, bits: int) -> dict[str, Tensor]:
+def quantized(model: RWKV, bits: int) -> dict[str, Tensor]:
     """Every matrix on its grid; the gradient passes straight through."""
     return {
         name: weight + (on_grid(weight, bits) - weight).detach()
@@ -43,7 +43,7 @@ def quantised(model: RWKV, bits: int) -> dict[str, Tensor]:
 def perplexity(model: RWKV, ids: list[int], bits: int | None = None) -> float:
     """Of ``ids`` as one stream behind an end of text."""
     device = model.head.weight.device
-    weights = quantised(model, bits) if bits else {}
+    weights = quantized(model, bits) if bits else {}
     state, loss = model.initial_state(1), 0.0
     inputs, targets = (torch.tensor(x, device=device) for x in ([0, *ids[:-1]], ids))
     for x, y in zip(inputs.split(256), targets.split(256)):

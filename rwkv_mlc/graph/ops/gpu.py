@@ -100,7 +100,7 @@ class GPUOps(KernelOps):
         given = {"planes": int(x.ty.shape[0]), "gated": gate is not None, "residual": residual is not None}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             tokens = 1 if self.batch == 1 else TOKENS
-            lanes = self.target.vector_halves
+            lanes = self.target.float16_lanes
             kernel = gemv(outputs, columns, form, x.ty.dtype, tokens=tokens, float16_lanes=lanes, **given)
         else:
             kernel = self._product_of_prompts(outputs, columns, form, x.ty.dtype, **given)
@@ -131,7 +131,7 @@ class GPUOps(KernelOps):
         """The kernel of many tokens: on tensor cores where the target has them and the matrices suit them."""
         if self.target.tensor_cores and fits_tensor_cores(columns, form, dtype):
             return gemm_tensor_core(matrices, columns, form, **fused)
-        return gemm(matrices, columns, form, dtype, float16_lanes=self.target.vector_halves, **fused)
+        return gemm(matrices, columns, form, dtype, float16_lanes=self.target.float16_lanes, **fused)
 
     def _shape(self, channels: int):
         return [1, self.rows, channels]

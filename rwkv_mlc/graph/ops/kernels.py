@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Names = str | tuple[str, ...] | None
 """Of one output: its name, one for every plane of its first axis, or none where it is of no interest by itself."""
 
-HALVES = {"ln1": "att", "ln2": "ffn"}
+HALF_BLOCKS = {"ln1": "att", "ln2": "ffn"}
 ACTIVATED = {None: "{}", "squared_relu": "k_squared", "sigmoid": "{}_sigmoid", "silu": "{}_silu"}
 
 
@@ -146,7 +146,7 @@ class KernelOps(ABC):
     def mixed_names(self, norm: str, targets: Sequence[str]) -> tuple[str, ...]:
         """Of the mixed inputs after the norm ``blocks.0.ln1``."""
         block, _, kind = norm.rpartition(".")
-        return tuple(f"{block}.{HALVES[kind]}.mixed_{target}" for target in targets)
+        return tuple(f"{block}.{HALF_BLOCKS[kind]}.mixed_{target}" for target in targets)
 
     def product_names(self, products: Sequence[Product], gated: bool = False, residual: bool = False) -> list[str]:
         """Of the products of matrices such as ``blocks.0.att.key``, by what is fused with them."""

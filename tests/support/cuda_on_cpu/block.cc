@@ -23,7 +23,7 @@ namespace cuda_on_cpu {
 namespace {
 
 constexpr size_t stack_size = 128 << 10;
-constexpr size_t stack_shift = 320;  // between neighbours, so that not all use the same lines of a cache
+constexpr size_t stack_shift = 320;  // between neighbors, so that not all use the same lines of a cache
 constexpr int garbage = 0xFF;        // NaN in every floating type
 
 enum class Waiting { nowhere, barrier, warp };

@@ -19,7 +19,7 @@
 #define __host__
 #define __global__
 #define __launch_bounds__(threads)
-// `alignas` may not stand behind attributes.
+// `alignas` may not stand after attributes.
 #define alignas(bytes) __attribute__((aligned(bytes)))
 #define __shared__(kernel) static __attribute__((section("shared_" #kernel)))
 #define __syncthreads() cuda_on_cpu::synchronize_threads(__LINE__)
