@@ -36,6 +36,8 @@ class ParameterSpec(Schema):
     """As stored."""
     layout: str
     """How the stored tensor is permuted when it is loaded; see Layouts."""
+    stored_shape: tuple[Extent, ...] | None = None
+    """As the shards hold it; libraries built before they said it have none."""
 
     @field_validator("layout")
     @classmethod

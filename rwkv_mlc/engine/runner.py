@@ -143,9 +143,11 @@ def _check_parameters(library: Path, specs: Sequence[ParameterSpec], parameters:
         if name not in parameters:
             continue
         stored = parameters[name]
-        shape, dtype = LAYOUTS[spec.layout].shape(stored.shape), str(stored.dtype)
-        if (shape, dtype) != (spec.shape, spec.dtype):
-            problems.append(f"{name} is {dtype} {list(shape)} in memory, expected {spec.dtype} {list(spec.shape)}")
+        shape, expected_shape = tuple(stored.shape), spec.stored_shape
+        if expected_shape is None:
+            shape, expected_shape = LAYOUTS[spec.layout].shape(shape), spec.shape
+        if (shape, str(stored.dtype)) != (expected_shape, spec.dtype):
+            problems.append(f"{name} is {stored.dtype} {list(shape)}, expected {spec.dtype} {list(expected_shape)}")
     if problems:
         raise UserError(
             f"The parameters do not fit {library}, {len(problems)} tensors are wrong: {'; '.join(problems)}; build the "

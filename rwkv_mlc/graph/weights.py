@@ -18,10 +18,11 @@ from .state import StateRef
 
 @dataclass(frozen=True)
 class RuntimeTensor:
-    """One tensor that the compiled functions take: its stored name, shape and dtype in memory, and the layout that
+    """One tensor that the compiled functions take: its stored name and shape, shape and dtype in memory, and the layout that
     leads from one to the other."""
 
     name: str
+    stored_shape: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: str
     layout: str
@@ -64,7 +65,7 @@ def runtime_tensors(
         stored = scheme.stored(parameter)
         layouts = layout_of(parameter, scheme.form(parameter.role))
         for layout, (name, (shape, dtype)) in zip(layouts, stored.items(), strict=True):
-            result.append(RuntimeTensor(name, LAYOUTS[layout].shape(shape), dtype, layout))
+            result.append(RuntimeTensor(name, shape, LAYOUTS[layout].shape(shape), dtype, layout))
     return result
 
 

@@ -88,7 +88,8 @@ class Native(Interface):
             target=model.target.name,
             prefill_activations=model.prefill_activations,
             params=tuple(
-                ParameterSpec(name=t.name, shape=t.shape, dtype=t.dtype, layout=t.layout) for t in model.tensors
+                ParameterSpec(name=t.name, shape=t.shape, dtype=t.dtype, layout=t.layout, stored_shape=t.stored_shape)
+                for t in model.tensors
             ),
             states=tuple(
                 StateSpec(layer=state.layer, role=state.role, shape=shape, initial=initial)

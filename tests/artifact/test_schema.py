@@ -58,7 +58,7 @@ def test_initial_values_of_states():
 @pytest.mark.parametrize("name", OLD)
 def test_metadata_comes_back(name):
     metadata = described(LibraryMetadata.read(OLD[name]))
-    text = metadata.model_dump_json(by_alias=True)
+    text = metadata.model_dump_json(by_alias=True, exclude_none=True)
     assert LibraryMetadata.read(text) == metadata
     old = json.loads(OLD[name])
     assert {key: json.loads(text)[key] for key in old} == old
