@@ -55,8 +55,16 @@ ROWS = {"gemv": [1, 3], "gemv of 4 tokens": [1, 6], "gemm": [1, 3, 65]}
 
 
 @pytest.fixture(scope="module")
-def kernels(gpu) -> Mapping:
-    return gpu.build(all_kernels(CASES_ON[gpu.name]))
+def built() -> dict[str, Mapping]:
+    """The kernels by device: pytest takes up a device again after others."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def kernels(gpu, built) -> Mapping:
+    if gpu.name not in built:
+        built[gpu.name] = gpu.build(all_kernels(CASES_ON[gpu.name]))
+    return built[gpu.name]
 
 
 @pytest.mark.parametrize(
