@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, size, span
+from ..builder import prim_func, span
+from ..recurrence import Phase, recurrence_args
 from ..segments import sequence
 from .simd import exp, registers, vector_width
 
@@ -32,7 +32,7 @@ def wkv4_channels(channels: int) -> int:
 
 
 @lru_cache(None)
-def wkv4(channels: int, phase: Literal["prefill", "decode"] = "prefill", in_place: bool = False) -> tirx.PrimFunc:
+def wkv4(channels: int, phase: Phase = "prefill", in_place: bool = False) -> tirx.PrimFunc:
     """(r, k, v, w, u, state_a, state_b, state_p, segment_ends -> out, out_a, out_b, out_p), float32.
 
     r (already through its sigmoid), k, v, out: [1, T, C], the tokens of all sequences one after the other; w = -exp(decay)
@@ -43,16 +43,10 @@ def wkv4(channels: int, phase: Literal["prefill", "decode"] = "prefill", in_plac
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, rows, num_slots = size("batch"), size("rows"), size("num_slots")
-        if phase == "decode":
-            rows = batch
-        r, k, v = (arg(name, (1, rows, channels)) for name in "rkv")
-        w, u = (arg(name, (channels,)) for name in "wu")
-        state = [arg(f"state_{name}", (num_slots if in_place else batch, channels)) for name in "abp"]
-        ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
-        slots = arg("slots", (batch,), "int32") if in_place else None
-        out = arg("out", (1, rows, channels))
-        out_state = state if in_place else [arg(f"out_{name}", (batch, channels)) for name in "abp"]
+        states = {f"state_{name}": (channels,) for name in "abp"}
+        batch, (r, k, v), (w, u), state, ends, slots, out, out_state = recurrence_args(
+            channels, "rkv", dict.fromkeys("wu", (channels,)), states, phase, in_place
+        )
 
         def scan(b, c):
             """Run channels c to c + block of sequence b."""

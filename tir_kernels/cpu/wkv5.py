@@ -15,13 +15,12 @@ parallel by a schedule, which gives wrong values without any error.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, span, splat
-from ..builder import size as extent
+from ..builder import constant, prim_func, span, splat
+from ..recurrence import Phase, recurrence_args
 from ..segments import sequence
 from .simd import registers, vector_width
 
@@ -30,7 +29,7 @@ from .simd import registers, vector_width
 def wkv5(
     num_heads: int,
     head_size: int,
-    phase: Literal["prefill", "decode"] = "prefill",
+    phase: Phase = "prefill",
     in_place: bool = False,
 ) -> tirx.PrimFunc:
     """(r, k, v, w, u, state, segment_ends -> out, out_state), float32.
@@ -47,19 +46,9 @@ def wkv5(
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, rows, num_slots = extent("batch"), extent("rows"), extent("num_slots")
-        if phase == "decode":
-            rows = batch
-        r = arg("r", (1, rows, heads * size))
-        k = arg("k", (1, rows, heads * size))
-        v = arg("v", (1, rows, heads * size))
-        w = arg("w", (heads, size))
-        u = arg("u", (heads, size))
-        state = arg("state", (num_slots if in_place else batch, heads, size, size))
-        ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
-        slots = arg("slots", (batch,), "int32") if in_place else None
-        out = arg("out", (1, rows, heads * size))
-        out_state = state if in_place else arg("out_state", (batch, heads, size, size))
+        batch, (r, k, v), (w, u), (state,), ends, slots, out, (out_state,) = recurrence_args(
+            heads * size, "rkv", dict.fromkeys("wu", (heads, size)), {"state": (heads, size, size)}, phase, in_place
+        )
 
         def scan(b, h):
             slot, first, length = sequence(b, slots, ends)

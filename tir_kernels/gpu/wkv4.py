@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, size
+from ..builder import prim_func
+from ..recurrence import Phase, recurrence_args
 from ..segments import sequence
 from .threads import THREADS, narrow, registers
 
@@ -17,7 +17,7 @@ from .threads import THREADS, narrow, registers
 @lru_cache(None)
 def wkv4(
     channels: int,
-    phase: Literal["prefill", "decode"] = "prefill",
+    phase: Phase = "prefill",
     in_place: bool = False,
     dtype: str = "float32",
 ) -> tirx.PrimFunc:
@@ -27,16 +27,10 @@ def wkv4(
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, rows, num_slots = size("batch"), size("rows"), size("num_slots")
-        if phase == "decode":
-            rows = batch
-        r, k, v = (arg(name, (1, rows, channels)) for name in "rkv")
-        w, u = (arg(name, (channels,)) for name in "wu")
-        state = [arg(f"state_{name}", (num_slots if in_place else batch, channels)) for name in "abp"]
-        ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
-        slots = arg("slots", (batch,), "int32") if in_place else None
-        out = arg("out", (1, rows, channels), dtype)
-        out_state = state if in_place else [arg(f"out_{name}", (batch, channels)) for name in "abp"]
+        states = {f"state_{name}": (channels,) for name in "abp"}
+        batch, (r, k, v), (w, u), state, ends, slots, out, out_state = recurrence_args(
+            channels, "rkv", dict.fromkeys("wu", (channels,)), states, phase, in_place, dtype
+        )
 
         def power(x):
             return T.bind(T.exp(x))

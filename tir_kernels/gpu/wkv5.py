@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, span
-from ..builder import size as extent
+from ..builder import prim_func, span
+from ..recurrence import Phase, recurrence_args
 from ..segments import sequence
 from .threads import THREADS, barrier, registers, shared, vector_of
 
@@ -20,7 +19,7 @@ PARTS = 4  # T is sequential and a head has few columns: more threads than colum
 def wkv5(
     num_heads: int,
     head_size: int,
-    phase: Literal["prefill", "decode"] = "prefill",
+    phase: Phase = "prefill",
     in_place: bool = False,
 ) -> tirx.PrimFunc:
     """(r, k, v, w, u, state, segment_ends -> out, out_state), float32; arguments as in ``cpu.wkv5``.
@@ -33,19 +32,9 @@ def wkv5(
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, rows, num_slots = extent("batch"), extent("rows"), extent("num_slots")
-        if phase == "decode":
-            rows = batch
-        r = arg("r", (1, rows, heads * size))
-        k = arg("k", (1, rows, heads * size))
-        v = arg("v", (1, rows, heads * size))
-        w = arg("w", (heads, size))
-        u = arg("u", (heads, size))
-        state = arg("state", (num_slots if in_place else batch, heads, size, size))
-        ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
-        slots = arg("slots", (batch,), "int32") if in_place else None
-        out = arg("out", (1, rows, heads * size))
-        out_state = state if in_place else arg("out_state", (batch, heads, size, size))
+        batch, (r, k, v), (w, u), (state,), ends, slots, out, (out_state,) = recurrence_args(
+            heads * size, "rkv", dict.fromkeys("wu", (heads, size)), {"state": (heads, size, size)}, phase, in_place
+        )
 
         def scan(b, h, part, i):
             """Keys ``part * keys`` and on, of column i."""

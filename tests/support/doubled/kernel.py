@@ -10,27 +10,20 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tir_kernels.builder import arg, prim_func
-from tir_kernels.builder import size as extent
+from tir_kernels.builder import prim_func, root_block
+from tir_kernels.recurrence import RecurrenceArgs, recurrence_args
 from tir_kernels.segments import sequence
 
 
 def _arguments(heads: int, size: int, phase: str, in_place: bool):
-    batch, rows, slots_of_pool = extent("batch"), extent("rows"), extent("num_slots")
-    rows = batch if phase == "decode" else rows
-    r, k, v, h = (arg(name, (1, rows, heads * size)) for name in ("r", "k", "v", "second"))
-    w, u = (arg(name, (heads, size)) for name in "wu")
-    state = arg("state", (slots_of_pool if in_place else batch, heads, size, size))
-    ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
-    slots = arg("slots", (batch,), "int32") if in_place else None
-    out = arg("out", (1, rows, heads * size))
-    updated = state if in_place else arg("out_state", (batch, heads, size, size))
-    return batch, (r, k, v, h, w, u), state, ends, slots, out, updated
+    vectors = dict.fromkeys("wu", (heads, size))
+    inputs, states = ("r", "k", "v", "second"), {"state": (heads, size, size)}
+    return recurrence_args(heads * size, inputs, vectors, states, phase, in_place)
 
 
-def _column(inputs, state, ends, slots, out, updated, b, head, i, size: int, acc) -> None:
+def _column(args: RecurrenceArgs, b, head, i, size: int, acc) -> None:
     """Scan column i of a head."""
-    r, k, v, h, w, u = inputs
+    _, (r, k, v, h), (w, u), (state,), ends, slots, out, (updated,) = args
     slot, first, length = sequence(b, slots, ends)
     if updated is not state:
         with T.serial(0, size) as key:
@@ -52,14 +45,12 @@ def wkv_doubled_on_cpu(heads: int, size: int, phase: str = "prefill", in_place: 
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, inputs, *rest = _arguments(heads, size, phase, in_place)
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
-            with T.parallel(0, batch * heads) as bh:
+        args = _arguments(heads, size, phase, in_place)
+        with root_block():
+            with T.parallel(0, args.batch * heads) as bh:
                 acc = T.alloc_buffer((1,), "float32", scope="global")
                 with T.serial(0, size) as i:
-                    _column(inputs, *rest, bh // heads, bh % heads, i, size, acc)
+                    _column(args, bh // heads, bh % heads, i, size, acc)
 
     return kernel
 
@@ -70,10 +61,10 @@ def wkv_doubled_on_gpu(heads: int, size: int, phase: str = "prefill", in_place: 
 
     @prim_func
     def kernel():
-        batch, inputs, *rest = _arguments(heads, size, phase, in_place)
-        with T.thread_binding(0, batch * heads, thread="blockIdx.x") as bh:
+        args = _arguments(heads, size, phase, in_place)
+        with T.thread_binding(0, args.batch * heads, thread="blockIdx.x") as bh:
             with T.thread_binding(0, size, thread="threadIdx.x") as i:
                 acc = T.alloc_buffer((1,), "float32", scope="local")
-                _column(inputs, *rest, bh // heads, bh % heads, i, size, acc)
+                _column(args, bh // heads, bh % heads, i, size, acc)
 
     return kernel
