@@ -15,8 +15,9 @@ Shape = tuple[int, ...]
 
 class RecurrenceArgs(NamedTuple):
     """``inputs`` and ``out`` are [1, T, C], ``vectors`` the parameters. With ``in_place``, ``states`` are [S, ...], int32 [B]
-    ``slots`` say which of them each sequence has, and ``out_states`` are the same buffers; otherwise both are [B, ...] and there
-    are no ``slots``. ``ends`` is int32 [B], where the rows of each sequence end; absent where every sequence has one row."""
+    ``slots`` say which of them each sequence has, and ``out_states`` are the same buffers; otherwise both are [B, ...]
+    and there are no ``slots``. ``ends`` is int32 [B], where the rows of each sequence end; absent where every sequence
+    has one row."""
 
     batch: tirx.Var
     inputs: list[tirx.Buffer]
@@ -37,8 +38,9 @@ def recurrence_args(
     in_place: bool,
     dtype: str = "float32",
 ) -> RecurrenceArgs:
-    """Declare (inputs, vectors, states, segment_ends, slots -> out of ``dtype``, out_states) inside a kernel: shapes of vectors,
-    and of states without their first axis, by name; the new states of "state" are "out_state", of "state_a" "out_a"."""
+    """Declare (inputs, vectors, states, segment_ends, slots -> out of ``dtype``, out_states) inside a kernel: shapes of
+    vectors, and of states without their first axis, by name; the new states of "state" are "out_state", of "state_a"
+    "out_a"."""
     batch, rows, num_slots = size("batch"), size("rows"), size("num_slots")
     if phase == "decode":
         rows = batch
