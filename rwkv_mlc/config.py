@@ -27,7 +27,7 @@ class RWKVConfig:
     Sizes that only one generation has are in ``own``; JSON has them beside the other fields."""
 
     generation: str
-    """A key of ``models.GENERATIONS``."""
+    """Its name, such as ``5.2``."""
     vocab_size: Extent
     """Rows of the embedding and of the head; some may stand for no token."""
     hidden_size: Extent
