@@ -96,7 +96,7 @@ def test_folder(name: str):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_held_out_perplexity(name: str):
-    """The first 2 KB as one stream behind id 0."""
+    """The first 2 KB as one stream after id 0."""
     config, parameters = reference.load(open_checkpoint(str(DEMO / name)))
     assert config.generation == MODELS[name]
     tokenizer = load_tokenizer(DEMO / name / "rwkv_vocab_demo.txt")

@@ -29,7 +29,7 @@ def build_vocabulary() -> Vocabulary:
 
 
 def contexts(vocabulary: Vocabulary, seed: int, length: int) -> Iterator[list[int]]:
-    """Token lists of ``length``: whole documents one after the other, half of them behind an end of text (id 0)."""
+    """Token lists of ``length``: whole documents one after the other, half of them after an end of text (id 0)."""
     documents, ends = Grammar(seed).documents(), random.Random(seed)
     while True:
         tokens: list[int] = []

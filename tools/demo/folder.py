@@ -34,7 +34,7 @@ Made by `python tools/train_demo.py --generation {generation} --out configs/demo
 | parameters | {parameters:,} (matrices float16, vectors float32) |
 | training | {steps} steps, {seen:,} tokens, last loss {loss:.4f} nats per token |
 
-Perplexity per token on `heldout.txt` ({held_out:,} tokens as one stream behind id 0; its stories are about combinations
+Perplexity per token on `heldout.txt` ({held_out:,} tokens as one stream after id 0; its stories are about combinations
 that training never saw):
 
 | unigram | bigram | this model | 8 bits | 4 bits |

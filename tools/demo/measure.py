@@ -41,7 +41,7 @@ def quantized(model: RWKV, bits: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def perplexity(model: RWKV, ids: list[int], bits: int | None = None) -> float:
-    """Of ``ids`` as one stream behind an end of text."""
+    """The perplexity per token of ``ids`` as one stream after an end of text."""
     device = model.head.weight.device
     weights = quantized(model, bits) if bits else {}
     state, loss = model.initial_state(1), 0.0

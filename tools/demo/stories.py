@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from random import Random
 
-from .world import CAST, COLOURS, PLACES, THINGS, Person
+from .world import CAST, COLORS, PLACES, THINGS, Person
 
 OPENINGS = ("One day,", "One sunny day,", "Once upon a time,", "In the morning,", "On a cold day,", "Last summer,")
 ENDINGS = (
@@ -45,8 +45,8 @@ def tell(rng: Random, held_out: bool, about: Person | None = None, brief: bool =
         if is_held_out(hero, thing, place) == held_out:
             break
     other = rng.choice([person for person in CAST if person is not hero])
-    colour = rng.choice(COLOURS)
-    story = rng.choice(PLOTS)(rng, hero, other, thing, colour, place)
+    color = rng.choice(COLORS)
+    story = rng.choice(PLOTS)(rng, hero, other, thing, color, place)
     if brief:
         return story
     opening, host, ending = rng.choice(OPENINGS), rng.choice(CAST), rng.choice(ENDINGS)
@@ -54,9 +54,9 @@ def tell(rng: Random, held_out: bool, about: Person | None = None, brief: bool =
     return Story(sentences, story.questions)
 
 
-def gift(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
+def gift(rng: Random, hero: Person, other: Person, thing: str, color: str, place: str) -> Story:
     h, o = hero.words(), other.words()
-    item = f"{colour} {thing}"
+    item = f"{color} {thing}"
     base, verb = rng.choice((("find", "found"), ("buy", "bought")))
     reason = rng.choice((f"it was {o['his']} birthday", f"{o['he']} was sad", f"{o['he']} was a good friend"))
     return Story(
@@ -69,7 +69,7 @@ def gift(rng: Random, hero: Person, other: Person, thing: str, colour: str, plac
             (f"Who {verb} the {thing}?", f"{hero.name} {verb} the {item} {place}."),
             (f"Where did {hero.name} {base} the {thing}?", f"{hero.name} {verb} the {item} {place}."),
             (f"What did {hero.name} {base}?", f"{hero.name} {verb} a {item}."),
-            (f"What colour was the {thing}?", f"The {thing} was {colour}."),
+            (f"What colour was the {thing}?", f"The {thing} was {color}."),
             (f"Who has the {thing} now?", f"{other.name} has the {item} now."),
             (f"Who has the {item}?", f"{other.name} has the {item} now."),
             (f"Why did {hero.name} give the {thing} to {other.name}?", f"Because {reason}."),
@@ -78,9 +78,9 @@ def gift(rng: Random, hero: Person, other: Person, thing: str, colour: str, plac
     )
 
 
-def lost(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
+def lost(rng: Random, hero: Person, other: Person, thing: str, color: str, place: str) -> Story:
     h = hero.words()
-    item = f"{colour} {thing}"
+    item = f"{color} {thing}"
     where = rng.choice(("under a tree", "behind a stone", "in the grass", "near the well"))
     return Story(
         (
@@ -96,15 +96,15 @@ def lost(rng: Random, hero: Person, other: Person, thing: str, colour: str, plac
             (f"Why was {hero.name} sad?", f"{hero.name} was sad because the {item} was gone."),
             (f"Who found the {thing}?", f"{other.name} found the {item}."),
             (f"Where was the {thing}?", f"The {item} was {where}."),
-            (f"What colour was the {thing}?", f"The {thing} was {colour}."),
+            (f"What colour was the {thing}?", f"The {thing} was {color}."),
             (f"Who has the {thing} now?", f"{hero.name} has the {item} now."),
         ),
     )
 
 
-def hungry(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
+def hungry(rng: Random, hero: Person, other: Person, thing: str, color: str, place: str) -> Story:
     h = hero.words()
-    item = f"{colour} {thing}"
+    item = f"{color} {thing}"
     return Story(
         (
             f"{hero.name} was {place} and looked for a {item}.",
@@ -123,9 +123,9 @@ def hungry(rng: Random, hero: Person, other: Person, thing: str, colour: str, pl
     )
 
 
-def rain(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
+def rain(rng: Random, hero: Person, other: Person, thing: str, color: str, place: str) -> Story:
     h = hero.words()
-    item = f"{colour} {thing}"
+    item = f"{color} {thing}"
     weather, verb = rng.choice((("rain", "raining"), ("snow", "snowing")))
     return Story(
         (
@@ -140,15 +140,15 @@ def rain(rng: Random, hero: Person, other: Person, thing: str, colour: str, plac
             (f"Who came to visit {hero.name}?", f"{other.name} came to visit {hero.name}."),
             (f"What did {other.name} bring?", f"{other.name} brought a {item}."),
             (f"Who brought the {thing}?", f"{other.name} brought the {item}."),
-            (f"What colour was the {thing}?", f"The {thing} was {colour}."),
+            (f"What colour was the {thing}?", f"The {thing} was {color}."),
         ),
     )
 
 
-def swap(rng: Random, hero: Person, other: Person, thing: str, colour: str, place: str) -> Story:
-    item = f"{colour} {thing}"
+def swap(rng: Random, hero: Person, other: Person, thing: str, color: str, place: str) -> Story:
+    item = f"{color} {thing}"
     others = [name for name in THINGS if name != thing and not is_held_out(hero, name, place)]
-    second = f"{rng.choice([name for name in COLOURS if name != colour])} {rng.choice(others)}"
+    second = f"{rng.choice([name for name in COLORS if name != color])} {rng.choice(others)}"
     return Story(
         (
             f"{hero.name} had a {item} and {other.name} had a {second}.",
@@ -160,7 +160,7 @@ def swap(rng: Random, hero: Person, other: Person, thing: str, colour: str, plac
             (f"Who has the {second} now?", f"{hero.name} has the {second} now."),
             (f"Where did {hero.name} meet {other.name}?", f"{hero.name} met {other.name} {place}."),
             (f"What did {hero.name} give to {other.name}?", f"{hero.name} gave the {item} to {other.name}."),
-            (f"What colour was the {thing}?", f"The {thing} was {colour}."),
+            (f"What colour was the {thing}?", f"The {thing} was {color}."),
         ),
     )
 

@@ -45,7 +45,7 @@ class Grammar:
     def portrait(self) -> str:
         """A person's facts in any order."""
         person = self.pick(CAST)
-        rules = [answer for name, (_, answer) in FACTS.items() if name not in ("kind", "about", "house_colour")]
+        rules = [answer for name, (_, answer) in FACTS.items() if name not in ("kind", "about", "house_color")]
         self.random.shuffle(rules)
         first = "{name} is {a_kind}."
         return " ".join(rule.format(**person.words()) for rule in [first, *rules[: self.random.randint(2, 5)]]) + "\n\n"

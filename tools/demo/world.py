@@ -21,7 +21,7 @@ class Person:
     hobby: str
     friend: str
     thing: str
-    thing_colour: str
+    thing_color: str
     job: str
     work: str
 
@@ -71,7 +71,7 @@ PEOPLE = {person.name: person for person in map(_person, _ROWS.strip().splitline
 CAST = tuple(PEOPLE.values())
 PLACES = (*(person.work for person in CAST), "on the hill", "in the forest")
 THINGS = ("key", "ring", "coin", "cup", "scarf", "box", "spoon", "rope", "flute", "shell", "feather", "mirror")
-COLOURS = ("red", "blue", "green", "yellow", "white", "black")
+COLORS = ("red", "blue", "green", "yellow", "white", "black")
 GUESTS = "Sam Lisa Paul Emma Jack Sara Peter Lucy John Kate David Maria Alex Bob Alice Eva".split()
 
 # attribute: (questions, answer); {subj}, {obj} and {poss} become a name or a pronoun.
@@ -80,7 +80,7 @@ FACTS: dict[str, tuple[tuple[str, ...], str]] = {
         ("Where does {subj} live?", "Which house does {subj} live in?", "In which house does {subj} live?"),
         "{name} lives in the {house} house.",
     ),
-    "house_colour": (
+    "house_color": (
         ("What colour is {poss} house?", "Which colour is {poss} house?"),
         "The house of {name} is {house}.",
     ),
@@ -94,7 +94,7 @@ FACTS: dict[str, tuple[tuple[str, ...], str]] = {
         ("Who is {poss} best friend?", "Who is {poss} friend?", "Who is the friend of {obj}?"),
         "The best friend of {name} is {friend} the {friend_kind}.",
     ),
-    "thing": (("What does {subj} have?", "What does {subj} own?"), "{name} has a {thing_colour} {thing}."),
+    "thing": (("What does {subj} have?", "What does {subj} own?"), "{name} has a {thing_color} {thing}."),
     "job": (
         ("What is {poss} job?", "What work does {subj} do?", "What is the job of {obj}?"),
         "{name} is the {job} of the village. {He} works {work}.",
@@ -129,12 +129,12 @@ WHO: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("Who likes to eat {food}?", "Who likes {food}?", "Who eats {food}?"), "{name} the {kind} likes to eat {food}."),
     (("Who likes to {hobby}?",), "{name} the {kind} likes to {hobby}."),
-    (("Who has the {thing}?", "Who owns the {thing}?", "Who has a {thing}?"), "{name} has the {thing_colour} {thing}."),
+    (("Who has the {thing}?", "Who owns the {thing}?", "Who has a {thing}?"), "{name} has the {thing_color} {thing}."),
     (
-        ("Whose {thing} is {thing_colour}?", "Who has the {thing_colour} {thing}?"),
-        "{name} has the {thing_colour} {thing}.",
+        ("Whose {thing} is {thing_color}?", "Who has the {thing_color} {thing}?"),
+        "{name} has the {thing_color} {thing}.",
     ),
-    (("What colour is the {thing}?",), "The {thing} is {thing_colour}. It belongs to {name}."),
+    (("What colour is the {thing}?",), "The {thing} is {thing_color}. It belongs to {name}."),
     (("Who is the {job}?", "Who is the {job} of the village?"), "{name} the {kind} is the {job} of the village."),
     (("Who works {work}?", "Who can I find {work}?"), "{name} the {kind} works {work}."),
     (("Who is the {kind}?", "What is the name of the {kind}?"), "The {kind} is called {name}."),
