@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rwkv_mlc import Engine
+from rwkv_mlc import Engine, reference
 from rwkv_mlc.bench.breakdown import breakdown
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.config import RWKVConfig
-from rwkv_mlc.engine.runner import Runner
+from rwkv_mlc.engine.devices import target_of
 from rwkv_mlc.inspection import checkpoint_summary
 from rwkv_mlc.models import GENERATIONS, detect_config, generation_of, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.random import random_checkpoint
-from support.compiled import conditioning
+from support.compiled import conditioning, runner_for
 from support.doubled.model import Doubled
 from support.kernel_build import error
 from support.vulkan_kernels import vulkan_device
@@ -42,9 +42,17 @@ def checkpoint(tmp_path):
     return open_checkpoint(str(tmp_path / "doubled.safetensors"))
 
 
+@pytest.fixture(params=["cpu", "vulkan"])
+def device(request) -> str:
+    """Where an artifact runs; skips the test where this machine does not have it."""
+    if request.param == "vulkan":
+        vulkan_device()
+    return request.param
+
+
 @pytest.fixture
-def artifact(checkpoint, tmp_path) -> Path:
-    command = ["build", "--model", checkpoint.source, "--artifact-path", str(tmp_path), "--target", "llvm"]
+def artifact(checkpoint, device, tmp_path) -> Path:
+    command = ["build", "--model", checkpoint.source, "--artifact-path", str(tmp_path), "--target", target_of(device)]
     assert main([*command, "--quantization", "q0f32"]) == 0
     return tmp_path / "doubled-q0f32"
 
@@ -61,11 +69,7 @@ def test_detection(checkpoint):
 @pytest.mark.parametrize("scheme, target", [("q0f32", "llvm"), ("q4f16_1", "llvm"), ("q0f32", "vulkan")])
 def test_accuracy(scheme, target, checkpoint, compiled, within):
     """As for the generations that are there: ``models/test_accuracy.py``."""
-    runner = Runner
-    if target == "vulkan":
-        device = vulkan_device()
-        runner = lambda library, stored: Runner(library, stored, device)  # noqa: E731
-    model = compiled(checkpoint, scheme, target, runner)
+    model = compiled(checkpoint, scheme, target, runner_for(target))
     expected, bound = model.reference(TOKENS), 3 * 7e-7 * conditioning(model, TOKENS)
     within("score", error(model.score(TOKENS), expected), bound)
     within("decode", error(model.decode(TOKENS), expected), bound)
@@ -74,22 +78,24 @@ def test_accuracy(scheme, target, checkpoint, compiled, within):
     within("prefill", error(batched[1], model.reference(TOKENS[5:20])[-1]), bound)
 
 
-def test_artifact(artifact, checkpoint):
+def test_artifact(artifact, device, checkpoint):
     config = json.loads((artifact / "params" / "mlc-chat-config.json").read_text(encoding="utf-8"))
     assert (config["model_type"], config["model_category"]) == ("rwkv5doubled", "rwkv5")
-    engine = Engine(artifact)
-    assert (
-        engine.generate("Tom", max_tokens=4, temperature=0).tokens
-        == engine.generate("Tom", max_tokens=4, temperature=0).tokens
-    )
+    engine = Engine(artifact, device)
+    config, parameters = reference.load(checkpoint)
+    read = prompt = engine.encode("Tom")
+    for _ in range(8):
+        logits, _ = reference.forward(config, parameters, read)
+        read = [*read, int(logits[-1].argmax())]
+    assert engine.generate("Tom", max_tokens=8, temperature=0).tokens == read[len(prompt) :]
     parts = breakdown(engine, lambda: engine.prefill(TOKENS[:20], engine.new_state()), 20)
     groups = {row["group"] for row in parts["groups"]}
     assert {"time_mixing_inputs", "wkv", "group_norm", "time_mixing_output", "head"} <= groups
 
 
-def test_debug(artifact, checkpoint, tmp_path, capsys):
+def test_debug(artifact, device, checkpoint, tmp_path, capsys):
     """The library agrees with its checkpoint; a second gate that is off in the checkpoint is named."""
-    command = ["debug", str(artifact), "--against"]
+    command = ["debug", str(artifact), "--device", device, "--against"]
     assert main([*command, checkpoint.source]) == 0
     assert "A and B agree" in capsys.readouterr().out
     changed = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
@@ -102,9 +108,9 @@ def test_debug(artifact, checkpoint, tmp_path, capsys):
     assert "Look at this op: SiLU" in found or "Look at this op: matrix product" in found
 
 
-def test_dumps(artifact, checkpoint, tmp_path, capsys):
-    """Of the library, of the reference on the same weights, and none of a package that does not know it."""
-    assert main(["dump", str(artifact), "--out", str(tmp_path / "a")]) == 0
+def test_dumps(artifact, device, checkpoint, tmp_path, capsys):
+    """The library's agrees with the reference's on the same weights; a package that does not know the generation makes none."""
+    assert main(["dump", str(artifact), "--device", device, "--out", str(tmp_path / "a")]) == 0
     assert main(["dump", checkpoint.source, "--reference", "--out", str(tmp_path / "b")]) == 0
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     pytest.importorskip("rwkv")

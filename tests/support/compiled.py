@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import Scheme, get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+from support.vulkan_kernels import vulkan_device
 
 
 def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:
@@ -35,6 +37,16 @@ def compile_library(config: RWKVConfig, scheme: Scheme, target: CompileTarget, f
         if not path.exists():
             export_library(compile_module(build_module(config, scheme, target), target), target, path)
     return path
+
+
+def runner_for(target: str) -> Callable[[Path, dict[str, np.ndarray]], Runner]:
+    """What runs a library for ``llvm`` or ``vulkan`` on a device of this machine; skips the test where there is none."""
+    match target:
+        case "llvm":
+            return Runner
+        case "vulkan":
+            return partial(Runner, device=vulkan_device())
+    raise ValueError(f"no device for {target}")
 
 
 @dataclass(frozen=True)
