@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib import util
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 
 from rwkv_mlc import reference
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.models import GENERATIONS
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.checkpoint import LazyTensor
 from support.paths import DEMO
@@ -151,7 +153,7 @@ def test_fractions_are_of_the_same_round():
     assert "8.0 to 16.0 GB/s" in table[-1]
 
 
-@pytest.mark.parametrize("generation", ["4", "5.0", "5.1", "5.2"])
+@pytest.mark.parametrize("generation", GENERATIONS)
 def test_rwkv_cpp_file(tmp_path, generation):
     """What the reader of rwkv.cpp's files makes of it."""
     tensors = synthetic_checkpoint(generation, layers=2)
@@ -192,8 +194,15 @@ def test_transformers_runs_the_same_model(tmp_path):
     assert engine.weight_bytes == 4 * sum(p.size for name, p in parameters.items() if "embeddings" not in name)
 
 
+@pytest.mark.parametrize("generation", list(GENERATIONS)[1:])
+def test_transformers_takes_no_later_generation_for_its_own(generation, tmp_path):
+    pytest.importorskip("transformers")
+    with pytest.raises(SystemExit, match="transformers knows RWKV-4 only"):
+        engines.Transformers(write_tiny(tmp_path / "tiny.safetensors", generation), threads=1, device="cpu")
+
+
 def test_peers(tmp_path, capsys):
-    """The engines run the same small model and agree."""
+    """The engines that can run the same small model and agree; transformers cannot, and is left out."""
     pytest.importorskip("torch")
     pytest.importorskip("rwkv")
     checkpoint = write_tiny(tmp_path / "tiny.safetensors", "5.2")
@@ -215,4 +224,6 @@ def test_peers(tmp_path, capsys):
         )
     # The package computes the norm of the embedding once, when it loads.
     assert data["engines"][ours]["weight_bytes"] == data["engines"][rwkv]["weight_bytes"] + 2 * 4 * 128
-    assert table.read_text(encoding="utf-8") in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert table.read_text(encoding="utf-8") in printed.out
+    assert util.find_spec("transformers") is None or "transformers knows RWKV-4 only" in printed.err

@@ -14,6 +14,7 @@ from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve
+from rwkv_mlc.quantization import schemes as registry
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
@@ -24,7 +25,7 @@ from support.paths import DEMOS
 from support.synthetic import synthetic_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 97, 70).tolist()
-FULL, HALF = 2e-5, 2e-3  # of the largest logit, with activations of float32 and of float16
+FULL, ROUNDED = 2e-5, 2e-3  # of the largest logit, with activations of float32 and of float16
 BOUNDS = {"q0f32": FULL, "q4f32_1": FULL}
 SCHEMES = {  # every scheme, and what is most used for every generation
     "vulkan": {
@@ -46,13 +47,20 @@ MATRIX = [
     for generation, schemes in generations.items()
     for scheme in schemes
 ]
+
+
+def test_no_generation_and_no_scheme_is_left_out():
+    assert all(generations.keys() == GENERATIONS.keys() for generations in SCHEMES.values())
+    assert {scheme for schemes in SCHEMES["vulkan"].values() for scheme in schemes} == set(registry.SCHEMES)
+
+
 on_vulkan = pytest.mark.parametrize("on_gpu", ["vulkan"], indirect=True)
 
 
 @pytest.mark.parametrize("on_gpu, generation, scheme", MATRIX, indirect=["on_gpu"])
 def test_logits(generation, scheme, on_gpu, within):
     """Prefilled at once, token by token, and in a batch whose sequences have slots of their own."""
-    model, bound = on_gpu(trained_like_weights(generation), scheme), BOUNDS.get(scheme, HALF)
+    model, bound = on_gpu(trained_like_weights(generation), scheme), BOUNDS.get(scheme, ROUNDED)
     runner, expected = model.runner, model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), bound)
     prefilled, decoded = runner.new_state(), runner.new_state()
@@ -82,7 +90,7 @@ def test_logits(generation, scheme, on_gpu, within):
 def test_odd_widths(generation, vocab_size, hidden_size, head_size, intermediate_size, scheme, on_gpu, within):
     shape = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layers": 1, "head_size": head_size}
     model = on_gpu(trained_like_weights(generation, **shape, intermediate_size=intermediate_size), scheme)
-    expected, bound = model.reference(TOKENS), BOUNDS.get(scheme, HALF)
+    expected, bound = model.reference(TOKENS), BOUNDS.get(scheme, ROUNDED)
     within("score", error(model.score(TOKENS), expected), bound)
     within("decode", error(model.decode(TOKENS[:9]), expected[:9]), bound)
 
@@ -102,10 +110,10 @@ def test_values_that_float16_cannot_hold(patterns, on_gpu, within):
     plain = on_gpu(checkpoint, "q0f16")
     expected = plain.reference(TOKENS)
     clipped = plain.score(TOKENS)
-    assert np.isfinite(clipped).all() and error(clipped, expected) > 5 * HALF
+    assert np.isfinite(clipped).all() and error(clipped, expected) > 5 * ROUNDED
     model = on_gpu(checkpoint, "q0f16", ModelOptions(float32=patterns))
-    within("score", error(model.score(TOKENS), expected), HALF)
-    within("decode", error(model.decode(TOKENS), expected), HALF)
+    within("score", error(model.score(TOKENS), expected), ROUNDED)
+    within("decode", error(model.decode(TOKENS), expected), ROUNDED)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +218,16 @@ def test_which_values_are_float16():
                     found[name] = str(kernels[kernel].params[int(position)].dtype)
         return found
 
-    halves = {name for name, dtype in dtypes("q4f16_1").items() if dtype == "float16"}
+    float16_values = {name for name, dtype in dtypes("q4f16_1").items() if dtype == "float16"}
     mixed = {f"blocks.0.att.mixed_{target}" for target in ("key", "value", "receptance", "gate")}
     mixed |= {"blocks.0.ffn.mixed_key", "blocks.0.ffn.mixed_receptance"}
-    assert halves == {*mixed, "blocks.0.att.gated", "blocks.0.ffn.k_squared", "ln_out"}
+    assert float16_values == {*mixed, "blocks.0.att.gated", "blocks.0.ffn.k_squared", "ln_out"}
     assert set(dtypes("q4f32_1").values()) == set(dtypes("q0f32").values()) == {"float32"}
     fewer = dtypes("q4f16_1", float32=("blocks.*.ffn.key", "blocks.0.att.gated"))
-    assert halves - {n for n, d in fewer.items() if d == "float16"} == {"blocks.0.ffn.k_squared", "blocks.0.att.gated"}
+    assert float16_values - {n for n, d in fewer.items() if d == "float16"} == {
+        "blocks.0.ffn.k_squared",
+        "blocks.0.att.gated",
+    }
 
 
 def test_relax_calls_nothing_but_kernels():

@@ -11,14 +11,14 @@ from rwkv_mlc.compiler.passes.merge import merge_kernels
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.interfaces.module import build_module
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import GENERATIONS, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint
 from support.compiled import Model, in_memory
 from support.synthetic import synthetic_checkpoint
 
 LAYERS = 3
-GENERATIONS = {
+SHAPES = {
     "4": dict(hidden_size=128),
     "5.0": dict(hidden_size=256),
     "5.2": dict(hidden_size=128, head_size=32),
@@ -29,7 +29,7 @@ BARRIER = "pragma_parallel_barrier_when_finish"
 
 
 def checkpoint(generation: str) -> Checkpoint:
-    return in_memory(synthetic_checkpoint(generation, layers=LAYERS, **GENERATIONS[generation]))
+    return in_memory(synthetic_checkpoint(generation, layers=LAYERS, **SHAPES[generation]))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -18,14 +18,12 @@ from safetensors.numpy import save, save_file
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.data_files import config_names
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import ModelOptions, resolve
+from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 from support.hub_server import serve_hub
 from support.paths import GOLDEN
 from support.synthetic import synthetic_checkpoint
-
-GENERATIONS = ["4", "5.0", "5.1", "5.2"]
 
 
 def assert_equal(checkpoint, weights, **tolerance):

@@ -88,8 +88,6 @@ class Transformers:
 
         torch.set_num_threads(threads)
         config, _, tensors = resolve(open_checkpoint(str(model)))
-        if config.generation != "4":
-            raise SystemExit("error: transformers knows RWKV-4 only.")
         shape = transformers.RwkvConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -98,7 +96,10 @@ class Transformers:
             intermediate_size=config.intermediate_size,
         )
         self.torch, self.model = torch, transformers.RwkvForCausalLM(shape).eval()
-        for source, tensor in blinkdl_names(self.model.state_dict()).items():
+        named = blinkdl_names(self.model.state_dict())
+        if named.keys() != tensors.keys():
+            raise SystemExit("error: transformers knows RWKV-4 only.")
+        for source, tensor in named.items():
             tensor.copy_(torch.from_numpy(tensors[source].read()))
         self.device = device
         self.model = self.model.to(device, torch.float32 if device == "cpu" else torch.float16)

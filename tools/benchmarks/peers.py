@@ -153,7 +153,7 @@ def gather(args: argparse.Namespace, folder: Path) -> tuple[list[Participant], R
             Worker(f"rwkv {version}, {s}", "rwkv", pth, (s,))
             for s in args.strategies or STRATEGIES[args.device == "cpu"]
         ]
-    if has_torch and importlib.util.find_spec("transformers") and config.generation == "4":
+    if has_torch and importlib.util.find_spec("transformers"):
         version = importlib.metadata.version("transformers")
         result.append(Worker(f"transformers {version}", "transformers", pth))
     if args.rwkv_cpp:
