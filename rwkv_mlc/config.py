@@ -42,7 +42,7 @@ class RWKVConfig:
     """Scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's ``RWKV-v5/src/model.py``, where
     ``ln_x`` is applied to ``x / head_size_divisor``."""
     layer_norm_epsilon: Epsilon = 1e-5
-    """Of every layer norm."""
+    """The epsilon of every layer norm."""
     context_length: Extent = 4096
     """Tokens; of the training. The model has no limit."""
     rescale_every: Count = 0

@@ -31,13 +31,13 @@ class ParameterSpec(Schema):
     name: str
     """The tensor's name in ``tensor-cache.json``."""
     shape: tuple[Extent, ...]
-    """In memory, after the layout."""
+    """The shape in memory, after the layout."""
     dtype: str
-    """As stored."""
+    """The dtype, which is that of the stored tensor."""
     layout: str
     """How the stored tensor is permuted when it is loaded; see Layouts."""
     stored_shape: tuple[Extent, ...] | None = None
-    """As the shards hold it; libraries built before they said it have none."""
+    """The shape in the shards; libraries built before they said it have none."""
 
     @field_validator("layout")
     @classmethod
@@ -55,9 +55,9 @@ class StateSpec(Schema):
     role: str
     """Its name within the layer."""
     shape: tuple[Extent, ...]
-    """Of one sequence."""
+    """The shape of what belongs to one sequence."""
     dtype: str = "float32"
-    """Of every state tensor today."""
+    """The dtype, which is the same for every state tensor today."""
     initial: float = 0.0
     """What every element is before the first token."""
 
@@ -81,8 +81,8 @@ class FunctionSpec(Schema):
     """How a function of a library is called."""
 
     arguments: tuple[TensorSpec | Literal["states", "params"], ...]
-    """In order. "states" and "params" stand for one argument each: the tuple of all tensors of that kind, in the order of
-    the metadata."""
+    """The arguments in order. "states" and "params" stand for one argument each: the tuple of all tensors of that kind, in
+    the order of the metadata."""
     result: TensorSpec
     """The logits, or what a function that measures gives."""
 
@@ -93,7 +93,7 @@ class KernelValues(NamedTuple):
     kernel: str
     """Its name in the library."""
     outputs: dict[Count, str | tuple[str, ...]]
-    """By the position of the argument that holds the value; several names lie in one argument plane by plane."""
+    """The names of the values, by the position of the argument that holds them; several lie in one argument plane by plane."""
 
 
 class LibraryMetadata(Schema):
@@ -106,7 +106,7 @@ class LibraryMetadata(Schema):
     quantization: str
     """The scheme of its parameters."""
     target: str
-    """As in the library's file name."""
+    """The target's name, as in the library's file name."""
     prefill_activations: Literal["float32", "int8"] = "float32"
     """What the matrices of the blocks read in ``prefill``; "int8" is faster than exact."""
     params: tuple[ParameterSpec, ...]
@@ -114,7 +114,7 @@ class LibraryMetadata(Schema):
     states: tuple[StateSpec, ...] = ()
     """The tuple "states"; libraries built before they described it have none."""
     functions: dict[str, FunctionSpec] = Field({})
-    """By name; libraries built before they described them have none."""
+    """The functions by name; libraries built before they described them have none."""
     values: dict[str, tuple[KernelValues, ...]] = Field({})
     """The kernel calls of every function in order, none where they are merged into one."""
 
@@ -133,15 +133,15 @@ class StoredTensorEntry(Schema):
     name: str
     """The parameter's, or what is stored of it."""
     shape: tuple[Extent, ...]
-    """As stored."""
+    """The shape in the shard."""
     dtype: Literal["float32", "float16", "uint32"]
     """``uint32`` holds packed integers; see Schemes."""
     format: Literal["raw"] = "raw"
     """The bytes are those of the elements."""
     nbytes: Bytes
-    """Of the tensor."""
+    """How many bytes the tensor has."""
     offset: Bytes = Field(alias="byteOffset")
-    """Of its first byte in the shard."""
+    """Where its first byte is in the shard."""
 
 
 class ShardEntry(Schema):
@@ -152,11 +152,11 @@ class ShardEntry(Schema):
     format: Literal["raw-shard"] = "raw-shard"
     """A file of raw tensors."""
     nbytes: Bytes
-    """Of the file."""
+    """How many bytes the file has."""
     records: tuple[StoredTensorEntry, ...]
     """The tensors, in the order in which they lie there."""
     md5sum: str
-    """Of the file, hexadecimal."""
+    """The MD5 sum of the file, hexadecimal."""
 
     @model_validator(mode="after")
     def _check_tensors(self) -> ShardEntry:
@@ -174,9 +174,9 @@ class TensorTotals(Schema):
     tensors: Count = Field(alias="ParamSize")
     """How many there are."""
     nbytes: Bytes = Field(alias="ParamBytes")
-    """Of all shards."""
+    """How many bytes all shards have."""
     bits_per_weight: float = Field(alias="BitsPerParam")
-    """Of the model's weights before quantization."""
+    """Bits that the shards have for each weight of the model before quantization."""
 
 
 class TensorIndex(Schema):
@@ -218,9 +218,9 @@ class Conversation(Schema):
     messages: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
     """Who and what: the exchange that is fed after the system text."""
     role_content_sep: str = ""
-    """Between the name of a role and its message."""
+    """What stands between the name of a role and its message."""
     role_empty_sep: str = ""
-    """After the name of the assistant, where its answer begins."""
+    """What follows the name of the assistant, where its answer begins."""
     stop_str: tuple[str, ...] = ()
     """Strings that end an answer; they are not part of it."""
     stop_token_ids: tuple[Count, ...] = ()
@@ -275,7 +275,7 @@ class ChatConfig(Schema):
     missing are for these two, but for those of sampling and ``eos_token_id``."""
 
     version: str | None = None
-    """Of mlc_llm's format."""
+    """The version of mlc_llm's format."""
     model_type: str | None = None
     """``rwkv4`` or ``rwkv5``."""
     quantization: str
@@ -307,11 +307,11 @@ class ChatConfig(Schema):
     temperature: float | None = None
     """This and those up to ``seed`` are the sampling defaults; generation.md says what they mean."""
     top_p: float | None = None
-    """Of the nucleus."""
+    """The probability that the nucleus has."""
     presence_penalty: float | None = None
-    """Of the author's chat."""
+    """The penalty for a token that has occurred, of the author's chat."""
     frequency_penalty: float | None = None
-    """Of the author's chat."""
+    """The penalty for each time that it has occurred, of the author's chat."""
     repetition_penalty: float | None = None
     """1 is off."""
     penalty_decay: float | None = None
@@ -396,15 +396,15 @@ class LibraryRecord(Schema):
     """One compiled library."""
 
     path: Annotated[Path, BeforeValidator(_plain), PlainSerializer(lambda path: path.name)] = Field(alias="file")
-    """Its name, beside the record."""
+    """The library's name, beside the record."""
     sha256: str
-    """Of the file, hexadecimal."""
+    """The SHA-256 of the file, hexadecimal."""
     target: dict[str, Any]
     """TVM's description of the target."""
     cpu_features: list[str]
     """What its code needs of the CPU, in LLVM's names, such as "avx512vnni"."""
     versions: dict[str, str]
-    """Of the packages that built it; the library runs on this version of "apache-tvm"."""
+    """The versions of the packages that built it; the library runs on this version of "apache-tvm"."""
     time: str
     """When it was built, UTC in ISO 8601."""
     prefill_activations: Literal["float32", "int8"] = "float32"
@@ -424,9 +424,9 @@ class BuildRecord(Schema):
     source: str
     """The checkpoint as the user named it."""
     source_sha256: str
-    """Of the checkpoint's bytes, hexadecimal; a saved state bears it too."""
+    """The SHA-256 of the checkpoint's bytes, hexadecimal; a saved state bears it too."""
     source_format: str
-    """Of the checkpoint."""
+    """The format of the checkpoint."""
     generation: str
     """As in RWKVConfig."""
     quantization: str
@@ -434,13 +434,13 @@ class BuildRecord(Schema):
     head_size_divisor: Extent
     """As in RWKVConfig."""
     versions: dict[str, str]
-    """Of the packages that converted the parameters."""
+    """The versions of the packages that converted the parameters."""
     time: str
     """When they were converted, UTC in ISO 8601."""
     rescale_every: Count = 0
     """As in RWKVConfig."""
     libraries: dict[str, LibraryRecord] = Field({})
-    """By the targets' names."""
+    """The libraries, by the targets' names."""
 
 
 # dump.json
@@ -454,7 +454,7 @@ class DumpHeader(Schema):
     name: str
     """The model's."""
     sha256: str
-    """Of the checkpoint's bytes, hexadecimal."""
+    """The SHA-256 of the checkpoint's bytes, hexadecimal."""
     config: RWKVConfig = Field(alias="model_config")
     """The model."""
     quantization: str | None
@@ -462,19 +462,19 @@ class DumpHeader(Schema):
     activations: Literal["float64", "float32", "float16", "int8"]
     """What the values were computed in; ``int8``: in the products of a prefill."""
     tokens: Annotated[list[Count], Field(min_length=1)]
-    """Of the prefill."""
+    """The token ids of the prefill."""
     decoded: list[Count]
     """The single tokens after it."""
     chunk: Extent
     """Tokens; the longest part of the prefill that one call read."""
     target: str | None = None
-    """Of the library."""
+    """The library's target."""
     device: str | None = None
-    """That the library ran on."""
+    """The device that the library ran on."""
     kernels: dict[str, str] = Field({})
     """What computed a value, by its name."""
     notes: list[str] = Field([])
-    """For the reader of a comparison."""
+    """What a reader of a comparison should know."""
 
     @model_validator(mode="after")
     def _check_tokens(self) -> DumpHeader:

@@ -34,7 +34,7 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Extent = Annotated[int, Field(ge=1, le=LARGEST)]
 Bytes = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
 FileName = Annotated[str, AfterValidator(file_name)]
-"""Of a file in the same folder, without a path."""
+"""The name of a file in the same folder, without a path."""
 
 EXPECTED = {
     "string_type": "a string",

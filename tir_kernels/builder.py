@@ -65,6 +65,11 @@ def constant(value: float, width: int):
     return splat(T.float32(value), width)
 
 
+def cast(value, dtype: str, width: int):
+    """Every lane of a vector as ``dtype``."""
+    return tirx.Cast(vector_type(dtype, width), value)
+
+
 def vector_type(dtype: str, width: int) -> str:
     """The type of ``width`` lanes of ``dtype``."""
     return dtype if width == 1 else f"{dtype}x{width}"

@@ -129,7 +129,7 @@ def phases(case: Case) -> Iterator[str]:
 
 
 def swapped(case: Case) -> Iterator[str]:
-    """With another value of the same block."""
+    """The value is what another value of the same block should be."""
     prefix, state = case.value.removesuffix(case.role), ".state." in case.value
     for name in case.graph:
         if name != case.value and name.startswith(prefix or "-") and (".state." in name) == state:

@@ -52,7 +52,7 @@ class Tracer:
         return "decode" if self.records.get("decode") else "batch_decode"
 
     def kernels(self) -> dict[str, dict[str, str]]:
-        """By function and name of the value."""
+        """The kernel that writes each value, by function and name of the value."""
         return {
             function: {
                 name: kernel for kernel, outputs in records for names in outputs.values() for name in _each(names)

@@ -25,7 +25,7 @@ class Difference:
 
     @property
     def nonfinite(self) -> str:
-        """In words, where there is something."""
+        """Says how many NaN and Inf each side has; empty where there are none."""
         counts = [
             f"{nan} NaN and {inf} Inf in {which}" for which, nan, inf in zip("AB", self.nan, self.inf) if nan or inf
         ]

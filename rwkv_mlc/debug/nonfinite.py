@@ -15,7 +15,8 @@ LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 def first_nonfinite(dump: Dump, other: Dump | None = None) -> str | None:
-    """In words, where there is one. ``other`` tells whether its values would fit."""
+    """Says which value of a dump is the first that has NaN, Inf or the end of float16's range; None where there is none.
+    ``other`` tells whether its values would fit."""
     for name, array in dump.tensors.items():
         if not np.isfinite(array).all() or _saturated(array):
             return _described(dump, name, array, other)

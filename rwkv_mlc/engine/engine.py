@@ -167,7 +167,7 @@ class Engine:
         state: State | None = None,
         **changes,
     ) -> Answer:
-        """As ``stream``, run to its end."""
+        """Run ``stream`` to its end and return the answer. Raises what ``stream`` raises."""
         answer = self.stream(prompt, params, state, **changes)
         for _ in answer:
             pass

@@ -67,7 +67,7 @@ def read_fatbin(data: bytes) -> list[Image]:
 
 
 def read_resources(cubin: bytes) -> dict[str, Resources]:
-    """By the kernels' names. Raises ValueError for what is no machine code of CUDA's."""
+    """What each kernel takes of a multiprocessor, by its name. Raises ValueError for what is no machine code of CUDA's."""
     parsed = lief.ELF.parse(io.BytesIO(cubin))
     if parsed is None or parsed.header.machine_type != lief.ELF.ARCH.CUDA:
         raise ValueError("no machine code of CUDA's")

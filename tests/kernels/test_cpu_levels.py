@@ -12,8 +12,7 @@ from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.machine.cpu_features import host_architecture, host_features
 from support.accuracy import BOUND, TOKENS, trained_like_weights
 from support.kernel_build import call, error
-from tir_kernels.builder import arg, prim_func, span
-from tir_kernels.cpu.simd import widen
+from tir_kernels.builder import arg, cast, prim_func, span
 
 pytestmark = pytest.mark.skipif(host_architecture() != "x86_64", reason="other CPUs run no code for x86-64")
 
@@ -52,7 +51,7 @@ def convert(width: int):
         x, out = arg("x", (count, width), "float16"), arg("out", (count, width))
         with T.serial(0, count) as i:
             at = span(0, width)
-            T.buffer_store(out, widen(x[i, at], "float32", width), [i, at])
+            T.buffer_store(out, cast(x[i, at], "float32", width), [i, at])
 
     return kernel
 

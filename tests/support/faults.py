@@ -186,8 +186,8 @@ def _in_every_generation(generation: str) -> list[Fault]:
             {
                 "llvm": Edit(
                     "tir_kernels.cpu.quantize_activation",
-                    "low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0],",
-                    "low = widen(T.cast(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], 'int16x16'),",
+                    "low = cast(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0],",
+                    "low = cast(T.cast(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], 'int16x16'),",
                 )
             },
             first="prefill/logits",

@@ -10,12 +10,12 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, root_block, span, splat
+from ..builder import arg, cast, constant, prim_func, root_block, span, splat
 from ..product import Matrix, check_planes, operands
 from .blocks import each_block, finish_block
 from .integer_dot import INTEGER_DOTS
 from .packed import PackedGroup
-from .simd import LANES, registers, widen
+from .simd import LANES, registers
 
 TILES = {"vnni": (6, 2)}
 """Register blocks, token rows by vectors of 16 output rows, for the integer dots that take digits up to 127 and outrun
@@ -77,7 +77,7 @@ def gemm_int8(
                             sums[m, v] = T.bind(dot(sums[m, v], w[v], digit))
                 for m, v in cells:
                     scale = panel_scale[g, v, lanes] * splat(scales[matrices[i].plane, tokens[m], g], LANES)
-                    value = acc[m][v, lanes] + widen(sums[m, v], "float32", LANES) * scale
+                    value = acc[m][v, lanes] + cast(sums[m, v], "float32", LANES) * scale
                     T.buffer_store(acc[m], value, [v, lanes])
             return acc
 

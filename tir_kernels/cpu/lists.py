@@ -9,8 +9,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import span, splat, vector_type
-from .simd import LANES, intrinsic, registers, widen
+from ..builder import cast, span, splat, vector_type
+from .simd import LANES, intrinsic, registers, sum_lanes
 
 AHEAD = 96  # entries after the last one of a list, all 0: products look ahead
 MOST = 7 / 16  # of the inputs; from there on all are listed
@@ -30,7 +30,7 @@ def magnitude(values, width: int):
 
 
 def count(chosen, width: int):
-    return intrinsic("llvm.vector.reduce.add", "int32", widen(chosen, "int32", width))
+    return sum_lanes(cast(chosen, "int32", width))
 
 
 def not_listed(x, row, columns: int, skip: bool):
@@ -40,9 +40,9 @@ def not_listed(x, row, columns: int, skip: bool):
     T.buffer_store(found, splat(T.int32(0), LANES), [lanes])
     with T.serial(0, columns // LANES) as i:
         nonzero = magnitude(x[0, row, T.ramp(i * LANES, 1, LANES)], LANES) != splat(T.int32(0), LANES)
-        T.buffer_store(found, found[lanes] + widen(nonzero, "int32", LANES), [lanes])
+        T.buffer_store(found, found[lanes] + cast(nonzero, "int32", LANES), [lanes])
     most = int(MOST * columns) if skip else 0
-    dense = intrinsic("llvm.vector.reduce.add", "int32", found[lanes]) >= T.int32(most)
+    dense = sum_lanes(found[lanes]) >= T.int32(most)
     return T.bind(T.Select(dense, T.int32(NONE), T.int32(0)))
 
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, span, splat
+from ..builder import arg, cast, span, splat
 from ..grouped import Grouped
-from .simd import LANES, widen
+from .simd import LANES
 
 LINE = 64  # bytes
 LINE_WORDS = LINE // 4
@@ -46,7 +46,7 @@ class PackedFloat:
 
     def value(self, weight, block, k):
         """The weights of input k in a block of 16 rows, float32."""
-        return widen(weight[block, k, span(0, LANES)], "float32", LANES)
+        return cast(weight[block, k, span(0, LANES)], "float32", LANES)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TiledFloat(PackedFloat):
     def value(self, weight, block, k):
         vectors = self.tile // LANES
         at = T.ramp(block % vectors * LANES, 1, LANES)
-        return widen(weight[block // vectors, k, at], "float32", LANES)
+        return cast(weight[block // vectors, k, at], "float32", LANES)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PackedGroup(Grouped):
 
     def scale(self, q_scale, block, g):
         """The scales of group g in a block of 16 rows, float32."""
-        return widen(q_scale[block, g, span(0, LANES)], "float32", LANES)
+        return cast(q_scale[block, g, span(0, LANES)], "float32", LANES)
 
     def values(self, q_weight, block, g) -> Iterator:
         """The weights of each input of group g in a block of 16 rows, float32, without their scale."""
@@ -100,7 +100,7 @@ class PackedGroup(Grouped):
         """Field ``index`` of 16 words as float32, offset removed."""
         mask = splat(T.uint32(2**self.bits - 1), LANES)
         value = T.bitwise_and(T.shift_right(words, splat(T.uint32(index * self.bits), LANES)), mask)
-        return widen(widen(value, "int32", LANES), "float32", LANES) - splat(T.float32(self.max_int), LANES)
+        return cast(cast(value, "int32", LANES), "float32", LANES) - splat(T.float32(self.max_int), LANES)
 
     @property
     def quads(self) -> list[list[int]]:
@@ -156,12 +156,12 @@ class TiledGroup(PackedGroup):
     def scale(self, q_scale, block, g):
         tile, first, part = self._place(block)
         at = [T.ramp(first + part * 4 + 16 * b, 1, 4) for b in range(4)]
-        return widen(T.Shuffle([q_scale[tile, g, place] for place in at], list(range(LANES))), "float32", LANES)
+        return cast(T.Shuffle([q_scale[tile, g, place] for place in at], list(range(LANES))), "float32", LANES)
 
     def value(self, q_weight, block, k):
         """The weights of input k in a block of 16 rows, float32, without their scale."""
-        fields = widen(self._octets(q_weight, block, k), "int32", LANES)
-        return widen(fields - splat(T.int32(self.max_int), LANES), "float32", LANES)
+        fields = cast(self._octets(q_weight, block, k), "int32", LANES)
+        return cast(fields - splat(T.int32(self.max_int), LANES), "float32", LANES)
 
     def values(self, q_weight, block, g) -> Iterator:
         return (self.value(q_weight, block, g * self.group + k) for k in range(self.group))

@@ -12,9 +12,9 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, root_block, splat
+from ..builder import arg, cast, constant, prim_func, root_block, splat
 from .packed import PackedGroup
-from .simd import LANES, intrinsic, largest_magnitude, registers, widen
+from .simd import LANES, largest_magnitude, registers, sum_lanes
 
 DIGITS = 3
 BASE_BITS = 7
@@ -24,20 +24,20 @@ LARGEST = 2**20
 def digits_of(q, width: int) -> Iterator:
     """The digits of int32 lanes, lowest first."""
 
-    def constant(value: int):
+    def integer(value: int):
         return splat(T.int32(value), width)
 
     for _ in range(DIGITS - 1):
-        digit = T.bind(T.bitwise_and(q + constant(64), constant(127)) - constant(64))
+        digit = T.bind(T.bitwise_and(q + integer(64), integer(127)) - integer(64))
         yield digit
-        q = T.bind(T.shift_right(q - digit, constant(BASE_BITS)))
+        q = T.bind(T.shift_right(q - digit, integer(BASE_BITS)))
     yield q
 
 
 def join_digits(sums: list):
     """The float32 number that int32x16 sums of the products at each place make together."""
-    low = widen(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], "float32", LANES)
-    return widen(sums[2], "float32", LANES) * constant(2.0 ** (2 * BASE_BITS), LANES) + low
+    low = cast(T.shift_left(sums[1], splat(T.int32(BASE_BITS), LANES)) + sums[0], "float32", LANES)
+    return cast(sums[2], "float32", LANES) * constant(2.0 ** (2 * BASE_BITS), LANES) + low
 
 
 @lru_cache(None)
@@ -97,15 +97,15 @@ def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx
             total = [None] * DIGITS
             order = [word + field for word in range(0, LANES, fields) for quad in form.quads for field in quad]
             for i, value in enumerate(values):
-                q = T.bind(widen(T.nearbyint(value * inverse), "int32", LANES))
+                q = T.bind(cast(T.nearbyint(value * inverse), "int32", LANES))
                 for place, digit in enumerate(digits_of(q, LANES)):
                     total[place] = digit if total[place] is None else total[place] + digit
-                    ordered = T.Shuffle([widen(digit, "int8", LANES)], order)
+                    ordered = T.Shuffle([cast(digit, "int8", LANES)], order)
                     at = T.ramp((g * group + i * LANES) // 4, 1, LANES // 4)
                     T.buffer_store(digits, T.reinterpret(ordered, dtype="int32x4"), [n, t, place, at])
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [n, t, g])
             for place in range(DIGITS):
-                summed = intrinsic("llvm.vector.reduce.add", "int32", total[place])
+                summed = sum_lanes(total[place])
                 T.buffer_store(offsets, summed * -form.max_int, [n, t, place, g])
 
         with root_block():

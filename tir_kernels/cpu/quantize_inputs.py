@@ -7,11 +7,11 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, root_block, span, splat
+from ..builder import arg, cast, constant, prim_func, root_block, span, splat
 from .lists import AHEAD, compress, count, end_list, magnitude, not_listed
 from .packed import PackedGroup
 from .quantize_activation import DIGITS, LARGEST, digits_of
-from .simd import LANES, intrinsic, registers, widen
+from .simd import LANES, intrinsic, registers, sum_lanes
 
 
 @lru_cache(None)
@@ -47,14 +47,14 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
             largest = intrinsic("llvm.vector.reduce.smax", "int32", magnitude(values, width))
             top = T.bind(T.reinterpret(largest, dtype="float32"))
             inverse = T.bind(splat(T.float32(LARGEST) / T.max(top, T.float32(1e-30)), width))
-            q = T.bind(widen(T.nearbyint(values * inverse), "int32", width))
+            q = T.bind(cast(T.nearbyint(values * inverse), "int32", width))
             first = T.bind(bounds[t, g])
             # A byte for the digit of each place, one for the position in the group plus 1, so that 0 is none.
             packed = T.ramp(T.int32(1 << 24), T.int32(1 << 24), width)
             for place, digit in enumerate(digits_of(q, width)):
                 octet = T.bitwise_and(digit, splat(T.int32(255), width))
                 packed = T.bitwise_or(packed, T.shift_left(octet, splat(T.int32(8 * place), width)))
-                total = intrinsic("llvm.vector.reduce.add", "int32", digit)
+                total = sum_lanes(digit)
                 T.buffer_store(offsets, total * -form.max_int, [t, place, g])
             listed = registers((width + LANES,), "int32")
             T.buffer_store(listed, splat(T.int32(0), width), [span(0, width)])
@@ -66,7 +66,7 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
                 end = T.bind(end + count(of_part, LANES))
             packed = T.bind(listed[span(0, width)])
             for place in range(DIGITS):
-                octets = widen(T.shift_right(packed, splat(T.int32(8 * place), width)), "int8", width)
+                octets = cast(T.shift_right(packed, splat(T.int32(8 * place), width)), "int8", width)
                 at = [t, place, T.ramp(first, 1, fours)]
                 T.buffer_store(digits, T.reinterpret(octets, dtype=f"int32x{fours}"), at)
             numbers = T.bind(T.shift_right(packed, splat(T.int32(24), width)))

@@ -7,9 +7,9 @@ from functools import lru_cache, reduce
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, constant, prim_func, root_block, span, splat
+from ..builder import arg, cast, constant, prim_func, root_block, span, splat
 from .packed import PackedGroup
-from .simd import intrinsic, largest_magnitude, registers, vector_width, widen
+from .simd import largest_magnitude, registers, sum_lanes, vector_width
 
 LARGEST = 127
 
@@ -52,9 +52,9 @@ def quantize_int8(columns: int, form: PackedGroup) -> tirx.PrimFunc:
             values = [T.bind(value) for value in values]
             top = largest_magnitude(values, width)
             inverse = T.bind(splat(T.float32(LARGEST) / T.max(top, T.float32(1e-30)), width))
-            numbers = [T.bind(widen(T.nearbyint(value * inverse), "int32", width)) for value in values]
-            total = intrinsic("llvm.vector.reduce.add", "int32", reduce(lambda a, b: a + b, numbers))
-            octets = [widen(number, "int8", width) for number in numbers] + [splat(T.int8(0), width)]
+            numbers = [T.bind(cast(T.nearbyint(value * inverse), "int32", width)) for value in values]
+            total = sum_lanes(reduce(lambda a, b: a + b, numbers))
+            octets = [cast(number, "int8", width) for number in numbers] + [splat(T.int8(0), width)]
             packed = T.reinterpret(T.Shuffle(octets, order), dtype=f"int32x{quads}")
             T.buffer_store(digits, packed, [n, t, T.ramp(g * quads, 1, quads)])
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [n, t, g])

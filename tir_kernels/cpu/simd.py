@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from functools import reduce
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import constant, splat, vector_type
+from ..builder import cast, constant, splat, vector_type
 
 LANES = 16
 
@@ -28,11 +27,6 @@ def registers(shape: tuple[int, ...], dtype: str = "float32"):
 def vector_width(extent: int) -> int:
     """The widest vector, up to ``LANES``, that divides an extent."""
     return math.gcd(extent, LANES)
-
-
-def widen(value, dtype: str, width: int):
-    """Convert every lane of a vector to ``dtype``."""
-    return tirx.Cast(vector_type(dtype, width), value)
 
 
 def intrinsic(name: str, dtype: str, *args):
@@ -54,14 +48,19 @@ def exp(x, width: int):
     series = constant(1.9875691500e-4, width)
     for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         series = series * f + constant(c, width)
-    power = (widen(n, "int32", width) + splat(T.int32(127), width)) << splat(T.int32(23), width)
+    power = (cast(n, "int32", width) + splat(T.int32(127), width)) << splat(T.int32(23), width)
     return T.bind(
         (series * f * f + f + constant(1.0, width)) * T.reinterpret(power, dtype=vector_type("float32", width))
     )
 
 
+def sum_lanes(x):
+    """Sum of int32 lanes."""
+    return intrinsic("llvm.vector.reduce.add", "int32", x)
+
+
 def reduce_add(x, width: int):
-    """Sum of the lanes, pairwise."""
+    """Sum of float32 lanes, pairwise."""
     if width == 1:
         return x
     while width > 2:

@@ -7,14 +7,14 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, prim_func, root_block, span, splat
+from ..builder import arg, cast, prim_func, root_block, span, splat
 from ..product import Matrix, operands
 from .blocks import finish_block
 from .integer_dot import INTEGER_DOTS
 from .lists import AHEAD
 from .packed import LINE, PackedFloat, Tiled
 from .quantize_activation import DIGITS, join_digits
-from .simd import LANES, prefetch, registers, widen
+from .simd import LANES, prefetch, registers
 
 TOGETHER = {"vnni": 4, "avx512": 4}
 """Vectors of 16 rows, with three places each, whose integer sums stay in registers; 2 where those are few or narrow."""
@@ -136,7 +136,7 @@ def sparse_gemv(
                         add_four(tile, t, four, sums, chosen)
                     for i, v in enumerate(chosen):
                         product = join_digits([sums[place][i, lanes] for place in range(DIGITS)])
-                        scale = widen(q_scale[0][tile, g, T.ramp(v * LANES, 1, LANES)], "float32", LANES)
+                        scale = cast(q_scale[0][tile, g, T.ramp(v * LANES, 1, LANES)], "float32", LANES)
                         scale = scale * splat(scales[t, g], LANES)
                         T.buffer_store(total, total[v, lanes] + product * scale, [v, lanes])
             return [natural(total, v) for v in range(vectors)]

@@ -60,9 +60,9 @@ def gemv(
 ) -> tirx.PrimFunc:
     """(x, weights.. [, gate][, residual] -> out..).
 
-    Shapes as in ``gemv``: x [planes, T, K] in ``x_dtype``; weights as ``rows`` says; out_i [1, T, N_i] in its own dtype; gate
-    and residual float32. Products and sums are float32. ``tokens`` (1, 2 or 4) are multiplied with the weights that are
-    loaded once; ``float16_lanes`` is how many float16 a vector may hold.
+    Shapes as in ``cpu.gemv``: x [planes, T, K] in ``x_dtype``; weights as ``rows`` says; out_i [1, T, N_i] in its own
+    dtype; gate and residual float32. Products and sums are float32. ``tokens`` (1, 2 or 4) are multiplied with the weights
+    that are loaded once; ``float16_lanes`` is how many float16 a vector may hold.
 
     ``ROWS`` rows of a matrix belong to as many threads as ``lanes_along`` says, 16 bytes of each row a thread at a time;
     the threads' sums are added in two steps through shared memory."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ..builder import arg, prim_func, size, span
 from ..norm import mixed, normalized
+from ..recurrence import Phase
 from ..segments import sequence
 from .threads import THREADS, each, grid, narrow, registers, shared, statistics, vector_of
 
@@ -31,7 +31,7 @@ def norm_shift_mix(
     channels: int,
     num_mixes: int,
     epsilon: float,
-    phase: Literal["prefill", "decode"],
+    phase: Phase,
     dtype: str = "float32",
     parts: int = 1,
     in_place: bool = False,

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import constant, span, vector_type
+from ..builder import cast, constant, span
 
 THREADS = 256
 RADIX = 16  # partial sums that a thread adds between two barriers
@@ -61,9 +60,9 @@ def vector_of(dtype: str, extent: int, float16_lanes: int = 4) -> int:
 def lanes_of(vector, width: int) -> list:
     """The lanes of a vector, float32."""
     if width == 1:
-        return [T.bind(tirx.Cast("float32", vector))]
+        return [T.bind(cast(vector, "float32", 1))]
     vector = T.bind(vector)
-    return [tirx.Cast("float32", T.Shuffle([vector], [i])) for i in range(width)]
+    return [cast(T.Shuffle([vector], [i]), "float32", 1) for i in range(width)]
 
 
 def narrow(value, dtype: str, width: int = 1):
@@ -71,7 +70,7 @@ def narrow(value, dtype: str, width: int = 1):
     if dtype == "float32":
         return value
     most, least = constant(FLOAT16_MAX, width), constant(-FLOAT16_MAX, width)
-    return tirx.Cast(vector_type("float16", width), T.max(T.min(value, most), least))
+    return cast(T.max(T.min(value, most), least), "float16", width)
 
 
 def each(extent: int, thread, threads: int, width: int, emit: Callable, unrolled: bool = True) -> None:

@@ -23,4 +23,4 @@ from .gpu import GPUOps
 from .kernels import KernelOps
 
 FAMILIES: dict[str, type[KernelOps]] = {"cpu": CPUOps, "gpu": GPUOps}
-"""By ``GraphTarget.family``."""
+"""The operations of every family of targets, by ``GraphTarget.family``."""

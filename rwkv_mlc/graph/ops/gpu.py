@@ -48,7 +48,7 @@ class GPUOps(KernelOps):
 
     @staticmethod
     def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
-        """By rows."""
+        """The layouts in which what is stored of a parameter lies by rows."""
         if isinstance(form, FloatForm):
             return ("stored",)
         return ("transposed" if form.transposed else "stored",) * 2

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..model import GraphModel
 
 Names = str | tuple[str, ...] | None
-"""Of one output: its name, one for every plane of its first axis, or none where it is of no interest by itself."""
+"""What one output is called: its name, one for every plane of its first axis, or none where it is of no interest by itself."""
 
 HALF_BLOCKS = {"ln1": "att", "ln2": "ffn"}
 ACTIVATED = {None: "{}", "squared_relu": "k_squared", "sigmoid": "{}_sigmoid", "silu": "{}_silu"}
@@ -144,12 +144,12 @@ class KernelOps(ABC):
         return f"{self.names[value].rpartition('.')[0]}.{role}"
 
     def mixed_names(self, norm: str, targets: Sequence[str]) -> tuple[str, ...]:
-        """Of the mixed inputs after the norm ``blocks.0.ln1``."""
+        """The names of the mixed inputs after a norm such as ``blocks.0.ln1``."""
         block, _, kind = norm.rpartition(".")
         return tuple(f"{block}.{HALF_BLOCKS[kind]}.mixed_{target}" for target in targets)
 
     def product_names(self, products: Sequence[Product], gated: bool = False, residual: bool = False) -> list[str]:
-        """Of the products of matrices such as ``blocks.0.att.key``, by what is fused with them."""
+        """The names of the products of matrices such as ``blocks.0.att.key``, by what is fused with them."""
 
         def of(matrix: str, activation: str | None) -> str:
             half_block, _, role = matrix.rpartition(".")
