@@ -10,7 +10,7 @@ for text in engine.stream("Once upon a time", temperature=0):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["BuildOptions", "Chat", "Engine", "SamplingParams", "UserError", "build"]
@@ -32,7 +32,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Import on first use: converting a checkpoint needs no runtime, and `rwkv-mlc --help` should not wait for one."""
     if name in _HOMES:
         import importlib

@@ -70,6 +70,9 @@ class RWKVConfig:
 
     @property
     def group_norm_epsilon(self) -> float:
+        """That of heads. Raises ValueError for a model without them."""
+        if not self.head_size:
+            raise ValueError(f"RWKV-{self.generation} has no heads to normalize")
         return 1e-5 * self.head_size_divisor**2
 
     @model_serializer

@@ -134,7 +134,8 @@ def group_of(parameter: Parameter) -> str:
         return parameter.role
     if parameter.role == "vector":
         return "vectors"
-    return "attention matrices" if ".attention." in parameter.name else "feed-forward matrices"
+    (room,) = {"attention", "feed_forward"} & set(parameter.name.split("."))
+    return {"attention": "attention matrices", "feed_forward": "feed-forward matrices"}[room]
 
 
 def _error(scheme: Scheme, parameter: Parameter, array: np.ndarray, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:

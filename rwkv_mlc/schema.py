@@ -21,6 +21,9 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "uint32": 4}
 
 # The function _metadata of a library
 
+NATIVE = "native"
+"""The name of our own interface."""
+
 CAPTURED_PREFIX = "captured_"
 """Begins the name of a second form of a function, whose launches on a CUDA device are one graph."""
 
@@ -99,7 +102,7 @@ class KernelValues(NamedTuple):
 class LibraryMetadata(Schema):
     """What ``_metadata`` returns, as JSON."""
 
-    interface: str = "native"
+    interface: str = NATIVE
     """Which set of functions the library has."""
     config: RWKVConfig = Field(alias="model_config")
     """The model that it was compiled for. ``context_length`` and ``float32`` may differ from the artifact's."""
@@ -277,7 +280,7 @@ class ChatConfig(Schema):
     version: str | None = None
     """The version of mlc_llm's format."""
     model_type: str | None = None
-    """``rwkv4`` or ``rwkv5``."""
+    """The generation's name, such as ``rwkv5``."""
     quantization: str
     """The scheme of the parameters; see Schemes."""
     config: RWKVConfig = Field(alias="model_config")
@@ -337,7 +340,7 @@ class ChatConfig(Schema):
     model_name: str | None = None
     """The artifact's name without the scheme."""
     model_category: str | None = None
-    """``rwkv``, ``rwkv_world`` or ``rwkv5``."""
+    """mlc_chat's name of the generation and its vocabulary, such as ``rwkv_world``."""
     conv_config: Conversation2023 | None = None
     """For mlc_chat."""
     mean_gen_len: Extent | None = None
@@ -479,7 +482,8 @@ class DumpHeader(Schema):
     @model_validator(mode="after")
     def _check_tokens(self) -> DumpHeader:
         if max([*self.tokens, *self.decoded]) >= self.config.vocab_size:
-            raise ValueError(f"token ids between 0 and {self.config.vocab_size - 1}")
+            largest = max([*self.tokens, *self.decoded])
+            raise ValueError(f"gives the token id {largest}, expected at most {self.config.vocab_size - 1}")
         return self
 
     @property

@@ -91,6 +91,8 @@ def _found(error: ValidationError) -> str:
         expected = EXPECTED[first["type"]].format(**context)
     else:
         expected = first["msg"].removeprefix("Input should be ")
+    if not first["loc"] and first["type"] == "value_error":
+        return expected
     if not first["loc"]:
         return f"holds a {type(first['input']).__name__}, expected {expected}"
     return f"gives {_place(first['loc'])} as {reprlib.repr(first['input'])}, expected {expected}"

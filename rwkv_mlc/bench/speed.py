@@ -94,7 +94,7 @@ def bench(
         "prefill_activations": engine.library.prefill_activations,
     }
     if batch == 1 and (units := hidden_units(engine, text)):
-        values = (stored[f"model.blocks.{layer}.feed_forward.value.weight"] for layer in range(len(units)))
+        values = [stored[p.name] for p in engine.artifact.model_parameters if p.sparse_input]
         read = weight_bytes - sum(unit.unread * nbytes for unit, nbytes in zip(units, values))
         result["decode"] |= {
             "hidden_zeros": [unit.zero for unit in units],

@@ -23,7 +23,8 @@ MARGIN = 4.0  # how much further another text may reach
 def float32_patterns(config: RWKVConfig, layers: Sequence[int], roles: Sequence[str]) -> list[str]:
     """``RWKVConfig.float32`` for whole layers and for roles, such as ``ffn.key``, of every layer; a matrix takes what it
     reads along. Raises UserError for a layer or role that the model does not have."""
-    known = {role.name: role for role in generation_of(config).block_roles(config)}
+    generation, layer_numbers = generation_of(config), range(config.num_hidden_layers)
+    known = {role.name: role for layer in layer_numbers for role in generation.block_roles(config, layer)}
     for layer in layers:
         if not 0 <= layer < config.num_hidden_layers:
             raise UserError(

@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "lief":
             raise
-        raise UserError("verify reads libraries with lief, which is not installed: pip install lief") from None
+        raise UserError(
+            "verify reads libraries with lief, which is not installed; run pip install rwkv_mlc[verify]."
+        ) from None
 
     reports = verify(args.path)
     if args.json:

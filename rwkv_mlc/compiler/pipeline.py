@@ -22,8 +22,12 @@ transform = relax.transform
 Pass = tvm.transform.Pass
 
 
-def _kernels(target: CompileTarget) -> list[Pass]:
-    return [merge_kernels] if target.converts_float16 else [widen_by_integers, merge_kernels]
+def _float16(target: CompileTarget) -> list[Pass]:
+    return [] if target.converts_float16 else [widen_by_integers]
+
+
+def _merge(_: CompileTarget) -> list[Pass]:
+    return [merge_kernels]
 
 
 def _lower(_: CompileTarget) -> list[Pass]:
@@ -41,12 +45,13 @@ def _runtime(_: CompileTarget) -> list[Pass]:
 
 
 PHASES: list[tuple[str, Callable[[CompileTarget], list[Pass]]]] = [
-    ("1-kernels", _kernels),
+    ("1-float16", _float16),
+    ("1-merge", _merge),
     ("2-lower", _lower),
     ("3-memory", _memory),
     ("4-runtime", _runtime),
 ]
-"""Every pass, in order, by the phase after which the module can be dumped."""
+"""Every pass, in order, by the phase after which the module can be dumped; a phase may be empty for a target."""
 
 
 def _options(target: CompileTarget) -> dict:
@@ -66,7 +71,7 @@ def compile_module(mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | No
                 path.write_text(module.script(), encoding="utf-8")
 
     dump("0-graph", mod)
-    graph, phases = mod, [(name, passes(target)) for name, passes in PHASES]
+    graph, phases = mod, [(name, found) for name, passes in PHASES if (found := passes(target))]
     with target.tvm, tvm.transform.PassContext(config=_options(target)), kernels_as_source():
         for name, passes in phases:
             mod = tvm.transform.Sequential(passes)(mod)

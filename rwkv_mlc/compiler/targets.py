@@ -155,7 +155,9 @@ def _suffix(triple: str) -> Literal[".so", ".dylib", ".tar"]:
     return ".dylib" if "apple" in triple else ".so"
 
 
-def _gpu(options: dict, *, name: str, kind: str, limits: dict, triple: str | None = None) -> CompileTarget:
+def _gpu(
+    options: dict, *, name: str, kind: str, limits: dict, float16_lanes: int, triple: str | None = None
+) -> CompileTarget:
     """A GPU of TVM's ``kind``, for a host of any CPU: this machine's architecture, unless ``triple`` or the options' own
     ``host`` says otherwise."""
     if "mcpu" in options:
@@ -163,8 +165,7 @@ def _gpu(options: dict, *, name: str, kind: str, limits: dict, triple: str | Non
     host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
     target = _accepted({"kind": kind, **limits, **options}, host)
     suffix = _suffix(json.loads(str(target))["host"]["mtriple"])
-    lanes = 4 if kind in ("metal", "vulkan") else 8
-    return CompileTarget(name=name, tvm=target, family="gpu", suffix=suffix, float16_lanes=lanes)
+    return CompileTarget(name=name, tvm=target, family="gpu", suffix=suffix, float16_lanes=float16_lanes)
 
 
 def _cuda(options: dict) -> CompileTarget:
@@ -174,7 +175,7 @@ def _cuda(options: dict) -> CompileTarget:
     if arch is not None and not re.fullmatch(r"sm_\d+", str(arch)):
         raise UserError(f"The target's arch should be like {ARCHITECTURES[0]}, not {arch!r}.")
     limits = {**LARGE_GPU, "max_shared_memory_per_block": 48 * KIB, "arch": ARCHITECTURES[0]}
-    target = _gpu(options, name="cuda", kind="cuda", limits=limits)
+    target = _gpu(options, name="cuda", kind="cuda", limits=limits, float16_lanes=8)
     architectures = (arch,) if arch else ARCHITECTURES
     return dataclasses.replace(target, architectures=architectures, tensor_cores=True, launch_graphs=True)
 
@@ -183,7 +184,7 @@ def _vulkan(options: dict) -> CompileTarget:
     from .spirv.module import register
 
     register()
-    return _gpu(options, name="vulkan", kind="vulkan", limits={**SMALL_GPU, "thread_warp_size": 1})
+    return _gpu(options, name="vulkan", kind="vulkan", limits={**SMALL_GPU, "thread_warp_size": 1}, float16_lanes=4)
 
 
 def _android_cpu(options: dict) -> CompileTarget:
@@ -197,10 +198,12 @@ _opencl_limits = {**SMALL_GPU, "thread_warp_size": 1}
 TARGETS: dict[str, Callable[[dict], CompileTarget]] = {
     "llvm": _llvm,
     "cuda": _cuda,
-    "metal": functools.partial(_gpu, name="metal", kind="metal", limits=_metal_limits, triple=MACOS),
+    "metal": functools.partial(_gpu, name="metal", kind="metal", limits=_metal_limits, float16_lanes=4, triple=MACOS),
     "vulkan": _vulkan,
-    "opencl": functools.partial(_gpu, name="opencl", kind="opencl", limits=_opencl_limits),
-    "android": functools.partial(_gpu, name="android", kind="opencl", limits=_opencl_limits, triple=ANDROID),
+    "opencl": functools.partial(_gpu, name="opencl", kind="opencl", limits=_opencl_limits, float16_lanes=8),
+    "android": functools.partial(
+        _gpu, name="android", kind="opencl", limits=_opencl_limits, float16_lanes=8, triple=ANDROID
+    ),
     "android-cpu": _android_cpu,
 }
 

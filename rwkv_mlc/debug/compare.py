@@ -197,7 +197,8 @@ def _kernel(case: Case) -> str | None:
 
 
 def _check(a: DumpHeader, b: DumpHeader) -> None:
-    if names := _different(a, b, SHAPE):
+    names = _different(a, b, (*SHAPE, *a.config.own, *b.config.own))
+    if names:
         raise UserError(
             f"The dumps of {a.name} and {b.name} are of different models: they differ in {', '.join(names)}."
         )

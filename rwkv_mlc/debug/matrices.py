@@ -9,16 +9,12 @@ import numpy as np
 from ..models import Parameter
 from ..models.values import Value
 from ..quantization.schemes import FloatForm, GroupForm
+from ..reference.layers import sigmoid
 from .weights import StoredWeights
 
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)
-
-
 OPERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sigmoid": _sigmoid,
-    "SiLU": lambda x: x * _sigmoid(x),
+    "sigmoid": sigmoid,
+    "SiLU": lambda x: x * sigmoid(x),
     "squared ReLU": lambda x: np.maximum(x, 0) ** 2,
 }
 """What is done with a product alone, by ``Value.operation``."""

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a Wor
 class Answer(Sequence):
     """A sequence alone in a state of the caller's, while it runs and after it.
 
-    Iterating yields text as it becomes certain, and goes on where an earlier iteration stopped."""
+    Iterating yields text as it becomes certain, and goes on where an earlier iteration stopped; an exception ends it."""
 
     def __init__(self, engine: Engine, prompt: Tokens, params: SamplingParams, state: State):
         super().__init__(prompt, params, engine.tokenizer, engine.valid_ids, engine.end_ids)
@@ -91,8 +92,8 @@ class Engine:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the model's and the template's."""
-        return frozenset((*self.artifact.chat_config.eos_token_ids, *self.template.stop_token_ids))
+        """Tokens that end an answer: the end of text, and those of the model's and the template's configuration."""
+        return frozenset((END_OF_TEXT, *self.artifact.chat_config.eos_token_ids, *self.template.stop_token_ids))
 
     def new_state(self) -> State:
         """The state before the first token."""
@@ -141,7 +142,7 @@ class Engine:
         """Runs up to ``slots`` sequences at a time, each in a state of its own; more wait their turn."""
         return Scheduler(StatePool(self.runner, slots), self.prefill_chunk, self.stats)
 
-    def sequence(self, prompt: str | bytes | Tokens, params: SamplingParams | None = None, **changes) -> Sequence:
+    def sequence(self, prompt: str | bytes | Tokens, params: SamplingParams | None = None, **changes: Any) -> Sequence:
         """A prompt and its answer for a scheduler; arguments as for ``stream``."""
         params = dataclasses.replace(params or self.defaults, **changes)
         return Sequence(self.encode(prompt), params, self.tokenizer, self.valid_ids, self.end_ids)
@@ -151,7 +152,7 @@ class Engine:
         prompt: str | bytes | Tokens,
         params: SamplingParams | None = None,
         state: State | None = None,
-        **changes,
+        **changes: Any,
     ) -> Answer:
         """Read a prompt and return the running ``Answer`` to iterate over.
 
@@ -165,7 +166,7 @@ class Engine:
         prompt: str | bytes | Tokens,
         params: SamplingParams | None = None,
         state: State | None = None,
-        **changes,
+        **changes: Any,
     ) -> Answer:
         """Run ``stream`` to its end and return the answer. Raises what ``stream`` raises."""
         answer = self.stream(prompt, params, state, **changes)

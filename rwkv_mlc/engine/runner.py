@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..quantization.layouts import LAYOUTS
-from ..schema import LibraryMetadata, ParameterSpec
+from ..schema import NATIVE, LibraryMetadata, ParameterSpec
 from .cuda_graph import FUNCTION, DecodeGraph
 from .older_libraries import described
 from .parameters import Stored, load_parameters
@@ -31,7 +30,7 @@ from .tvm_runtime import (
     virtual_machine,
 )
 
-INTERFACE = "native"
+FUNCTIONS = ("prefill", "score", "decode", "batch_decode")  # of the native interface
 
 
 @dataclass
@@ -42,7 +41,7 @@ class State:
     tensors: list[Tensor]
     graph: DecodeGraph | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.packed = tvm_ffi.convert(self.tensors)
 
     @property
@@ -126,12 +125,14 @@ class Runner:
 
 
 def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) -> None:
-    if metadata.interface != INTERFACE:
+    if metadata.interface != NATIVE:
         raise UserError(
             f"{library} has the functions of the interface {metadata.interface}, and the engine calls those of "
-            f"{INTERFACE}; build it again."
+            f"{NATIVE}; build it again."
         )
-    if missing := [name for name in metadata.functions if not machine.implements_function(name)]:
+    named = list(metadata.functions)
+    missing = [name for name in FUNCTIONS if name not in named]
+    if missing := missing + [name for name in named if not machine.implements_function(name)]:
         raise UserError(f"{library} lacks {', '.join(missing)}: another version of rwkv_mlc built it; build it again.")
 
 
@@ -143,11 +144,10 @@ def _check_parameters(library: Path, specs: Sequence[ParameterSpec], parameters:
         if name not in parameters:
             continue
         stored = parameters[name]
-        shape, expected_shape = tuple(stored.shape), spec.stored_shape
-        if expected_shape is None:
-            shape, expected_shape = LAYOUTS[spec.layout].shape(shape), spec.shape
-        if (shape, str(stored.dtype)) != (expected_shape, spec.dtype):
-            problems.append(f"{name} is {stored.dtype} {list(shape)}, expected {spec.dtype} {list(expected_shape)}")
+        found, wanted = (stored.shape, str(stored.dtype)), (spec.stored_shape, spec.dtype)
+        if found != wanted:
+            shape = list(spec.stored_shape or ())
+            problems.append(f"{name} is {stored.dtype} {list(stored.shape)}, expected {spec.dtype} {shape}")
     if problems:
         raise UserError(
             f"The parameters do not fit {library}, {len(problems)} tensors are wrong: {'; '.join(problems)}; build the "

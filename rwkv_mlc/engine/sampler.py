@@ -44,13 +44,14 @@ class SamplingParams:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, (low, high) in (_RANGES | _INTEGER_RANGES).items():
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
             kind, kind_name = (Real, "a number") if name in _RANGES else (Integral, "an integer")
-            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits or not low <= value <= high:
                 raise UserError(f"{name} must be {kind_name} from {low} to {high}, not {value!r}.")
         if 0 < self.temperature < 0.01:
             raise UserError(f"temperature must be 0 (the likeliest token) or at least 0.01, not {self.temperature!r}.")

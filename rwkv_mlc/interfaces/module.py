@@ -9,6 +9,7 @@ from ..config import RWKVConfig
 from ..graph.model import Activations, GraphModel, check_activations
 from ..graph.target import GraphTarget
 from ..quantization.schemes import Scheme
+from ..schema import NATIVE
 from . import INTERFACES
 
 
@@ -17,7 +18,7 @@ def build_module(
     scheme: Scheme,
     target: GraphTarget,
     prefill_activations: Activations = "float32",
-    interface: str = "native",
+    interface: str = NATIVE,
 ) -> tvm.IRModule:
     """The functions of a library: those of the interface, those of the family that measure the machine, and ``_metadata``,
     which returns ``schema.LibraryMetadata`` as JSON.
@@ -33,6 +34,6 @@ def build_module(
     return builder.finalize()
 
 
-def float16_values(config: RWKVConfig, scheme: Scheme, target: GraphTarget, interface: str = "native") -> set[str]:
+def float16_values(config: RWKVConfig, scheme: Scheme, target: GraphTarget) -> set[str]:
     """The names of the values that a library for the target keeps in float16."""
-    return INTERFACES[interface].float16_values(GraphModel(config, scheme, target))
+    return INTERFACES[NATIVE].float16_values(GraphModel(config, scheme, target))

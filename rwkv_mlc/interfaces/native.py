@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from ..config import RWKVConfig
 from ..graph.marks import CAPTURED, MERGED
 from ..graph.state import StateAccess, StateRef
-from ..schema import CAPTURED_PREFIX, FunctionSpec, LibraryMetadata, ParameterSpec, StateSpec, TensorSpec
+from ..schema import CAPTURED_PREFIX, NATIVE, FunctionSpec, LibraryMetadata, ParameterSpec, StateSpec, TensorSpec
 from .interface import Interface
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Slots(StateAccess):
 
 
 class Native(Interface):
-    name = "native"
+    name = NATIVE
 
     def functions(self, config: RWKVConfig) -> dict[str, FunctionSpec]:
         def spec(function: Function) -> FunctionSpec:

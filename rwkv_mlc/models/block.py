@@ -9,6 +9,7 @@ from ..config import RWKVConfig
 from .generation import Generation
 from .parameter import NORMS, Parameter, Range, StateTensor, Transform
 from .values import Role, norm_role, product_role
+from .vocabulary import Expr, Ops, Weights
 
 # transformers' modeling_rwkv.py and the remote code of RWKV-5 (modeling_rwkv5.py)
 HUGGING_FACE_NAMES = (
@@ -22,19 +23,21 @@ HUGGING_FACE_NAMES = (
 
 
 class BlockGeneration(Generation):
-    """Blocks ``x + time_mixing(ln1(x))``, ``x + channel_mixing(ln2(x))``; the channel mixing is that of generations 4 and 5."""
+    """Blocks ``x + time_mixing(ln1(x))``, ``x + channel_mixing(ln2(x))``; the channel mixing is that of generations 4 and 5.
+
+    A generation whose layers hand on more than ``x`` writes ``blocks`` of its own."""
 
     hugging_face_names = HUGGING_FACE_NAMES
 
     # Parameters
 
     @abstractmethod
-    def attention(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
-        """The parameters of one layer's time mixing, below ``name`` and ``source``; what it adds to the residual stream is
-        halved so many times."""
+    def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
+        """The parameters of a layer's time mixing. What it adds to the residual stream is halved as often as that is."""
 
-    def feed_forward(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
-        """As ``attention``, of channel mixing."""
+    def feed_forward(self, config: RWKVConfig, layer: int) -> list[Parameter]:
+        """The parameters of a layer's channel mixing, as ``attention``."""
+        name, source, halvings = f"model.blocks.{layer}.feed_forward", f"blocks.{layer}.ffn", config.halvings(layer)
         c, f, inputs = config.hidden_size, config.intermediate_size, "channel_mixing_inputs"
         return [
             *(mix(name, source, target, c) for target in ("key", "receptance")),
@@ -47,22 +50,21 @@ class BlockGeneration(Generation):
         c, v = config.hidden_size, config.vocab_size
         result = [Parameter("model.embeddings.weight", "emb.weight", (v, c), "embedding", "embedding")]
         for i in range(config.num_hidden_layers):
-            block, source, halvings = f"model.blocks.{i}", f"blocks.{i}", config.halvings(i)
+            block, source = f"model.blocks.{i}", f"blocks.{i}"
             if i == 0:
                 result += norm(f"{block}.pre_ln", f"{source}.ln0", c)
             result += norm(f"{block}.ln1", f"{source}.ln1", c) + norm(f"{block}.ln2", f"{source}.ln2", c)
-            result += self.attention(config, f"{block}.attention", f"{source}.att", halvings)
-            result += self.feed_forward(config, f"{block}.feed_forward", f"{source}.ffn", halvings)
+            result += self.attention(config, i) + self.feed_forward(config, i)
         head = Parameter("head.weight", "head.weight", (v, c), "head", "head")
         return [*result, *norm("model.ln_out", "ln_out", c), head]
 
     # The graph
 
     @abstractmethod
-    def time_mixing(self, config: RWKVConfig, ops, block, x):
+    def time_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
         """x [1, T, C] with the block's time mixing added."""
 
-    def channel_mixing(self, config: RWKVConfig, ops, block, x):
+    def channel_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
         """x + sigmoid(r) * W_v relu(W_k ...)^2 ("RWKV", equation 19; "Eagle and Finch", section 4.3)."""
         w = block.at("feed_forward")
         mixes = {target: w.vector(f"time_mix_{target}") for target in ("key", "receptance")}
@@ -75,11 +77,11 @@ class BlockGeneration(Generation):
         )
         return ops.linear(key, w.matrix("value"), gate=receptance, residual=x)
 
-    def embed(self, config: RWKVConfig, ops, weights, tokens):
+    def embed(self, config: RWKVConfig, ops: Ops, weights: Weights, tokens: Expr) -> Expr:
         x = ops.embedding(tokens, weights.matrix("model.embeddings"))
         return ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))
 
-    def blocks(self, config: RWKVConfig, ops, weights, x):
+    def blocks(self, config: RWKVConfig, ops: Ops, weights: Weights, x: Expr) -> Expr:
         for layer in range(config.num_hidden_layers):
             block = weights.block(layer)
             x = self.time_mixing(config, ops, block, x)
@@ -88,16 +90,16 @@ class BlockGeneration(Generation):
                 x = ops.halve(x)
         return x
 
-    def head(self, config: RWKVConfig, ops, weights, x):
+    def head(self, config: RWKVConfig, ops: Ops, weights: Weights, x: Expr) -> Expr:
         return ops.linear(ops.layer_norm(x, weights.norm("model.ln_out")), weights.matrix("head"))
 
     # Roles
 
     @abstractmethod
-    def time_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+    def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         """From the norm ``ln1`` to ``att.output``."""
 
-    def channel_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+    def channel_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         """From the norm ``ln2`` to what is added to the residual stream."""
         return [
             *mixed_roles("ln2", "ffn", ["key", "receptance"]),
@@ -109,8 +111,8 @@ class BlockGeneration(Generation):
             Role("ffn.gated", "gate", ("ffn.receptance_sigmoid", "ffn.value"), rescaled=True),
         ]
 
-    def block_roles(self, config: RWKVConfig) -> list[Role]:
-        time_mixing, channel_mixing = self.time_mixing_roles(config), self.channel_mixing_roles(config)
+    def block_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
+        time_mixing, channel_mixing = self.time_mixing_roles(config, layer), self.channel_mixing_roles(config, layer)
         return [
             norm_role("ln1", "x"),
             *time_mixing,
@@ -120,9 +122,9 @@ class BlockGeneration(Generation):
             Role("ffn.residual", "sum", ("att.residual", channel_mixing[-1].name), rescaled=True),
         ]
 
-    def state_roles(self, config: RWKVConfig) -> list[Role]:
+    def state_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         """``att_x`` and ``ffn_x`` are the norms' last rows, the others what wkv leaves of all it read."""
-        (wkv,) = (role for role in self.block_roles(config) if role.name == "att.wkv")
+        (wkv,) = (role for role in self.block_roles(config, layer) if role.name == "att.wkv")
         rows = {"att_x": "ln1", "ffn_x": "ln2"}
 
         def role(state: StateTensor) -> Role:

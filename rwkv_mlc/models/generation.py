@@ -6,6 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from ..config import RWKVConfig
 from .parameter import Parameter, StateTensor
 from .values import Role, Value
+from .vocabulary import Expr, Ops, Weights
 
 if TYPE_CHECKING:
     from ..reference.trace import Trace
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 Device = Literal["cpu", "gpu"]
+
+Beside = Callable[[str], "np.ndarray | None"]
+"""The right value [T, C] of a role of the same block, None where it is not known."""
 
 ReferenceForward = Callable[[RWKVConfig, Mapping[str, np.ndarray], np.ndarray, dict, "Trace"], tuple[np.ndarray, dict]]
 """(config, parameters, embedded tokens [T, C], state by (layer, role), trace) -> logits [T, V], state."""
@@ -64,8 +69,8 @@ class Generation(ABC):
 
     @abstractmethod
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
-        """The fields of ``RWKVConfig`` that only this generation's own tensors tell. Raises UserError where they
-        contradict each other."""
+        """The fields of ``RWKVConfig`` that only this generation's own tensors tell; sizes that no other generation has go
+        by name under "own". Raises UserError where the tensors contradict each other."""
 
     @abstractmethod
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -95,15 +100,15 @@ class Generation(ABC):
     # The graph
 
     @abstractmethod
-    def embed(self, config: RWKVConfig, ops, weights, tokens):
+    def embed(self, config: RWKVConfig, ops: Ops, weights: Weights, tokens: Expr) -> Expr:
         """Token ids int32 [T] to the beginning of the residual stream, float32 [1, T, C]."""
 
     @abstractmethod
-    def blocks(self, config: RWKVConfig, ops, weights, x):
+    def blocks(self, config: RWKVConfig, ops: Ops, weights: Weights, x: Expr) -> Expr:
         """The residual stream through all layers, which read and update the state."""
 
     @abstractmethod
-    def head(self, config: RWKVConfig, ops, weights, x):
+    def head(self, config: RWKVConfig, ops: Ops, weights: Weights, x: Expr) -> Expr:
         """The logits float32 [1, T, V] after rows [1, T, C] of the residual stream."""
 
     @abstractmethod
@@ -120,28 +125,27 @@ class Generation(ABC):
         ]
         x = "blocks.0.ln0"
         for layer in range(config.num_hidden_layers):
-            result += [role.placed(layer, x) for role in self.block_roles(config)]
+            result += [role.placed(layer, x) for role in self.block_roles(config, layer)]
             x = result[-1].name
         result += [
             Value("ln_out", "layer norm", (x,), parameters=("ln_out.weight", "ln_out.bias")),
             Value("logits", "matrix product", ("ln_out",), parameters=("head.weight",)),
         ]
         for layer in range(config.num_hidden_layers):
-            result += [role.placed(layer, x) for role in self.state_roles(config)]
+            result += [role.placed(layer, x) for role in self.state_roles(config, layer)]
         return {value.name: value for value in result}
 
     @abstractmethod
-    def block_roles(self, config: RWKVConfig) -> list[Role]:
-        """The named values of one block in the order of execution, ``x`` being the residual stream that enters it."""
+    def block_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
+        """The named values of a layer's block in the order of execution. ``x`` is the residual stream that enters it; what
+        comes from another layer goes by its whole name."""
 
     @abstractmethod
-    def state_roles(self, config: RWKVConfig) -> list[Role]:
-        """The states of one block after a call, in the order of ``states``."""
+    def state_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
+        """The states of a layer after a call, in the order of ``states``."""
 
     @abstractmethod
-    def mistakes(
-        self, config: RWKVConfig, role: str, beside: Callable[[str], np.ndarray | None]
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    def mistakes(self, config: RWKVConfig, role: str, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
         """What known mistakes make of a value in the first rows of a prefill: a sentence, and rows [n, C]. ``beside`` gives the
         right value [T, C] of a role of the same block, None where it is not known."""
 
@@ -168,6 +172,6 @@ class Generation(ABC):
         """The prompt template of ``configs/templates`` that suits the generation's chat models."""
 
 
-def kernel_module(device: Device, name: str):
+def kernel_module(device: Device, name: str) -> ModuleType:
     """The module of a kernel in ``tir_kernels``, which loads the compiler."""
     return importlib.import_module(f"tir_kernels.{device}.{name}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 
-Role = Literal["embedding", "matrix", "head", "low_rank", "vector"]
+ParameterRole = Literal["embedding", "matrix", "head", "low_rank", "vector"]
 Range = tuple[float, float]
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -37,7 +37,7 @@ class Parameter:
     name: str
     source: str
     shape: tuple[int, ...]
-    role: Role
+    role: ParameterRole
     part: str
     drawn: Range | None = None
     transform: Transform | None = None

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import RWKVConfig
 from .block import BlockGeneration, matrix, mix, mixed_roles
-from .generation import Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
-from .parameter import Parameter, StateTensor
+from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
+from .parameter import Parameter, StateTensor, Transform
 from .values import Role, product_role
+from .vocabulary import Expr, Ops, Weights
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import LazyTensor
 
 TARGETS = ("key", "value", "receptance")
 AVERAGE = ("att_a", "att_b", "att_p")
@@ -29,13 +33,14 @@ class RWKV4(BlockGeneration):
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
         return {}
 
-    def sanitize(self, tensors):
+    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         return tensors
 
-    def attention(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
+    def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
+        name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
         c = config.hidden_size
 
-        def vector(part: str, low: float, high: float, transform=None) -> Parameter:
+        def vector(part: str, low: float, high: float, transform: Transform | None = None) -> Parameter:
             return Parameter(f"{name}.{part}", f"{source}.{part}", (c,), "vector", "wkv", (low, high), transform)
 
         return [
@@ -58,7 +63,7 @@ class RWKV4(BlockGeneration):
     ) -> tuple[tuple[int, ...], str | None]:
         return shape, "-exp" if name.endswith(".time_decay") else None
 
-    def time_mixing(self, config: RWKVConfig, ops, block, x):
+    def time_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
         """x + W_o (sigmoid(r) * wkv), equations 11 to 18."""
         w = block.at("attention")
         mixes = {target: w.vector(f"time_mix_{target}") for target in TARGETS}
@@ -75,7 +80,7 @@ class RWKV4(BlockGeneration):
         parts = channels // wkv4.wkv4_channels(channels) if device == "cpu" else 1
         return Recurrence(partial(wkv4.wkv4, channels), parts, feeds_matrix=True)
 
-    def time_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+    def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         return [
             *mixed_roles("ln1", "att", TARGETS),
             *(product_role(f"att.{target}", f"att.mixed_{target}") for target in TARGETS),
@@ -91,7 +96,7 @@ class RWKV4(BlockGeneration):
             product_role("att.output", "att.gated", rescaled=True),
         ]
 
-    def mistakes(self, config: RWKVConfig, role: str, beside) -> Iterator[tuple[str, np.ndarray]]:
+    def mistakes(self, config: RWKVConfig, role: str, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
         return iter(())
 
     @property

@@ -13,9 +13,10 @@ import numpy as np
 from ..config import RWKVConfig
 from ..errors import UserError
 from .block import BlockGeneration, matrix, mix, mixed_roles, norm
-from .generation import Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
-from .parameter import Parameter, StateTensor
+from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
+from .parameter import Parameter, StateTensor, Transform
 from .values import Role, norm_role, product_role
+from .vocabulary import Expr, Ops, Weights
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import LazyTensor
@@ -66,8 +67,9 @@ class RWKV5(BlockGeneration):
                 result[bonus] = exponential(result.pop(name))
         return result
 
-    def attention(self, config: RWKVConfig, name: str, source: str, halvings: int) -> list[Parameter]:
+    def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         """Decay and bonus are [H, N] in every version: the one scalar per head of 5.0 and 5.1 is repeated."""
+        name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
         c, heads, size = config.hidden_size, config.num_heads, config.head_size
 
         def by_channel(array: np.ndarray) -> np.ndarray:
@@ -76,7 +78,7 @@ class RWKV5(BlockGeneration):
         def decay(w: np.ndarray) -> np.ndarray:
             return np.exp(-np.exp(by_channel(w)))
 
-        def by_head(part: str, low: float, high: float, transform) -> Parameter:
+        def by_head(part: str, low: float, high: float, transform: Transform) -> Parameter:
             stored = (heads, size) if self.by_channel else (heads,)
             names, shape = (f"{name}.{part}", f"{source}.{part}"), (heads, size)
             return Parameter(*names, shape, "vector", "wkv", (low, high), transform, stored)
@@ -111,7 +113,7 @@ class RWKV5(BlockGeneration):
             shape = shape[:1]
         return shape, {"time_decay": "exp(-exp)", "time_first": "exp", "time_faaaa": None}[part]
 
-    def time_mixing(self, config: RWKVConfig, ops, block, x):
+    def time_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
         """x + W_o (silu(g) * group_norm(wkv)), equations 3 to 7; no gate in 5.0."""
         w = block.at("attention")
         mixes = {target: w.vector(f"time_mix_{target}") for target in self.targets}
@@ -128,7 +130,7 @@ class RWKV5(BlockGeneration):
         kernel = partial(kernel_module(device, "wkv5").wkv5, config.num_heads, config.head_size)
         return Recurrence(kernel, parts=config.num_heads)
 
-    def time_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+    def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         read = ("att.key", "att.value", "att.receptance")
         gate = [
             Role("att.gate_silu", "SiLU", ("att.gate",)),
@@ -144,15 +146,15 @@ class RWKV5(BlockGeneration):
             product_role("att.output", "att.gated" if self.gated else "att.ln_x", rescaled=True),
         ]
 
-    def mistakes(self, config: RWKVConfig, role: str, beside) -> Iterator[tuple[str, np.ndarray]]:
+    def mistakes(self, config: RWKVConfig, role: str, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
         """The first token's output, r (u k v), with the k v that belongs into the next state."""
-        r, k, v = (beside(f"att.{name}") for name in ("receptance", "key", "value"))
-        if role != "att.wkv" or r is None or k is None or v is None:
+        out, r, k, v = (beside(f"att.{name}") for name in ("wkv", "receptance", "key", "value"))
+        if role != "att.wkv" or out is None or r is None or k is None or v is None:
             return
         heads = [array[0].astype(np.float64).reshape(config.num_heads, config.head_size) for array in (r, k, v)]
         once_more = ((heads[0] * heads[1]).sum(1, keepdims=True) * heads[2]).reshape(1, -1)
         text = "the state is read after its update: the first token counts once more than its bonus"
-        yield text, beside(role)[:1] + once_more
+        yield text, out[:1] + once_more
 
     @property
     def reference(self) -> ReferenceForward:

@@ -28,7 +28,9 @@ class Role:
         """The role in a layer whose block ``x`` enters."""
 
         def whole(names: Sequence[str]) -> tuple[str, ...]:
-            return tuple(x if name == "x" else f"blocks.{layer}.{name}" for name in names)
+            return tuple(
+                x if name == "x" else name if name.startswith("blocks.") else f"blocks.{layer}.{name}" for name in names
+            )
 
         (name,) = whole((self.name,))
         read = whole(self.inputs), whole(self.states), whole(self.parameters)

@@ -18,7 +18,7 @@ from ..errors import UserError
 from .group import GroupForm, cast_finite, row_blocks
 
 if TYPE_CHECKING:
-    from ..models.parameter import Parameter, Role
+    from ..models.parameter import Parameter, ParameterRole
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Scheme:
         """The dtype of what stays a float in matrices: weights or their scales."""
         return self.matrix.dtype if isinstance(self.matrix, FloatForm) else self.matrix.scale_dtype
 
-    def form(self, role: Role) -> Form:
+    def form(self, role: ParameterRole) -> Form:
         forms = {"matrix": self.matrix, "embedding": self.embedding, "head": self.head, "low_rank": self.low_rank}
         return {**forms, "vector": FloatForm("float32")}[role]
 

@@ -57,11 +57,13 @@ def test_initial_values_of_states():
 
 @pytest.mark.parametrize("name", OLD)
 def test_metadata_comes_back(name):
-    metadata = described(LibraryMetadata.read(OLD[name]))
-    text = metadata.model_dump_json(by_alias=True, exclude_none=True)
-    assert LibraryMetadata.read(text) == metadata
-    old = json.loads(OLD[name])
+    metadata = LibraryMetadata.read(OLD[name])
+    old, text = json.loads(OLD[name]), metadata.model_dump_json(by_alias=True, exclude_none=True)
     assert {key: json.loads(text)[key] for key in old} == old
+    assert LibraryMetadata.read(text) == metadata
+    full = described(metadata)
+    assert LibraryMetadata.read(full.model_dump_json(by_alias=True)) == full
+    assert all(spec.stored_shape for spec in full.params)
 
 
 def test_a_library_that_describes_itself_needs_no_model():

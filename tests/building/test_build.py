@@ -163,7 +163,7 @@ def test_files_of_a_build(built):
     written = {name for name in listing(folder) if not Path(name).name.startswith(".")}
     params = {"mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json", "params_shard_0.bin"}
     params |= {"rwkv_vocab.txt", "tokenizer_model"}
-    dumps = {"debug/0-graph.py", "debug/1-kernels.py", "debug/2-lower.py", "debug/3-memory.py", "debug/4-runtime.py"}
+    dumps = {"debug/0-graph.py", "debug/1-merge.py", "debug/2-lower.py", "debug/3-memory.py", "debug/4-runtime.py"}
     index = {"debug/index.md", "debug/code-0.ll", "debug/kernels"}
     expected = {"params", "debug", "build-record.json", f"{NAME}-llvm.so"} | {f"params/{name}" for name in params}
     assert {name for name in written if not name.startswith("debug/kernels/")} == expected | dumps | index

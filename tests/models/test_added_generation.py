@@ -23,7 +23,9 @@ from support.doubled.model import Doubled
 from support.kernel_build import error
 from support.vulkan_kernels import vulkan_device
 
-CONFIG = RWKVConfig("5d", vocab_size=97, hidden_size=64, num_hidden_layers=2, intermediate_size=224, head_size=32)
+CONFIG = RWKVConfig(
+    "5d", vocab_size=97, hidden_size=64, num_hidden_layers=2, intermediate_size=224, head_size=32, own={"gates": 2}
+)
 TOKENS = np.random.default_rng(0).integers(0, 97, 60).tolist()
 
 

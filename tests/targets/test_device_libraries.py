@@ -383,7 +383,7 @@ def test_verify_without_lief(tmp_path, monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     assert main(["verify", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        "error: verify reads libraries with lief, which is not installed: pip install lief\n"
+        "error: verify reads libraries with lief, which is not installed; run pip install rwkv_mlc[verify].\n"
     )
 
 

@@ -38,7 +38,7 @@ from .kernels import KernelOps, Plane, Product
 
 @dataclass
 class CPUOps(KernelOps):
-    """See ``rwkv_mlc.graph.ops``. With ``int8_activations`` the head, which reads the last tokens only, stays exact."""
+    """See ``models.vocabulary.Ops``. With ``int8_activations`` the head, which reads the last tokens only, stays exact."""
 
     device = "cpu"
     merges_kernels = True

@@ -34,7 +34,7 @@ PEAK_SIZE = 4096  # of a product that keeps a GPU busy
 
 @dataclass
 class GPUOps(KernelOps):
-    """See ``rwkv_mlc.graph.ops``. What matrices read is in the scheme's float type, unless ``RWKVConfig.float32`` says
+    """See ``models.vocabulary.Ops``. What matrices read is in the scheme's float type, unless ``RWKVConfig.float32`` says
     otherwise: mixed inputs, the squares of channel mixing, what output matrices and the head read. The residual stream,
     receptance, key and value of time mixing, norms, wkv, gates, the state and the logits are float32, and so are all
     sums."""

@@ -39,8 +39,10 @@ Product = tuple[Plane, MatrixWeight, str | None]
 
 @dataclass
 class KernelOps(ABC):
-    """Base of the families whose operations are kernels. Values are named by place and role, ``blocks.0.att.key``, in every
-    generation and family alike; ``values`` lists them call by call, in the order in which they run.
+    """Base of the families whose operations are kernels: what they share of ``models.vocabulary.Ops``.
+
+    Values are named by place and role, ``blocks.0.att.key``, in every generation and family alike; ``values`` lists them call
+    by call, in the order in which they run.
 
     ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are read at the memory's speed,
     ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in ``prefill`` to 8 bits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.models.block import mixed_roles
@@ -22,6 +23,9 @@ class Doubled(RWKV5):
     def recognizes(self, shapes: Shapes) -> bool:
         return super().recognizes(shapes) and "blocks.0.att.second.weight" in shapes
 
+    def dimensions(self, shapes: Shapes) -> dict[str, Any]:
+        return {**super().dimensions(shapes), "own": {"gates": 2}}
+
     def time_mixing(self, config: RWKVConfig, ops, block, x):
         w = block.at("attention")
         mixes = {target: w.vector(f"time_mix_{target}") for target in self.targets}
@@ -39,7 +43,7 @@ class Doubled(RWKV5):
         factory = {"cpu": kernel.wkv_doubled_on_cpu, "gpu": kernel.wkv_doubled_on_gpu}[device]
         return Recurrence(partial(factory, config.num_heads, config.head_size), parts=config.num_heads)
 
-    def time_mixing_roles(self, config: RWKVConfig) -> list[Role]:
+    def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         read = ("att.key", "att.value", "att.receptance", "att.second_silu")
         return [
             *mixed_roles("ln1", "att", self.targets),
