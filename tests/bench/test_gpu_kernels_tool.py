@@ -35,7 +35,7 @@ def test_gemv_reads_weights_once():
 
 
 def test_gemm_reads_tiles_again():
-    """Of 64 tokens and 64 rows each: weights once for every tile of tokens, x once for every tile of rows."""
+    """Tiles have 64 tokens and 64 rows: weights are read once for every tile of tokens, x once for every tile of rows."""
     columns, form = 96, RowGroup(4, 32, "float16")
     work = Count(gemm((Matrix(128),), columns, form, "float16"), {"rows": 192}, {}).run()
     weights, x, out = 128 * columns * 4.5 / 8, 192 * columns * 2, 192 * 128 * 4

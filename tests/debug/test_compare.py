@@ -31,7 +31,7 @@ TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
 
 
 def dump_of(generation: str, change=None, dtype: type = np.float64, **recipe) -> Dump:
-    """Of a small model whose parameters ``change`` may change."""
+    """Dump a small model whose parameters ``change`` may change."""
     config, parameters = reference.load(
         in_memory(synthetic_checkpoint(generation, hidden_size=64, layers=3, head_size=32))
     )

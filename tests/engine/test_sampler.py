@@ -107,7 +107,7 @@ def test_equals_the_slow_sampler_on_random_settings():
     rng = np.random.default_rng(0)
     for seed in range(150):
         size = int(rng.integers(1, 40))
-        # Rounded to halves, many logits tie.
+        # Rounded to float16, many logits tie.
         rows = np.round(rng.normal(size=(12, size)) * 6) / 2
         valid = rng.random(size) < 0.8
         valid[rng.integers(size)] = True

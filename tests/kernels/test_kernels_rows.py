@@ -186,7 +186,7 @@ def test_norm_shift_mix_without_slots(kernels, channels, mixes, lengths):
 @pytest.mark.parametrize("channels", WIDTHS)
 @pytest.mark.parametrize("mixes", MIXES)
 def test_norm_shift_mix_of_a_token(kernels, channels, mixes):
-    """In both forms, which agree bit for bit."""
+    """Both forms are right and agree bit for bit."""
     x, norm, mix, pool = shift_inputs(channels, mixes, 1)
     args, out = [x[None], *norm, *mix[:, None, None]], np.full((mixes, 1, channels), np.nan, np.float32)
     name, slot = f"token_shift_{channels}_{mixes}", np.array([5], np.int32)

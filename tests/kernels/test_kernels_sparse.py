@@ -261,7 +261,7 @@ def test_lists_of_integers(zeros):
 @every_shape
 @pytest.mark.parametrize("tile", [(6, 4), (6, 1), (2, 1)])
 def test_prompts_read_tiles(form, shape, tile):
-    """To the bit as from row blocks."""
+    """They give to the bit what row blocks give."""
     rows, columns = SHAPES[shape]
     tiled = FORMS[form]
     packed = (
@@ -283,7 +283,7 @@ def test_prompts_read_tiles(form, shape, tile):
 @every_shape
 @pytest.mark.parametrize("dot", [dot for dot in TILES if has(dot)])
 def test_rounded_prompts_read_tiles(form, shape, dot):
-    """To the bit as from row blocks."""
+    """They give to the bit what row blocks give."""
     (rows, columns), tiled = SHAPES[shape], FORMS[form]
     packed = PackedGroup(tiled.bits, tiled.group, tiled.scale_dtype)
     x, stored, outs = activations(columns, 0.5, rows=9), weights(form, shape), []
@@ -304,7 +304,7 @@ def test_rounded_prompts_read_tiles(form, shape, dot):
 @every_shape
 @pytest.mark.parametrize("transposed", [False, True])
 def test_layouts(form, shape, transposed):
-    """From the stored tensors to the tiles, as a whole and in parts."""
+    """The stored tensors become the tiles, as a whole and in parts."""
     tiled, (rows, columns) = FORMS[form], SHAPES[shape]
     rng = np.random.default_rng(columns)
     if isinstance(tiled, TiledFloat):

@@ -79,7 +79,7 @@ def kernels(cuda_device: CudaOnCpu, libraries) -> dict[str, Callable]:
 
 
 def check_product(function, name: str, form: str, tokens: int, bound: float = 2 * EXACT, rounded: bool = True) -> None:
-    """With weights as they are rounded to float16, unless ``rounded`` is False."""
+    """The twin's weights are rounded to float16 as the kernel's, unless ``rounded`` is False."""
     product, rng = PRODUCTS[name], np.random.default_rng(tokens)
     shape = (product.planes, tokens, product.columns)
     x = (normal(rng, shape) / np.sqrt(product.columns)).astype(np.float16)
@@ -103,7 +103,7 @@ def test_products(kernels, name, form):
 
 
 def test_copies_early_and_late(kernels, cuda_device):
-    """With the threads in either order."""
+    """The product is right with the threads in either order."""
     for number in range(SCHEDULES):
         cuda_device.schedule(number)
         check_product(kernels["deep_q4"], "deep", "q4", 100)

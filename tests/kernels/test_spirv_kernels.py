@@ -104,7 +104,7 @@ WITH_BARRIERS = [Scan(5, 3, 8), Scan(5, 1, 64), Scan(5, 3, 6)]  # four threads a
     "missing, order", [(0, lambda kernel: kernel), (1, last_thread_first)], ids=["first", "second"]
 )
 def test_wkv5_without_one_of_its_barriers_fails(device, monkeypatch, scan, missing, order):
-    """In the order of threads that shows it; with both, it is right in that order too."""
+    """Threads run in the order that shows it; with both barriers the kernel is right in that order too."""
     kernel = order(scan.kernel("prefill", "gpu", True))
     check_ragged(OnDevice(compile_ours(kernel=kernel)["kernel"], device), scan, "prefill", True)
     emit, seen = Emitter._barrier, []
@@ -122,7 +122,8 @@ def test_wkv5_without_one_of_its_barriers_fails(device, monkeypatch, scan, missi
 
 
 def test_a_missing_barrier_fails(run, monkeypatch):
-    """As long as the device runs less than 256 threads in step. TVM would put one back: the code generator leaves it out."""
+    """It does as long as the device runs less than 256 threads in step. TVM would put a barrier back, so the code generator
+    leaves it out."""
     monkeypatch.setattr(Emitter, "_barrier", lambda self, scope: None)
     x = samples("float32", 256).reshape(1, 256)
     assert (run(reversal(), x, np.zeros_like(x)) != x[:, ::-1]).any()

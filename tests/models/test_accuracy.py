@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,14 @@ PINNED = Path(__file__).with_name("demo_greedy.json")
 
 FLOAT_ROUNDING = 3e-7  # what float32 arithmetic amounts to, as a change of the weights at random
 INTEGER_ROUNDING = 7e-7  # the same for decoding with activations of 21 bits
-FLOAT_SCHEMES = ("q0f32", "q0f16")
-FEWER_SCHEMES = ("q0f32", "q0f16", "q4f16_1")
-MATRIX = [(g, s) for g in GENERATIONS for s in (SCHEMES if g in ("4", "5.2") else FEWER_SCHEMES)]
+MATRIX = list(product(GENERATIONS, SCHEMES))
 
 
 @pytest.mark.parametrize("generation, scheme", MATRIX)
 def test_logits(generation, scheme, compiled, within):
     """``score`` and ``prefill`` compute in float32 under every scheme, ``decode`` with integers where the CPU has the dots."""
     model = compiled(trained_like_weights(generation), scheme)
-    assert conditioning(model, TOKENS) < 5
+    assert conditioning(model, TOKENS) < 6
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
     last = model.runner.run("prefill", [TOKENS], model.runner.new_state())
@@ -188,7 +187,7 @@ def test_odd_widths(generation, vocab_size, hidden_size, head_size, intermediate
 
 
 def perplexity(logits: np.ndarray, tokens: list[int]) -> float:
-    """Of ``tokens`` [T + 1] by the logits [T, V] before each but the first."""
+    """How unlikely the logits [T, V] find ``tokens`` [T + 1], each but the first by the row before it."""
     x = logits.astype(np.float64)
     x -= x.max(-1, keepdims=True)
     chosen = x[np.arange(len(x)), tokens[1:]] - np.log(np.exp(x).sum(-1))
@@ -197,7 +196,7 @@ def perplexity(logits: np.ndarray, tokens: list[int]) -> float:
 
 @cache
 def exact_perplexity(name: str, size: int) -> float:
-    """Of the held-out text by the reference, with the checkpoint's own weights."""
+    """What the reference makes of the held-out text with the checkpoint's own weights."""
     tokens = held_out(name, size)
     return perplexity(reference.forward(*reference.load(open_checkpoint(str(DEMOS / name))), tokens[:-1])[0], tokens)
 

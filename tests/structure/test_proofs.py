@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT
-from support.proofs import ALLOWED, TOOLS, Skip, forbidden, read_patterns, table
+from support.proofs import ALLOWED, TOOLS, Skip, forbidden, installable, read_patterns, table
 
 SUITE = """
 import pytest
@@ -80,6 +80,11 @@ def test_reasons_without_a_tool_stand_for_themselves(monkeypatch):
     ]
     assert table(skips) == [(1, "mounting a small disk needs root"), (1, "glslang-tools")]
     assert forbidden(skips, read_patterns()) == [skips[1]]
+
+
+def test_the_command_is_named_where_it_installs_something():
+    assert installable([(1, "nvcc"), (2, "glslang-tools")])
+    assert not installable([(1, "nvcc"), (3, "Android's NDK"), (1, "mounting a small disk needs root")])
 
 
 def test_programs_that_only_make_tests_stricter_are_missed_as_well(monkeypatch):

@@ -20,7 +20,7 @@ def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
 
     Random weights of generation 5 make some head's output at some token all but zero, and the group norm then enlarges
     whatever rounding there is (``test_logits_of_random_weights``). Trained models are as tame as these: conditioning
-    below 2 for the demo models, 1.4 to 4 here, 3 to 120 for random weights."""
+    below 2 for the demo models, 1.4 to 5.4 here (the most in three bits), 3 to 120 for random weights."""
     tensors = synthetic_checkpoint(generation, **shape)
     for name, array in tensors.items():
         if name.endswith(("att.output.weight", "ffn.value.weight")):

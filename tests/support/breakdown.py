@@ -6,7 +6,7 @@ import pytest
 
 from rwkv_mlc.bench.breakdown import NORMS
 
-HALVES = ("time_mixing", "channel_mixing")
+HALF_BLOCKS = ("time_mixing", "channel_mixing")
 
 
 def check_parts(parts: dict) -> None:
@@ -16,7 +16,7 @@ def check_parts(parts: dict) -> None:
     assert not any(row["kernel"].startswith("vm.builtin") for row in parts["kernels"])
     assert parts["outside_seconds"] == pytest.approx(parts["seconds"] - parts["kernel_seconds"])
     layers = parts["layers"]
-    assert len(layers) == 6 and all(set(layer) == set(HALVES) and min(layer.values()) > 0 for layer in layers)
+    assert len(layers) == 6 and all(set(layer) == set(HALF_BLOCKS) and min(layer.values()) > 0 for layer in layers)
     groups = {row["group"]: row["seconds"] for row in parts["groups"]}
     around = sum(groups.get(name, 0) for name in ("embedding", "head", "last_rows", "border_slots", "shape_func"))
     first_and_last_norm = parts["kernel_seconds"] - around - sum(sum(layer.values()) for layer in layers)

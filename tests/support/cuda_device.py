@@ -53,7 +53,7 @@ HEADER, IMAGE = struct.Struct("<IHHQ"), struct.Struct("<HHIQ12xI4x")
 
 
 class Counters(ctypes.Structure):
-    """As in ``machine.h``."""
+    """The struct of that name in ``machine.h``."""
 
     _fields_ = [
         (name, ctypes.c_longlong)

@@ -71,7 +71,7 @@ def on_each(kernel: str, old: str, new: str) -> dict[str, Edit]:
 LN0 = 'ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))'
 CHANNEL_MIXING = "x = self.channel_mixing(config, ops, block, x)"
 ROW_BLOCKS = "    return _in_blocks(array, rows).transpose(0, 2, 1)"
-"""Of ``quantization.layouts._row_blocks``, in which both fields and scales of a matrix are laid out for CPUs."""
+"""The last line of ``quantization.layouts._row_blocks``, in which both fields and scales of a matrix are laid out for CPUs."""
 
 
 def _in_every_generation(generation: str) -> list[Fault]:

@@ -33,7 +33,7 @@ TOKENS = (7, 1, 50, 7, 33, 12, 90, 2, 64, 18)
 
 
 class Unmerged(Tracer):
-    """Of libraries that lack ``decode`` where its kernels are merged."""
+    """It dumps libraries that lack ``decode`` where its kernels are merged."""
 
     def step(self, tokens: Sequence[int], single: bool) -> dict[str, np.ndarray]:
         return self._run(SINGLE[self.target] if single else "prefill", tokens)

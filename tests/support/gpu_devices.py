@@ -13,7 +13,7 @@ from rwkv_mlc.compiler.spirv.words import Capability
 from support.shaders import OnDevice, capabilities, compile_kernels, shaders_of
 
 ASKED = {Capability.Shader, Capability.StorageBuffer16BitAccess}
-"""Of a Vulkan device, by our own kernels: arithmetic neither of float16 nor of int64."""
+"""What our own kernels ask of a Vulkan device: arithmetic neither of float16 nor of int64."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class OpenCL:
         except (self.cl.Error, IndexError):
             pytest.skip("no OpenCL platform")
         self.queue = self.cl.CommandQueue(context)
-        self.halves = "cl_khr_fp16" in context.devices[0].extensions
+        self.has_float16 = "cl_khr_fp16" in context.devices[0].extensions
 
     def build(self, kernels: Mapping[str, tirx.PrimFunc], change: Callable[[str], str] = str) -> dict[str, Callable]:
         """Functions of tensors, for ``kernel_build.call``; ``change`` may tamper with a kernel's source."""
@@ -59,7 +59,7 @@ class OpenCL:
         return {name: self.function(name, kernels[name], change(source)) for name, source in sources.items()}
 
     def function(self, name: str, kernel: tirx.PrimFunc, source: str) -> Callable:
-        if not self.halves:
+        if not self.has_float16:
             source = re.sub(r"#ifdef cl_khr_fp16.*?#endif", "", source, flags=re.S).replace("half", "float")
         signature = re.search(rf"{name}_kernel\((.*?)\) {{", source)[1]
         parameters = [(kind, word) for kind, word in re.findall(r"(__global|long|int) .*?(\w+)(?:,|$)", signature)]
@@ -71,7 +71,7 @@ class OpenCL:
             arrays, sizes = {}, {}
             for buffer, tensor in zip(kernel.params, tensors, strict=True):
                 array = tensor.numpy()
-                if array.dtype == np.float16 and not self.halves:
+                if array.dtype == np.float16 and not self.has_float16:
                     array = array.astype(np.float32)
                 arrays[buffer.name] = array
                 sizes |= {v: n for v, n in zip(buffer.shape, array.shape) if isinstance(v, tirx.Var)}

@@ -21,11 +21,13 @@ SKIPPED = "Skipped: "  # with which pytest begins a reason
 
 @dataclass(frozen=True)
 class Tool:
-    """What tests lack whose reason to be skipped has ``pattern``. ``program`` is one that makes further tests check more."""
+    """What tests lack whose reason to be skipped has ``pattern``. ``program`` is one that makes further tests check more;
+    ``installable`` says that ``COMMAND`` installs it."""
 
     name: str
     pattern: str
     program: str | None = None
+    installable: bool = True
 
 
 TOOLS = (
@@ -39,12 +41,17 @@ TOOLS = (
     Tool("spirv-tools: shaders are not validated", r"spirv-val", "spirv-val"),
     Tool("clang: sources for GPUs are not parsed", r"\bclang is not installed", "clang"),
     Tool("g++", r"g\+\+|C\+\+ compiler", "g++"),
-    Tool("PoCL, an OpenCL platform of PyPI", r"OpenCL"),
-    Tool("golden data in ../shared", r"golden"),
-    Tool("packages of PyPI in the extra test", r"could not import|pip (install|cannot download)|nvidia-cuda|NVRTC"),
-    Tool("nvcc", r"nvcc"),
-    Tool("Android's NDK", r"NDK"),
-    Tool("instructions of other CPUs", r"this CPU (lacks|has no)"),
+    Tool("git", r"\bgit is not installed"),
+    Tool("PoCL, an OpenCL platform of PyPI", r"OpenCL", installable=False),
+    Tool("golden data in ../shared", r"golden", installable=False),
+    Tool(
+        "packages of PyPI in the extra test",
+        r"could not import|pip (install|cannot download)|nvidia-cuda|NVRTC",
+        installable=False,
+    ),
+    Tool("nvcc", r"nvcc", installable=False),
+    Tool("Android's NDK", r"NDK", installable=False),
+    Tool("instructions of other CPUs", r"this CPU (lacks|has no)", installable=False),
 )
 
 
@@ -55,7 +62,7 @@ class Skip:
 
     @classmethod
     def of(cls, report) -> Skip:
-        """Of a report of pytest on a test or on a file that was skipped as a whole."""
+        """``report`` is pytest's on a test, or on a file that was skipped as a whole."""
         *_, text = report.longrepr if isinstance(report.longrepr, tuple) else (str(report.longrepr),)
         return cls(report.nodeid, text.removeprefix(SKIPPED))
 
@@ -67,6 +74,12 @@ def table(skips: Iterable[Skip]) -> list[tuple[int, str]]:
         names = [tool.name for tool in TOOLS if re.search(tool.pattern, skip.reason)]
         lacking[names[0] if names else skip.reason] += 1
     return [(count, name) for name, count in lacking.most_common()]
+
+
+def installable(rows: Iterable[tuple[int, str]]) -> bool:
+    """Whether ``COMMAND`` installs something that a row of ``table`` names."""
+    names = {tool.name for tool in TOOLS if tool.installable}
+    return any(name in names for _, name in rows)
 
 
 def read_patterns(path: Path = ALLOWED) -> list[re.Pattern]:
@@ -114,7 +127,8 @@ class Summary:
             write(f"{'tests':>5}  for lack of")
             for count, name in rows:
                 write(f"{count:>5}  {name}")
-            write(f"`{COMMAND}` installs what Debian has of it, as root.")
+            if installable(rows):
+                write(f"`{COMMAND}` installs what Debian has of it, as root.")
         if self.strict:
             terminalreporter.section("skipped tests")
             for skip in skips:

@@ -90,7 +90,10 @@ class Scan:
         return out[0], after
 
 
-SCANS = [Scan(4, 6, 16), Scan(4, 1, 24), Scan(4, 1, 50), Scan(5, 2, 64), Scan(5, 3, 8), Scan(5, 3, 12), Scan(5, 2, 5)]
+SCANS = [
+    *(Scan(4, 6, 16), Scan(4, 1, 24), Scan(4, 1, 50)),
+    *(Scan(5, 2, 64), Scan(5, 3, 8), Scan(5, 3, 12), Scan(5, 2, 5), Scan(5, 1, 64)),
+]
 FORMS = [(phase, in_place) for phase in ("prefill", "decode") for in_place in (False, True)]
 LENGTHS = [5, 1, 17, 2]
 SLOTS, POOL = [4, 0, 6, 2], 7

@@ -84,7 +84,7 @@ def run(cuda_device):
 
 @pytest.mark.parametrize("device", ["cuda", "auto"])
 def test_generate(artifact, demo, run, device):
-    """As the CPU does in float32."""
+    """The text is that of the CPU in float32."""
     options = ["--prompt", PROMPTS[0], "--temperature", "0", "--max-tokens", "48", "--json"]
     answers = [
         json.loads(run("generate", str(path), *options, "--device", on))

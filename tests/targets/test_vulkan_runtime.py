@@ -262,7 +262,7 @@ def test_calls_that_do_not_fit(device, accumulate):
 
 @pytest.mark.parametrize("axis", "xyz")
 def test_grids_beyond_the_device(device, axis):
-    """Of some extents the low 32 bits are small."""
+    """Some extents have low 32 bits that are small."""
     limits = call("device_api.vulkan.get_target_property")
     most = int(limits(device, f"max_grid_size_{axis}"))
     function = load(module_bytes({"k": Kernel(("handle",), "t0.data[0] = 1;", grid=(f"blockIdx.{axis}",))}))["k"]
