@@ -115,7 +115,7 @@ def _rate(operations: float, call: Callable[[], object], device: Device) -> Call
 
 
 def _best_seconds(call: Callable[[], object], device: Device) -> float:
-    """Of one call; a device that is fast enough gets several at once."""
+    """The best time of one call; a device that is fast enough gets several at once."""
 
     def run(calls: int) -> float:
         began = time.perf_counter()

@@ -15,7 +15,7 @@ LISTS = ("list_inputs", "quantize_inputs")  # kernels that take the hidden layer
 
 @dataclass(frozen=True)
 class HiddenUnits:
-    """Of one layer, means over tokens: the part of the hidden units that is exactly ``zero``, and the part whose weights
+    """Means over tokens for one layer: the part of the hidden units that is exactly ``zero``, and the part whose weights
     are ``unread``; where most units are not zero the weights of all are read."""
 
     zero: float

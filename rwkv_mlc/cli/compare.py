@@ -78,7 +78,7 @@ def _print(comparison: Comparison, everything: bool) -> None:
 
 
 def _worst(rows: list[Row]) -> list[Row]:
-    """Of every role the value with the largest error."""
+    """The value with the largest error of every role."""
     worst: dict[str, Row] = {}
     for row in rows:
         role = row.place[1]

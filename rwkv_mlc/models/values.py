@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 LAST_ROW = ("ln_out", "logits")
-"""Of the last token only, in every call."""
+"""The values that every call gives for its last token only."""
 
 
 @dataclass(frozen=True)

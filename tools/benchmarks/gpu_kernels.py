@@ -103,8 +103,8 @@ class Unknown(Exception):
 
 @dataclass
 class Work:
-    """Of one launch. ``chain`` is how many steps of loops that a thread runs one after the other; ``on_tensor_cores`` are
-    those of the operations."""
+    """What one launch does. ``chain`` is how many steps of loops that a thread runs one after the other;
+    ``on_tensor_cores`` are those of the operations."""
 
     bytes_read: float = 0.0
     bytes_written: float = 0.0
@@ -276,7 +276,7 @@ class Count:
             self.work.on_tensor_cores += executed if TENSOR_CORES in functions else 0
 
     def copy(self, call: ir.Call, conditions: list) -> None:
-        """Of ``COPIED`` bytes from an address, where the last argument holds."""
+        """Count the copy of ``COPIED`` bytes from an address, where the last argument holds."""
         (source,), inside = call.args[2].args, call.args[3]
         *rows, first = source.indices
         vector = tirx.Ramp(first, 1, COPIED // itemsize(source.source))

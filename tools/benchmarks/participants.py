@@ -24,7 +24,7 @@ CHECKED_TOKENS = 16
 
 @dataclass(frozen=True)
 class Settings:
-    """Of every measurement: ``tokens`` are the prompt, ``steps`` the least number of single tokens, ``seconds`` what
+    """What every measurement shares: ``tokens`` are the prompt, ``steps`` the least number of single tokens, ``seconds`` what
     each takes at least; files lie in ``folder``, ``device`` is "cpu" or the name of a GPU."""
 
     threads: int
