@@ -30,8 +30,6 @@ from .tvm_runtime import (
     virtual_machine,
 )
 
-FUNCTIONS = ("prefill", "score", "decode", "batch_decode")  # of the native interface
-
 
 @dataclass
 class State:
@@ -130,9 +128,7 @@ def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) 
             f"{library} has the functions of the interface {metadata.interface}, and the engine calls those of "
             f"{NATIVE}; build it again."
         )
-    named = list(metadata.functions)
-    missing = [name for name in FUNCTIONS if name not in named]
-    if missing := missing + [name for name in named if not machine.implements_function(name)]:
+    if missing := [name for name in metadata.functions if not machine.implements_function(name)]:
         raise UserError(f"{library} lacks {', '.join(missing)}: another version of rwkv_mlc built it; build it again.")
 
 

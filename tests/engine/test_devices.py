@@ -196,7 +196,10 @@ def build_miniature(folder: Path) -> Path:
                 logits = builder.emit(relax.op.matmul(builder.normalize(x), relax.op.permute_dims(head)))
                 logits = builder.emit_output(logits)
             builder.emit_func_output(logits)
-    tensors = [ParameterSpec(name=n, shape=tuple(s), dtype="float32", layout="stored") for n, s in shapes.items()]
+    tensors = [
+        ParameterSpec(name=name, shape=tuple(shape), dtype="float32", layout="stored", stored_shape=tuple(shape))
+        for name, shape in shapes.items()
+    ]
     metadata = LibraryMetadata(
         config=CONFIG,
         quantization="q0f32",

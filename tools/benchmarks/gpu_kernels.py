@@ -298,8 +298,8 @@ def count_calls(module, function: str, tokens: int, sequences: int = 1) -> list[
         "slots": np.arange(sequences),
         "tokens": np.arange(tokens),
     }
-    head = [kernel for kernel, outputs in metadata["values"][function] if "logits" in outputs.values()]
-    norm = [kernel for kernel, outputs in metadata["values"][function] if "ln_out" in outputs.values()]
+    head = [kernel for kernel, outputs in metadata.values[function] if "logits" in outputs.values()]
+    norm = [kernel for kernel, outputs in metadata.values[function] if "ln_out" in outputs.values()]
     counted = []
     for name, number in calls.items():
         own = sizes | ({"rows": sequences} if name in [*head, *norm] else {})
