@@ -240,18 +240,8 @@ FAULTS = [
         "4",
         "q0f32",
         {
-            "llvm": Edit(
-                "tir_kernels.cpu.wkv4",
-                "top = T.bind(T.max(p, current))\n                        old, new = exp(p - top",
-                "late = T.bind(p + w[channel])\n                        top = T.bind(T.max(late, current))\n"
-                "                        old, new = exp(late - top",
-            ),
-            "vulkan": Edit(
-                "tir_kernels.gpu.wkv4",
-                "top = T.bind(T.max(p, current))\n                old, new = power(p - top)",
-                "late = T.bind(p + w[vc])\n                top = T.bind(T.max(late, current))\n"
-                "                old, new = power(late - top)",
-            ),
+            "llvm": Edit("tir_kernels.cpu.wkv4", "b_, p), current", "b_, T.bind(p + w[channel])), current"),
+            "vulkan": Edit("tir_kernels.gpu.wkv4", "b_, p), current", "b_, T.bind(p + w[vc])), current"),
         },
         first="prefill/blocks.0.att.gated",
         role="blocks.0.att.wkv",

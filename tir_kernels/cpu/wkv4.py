@@ -20,6 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import prim_func, span
 from ..recurrence import Phase, recurrence_args
 from ..segments import sequence
+from ..weighted_average import with_term
 from .simd import exp, registers, vector_width
 
 CHAINS = 4  # vectors in flight: a channel's recurrence is one long dependency chain
@@ -48,6 +49,9 @@ def wkv4(channels: int, phase: Phase = "prefill", in_place: bool = False) -> tir
             channels, "rkv", dict.fromkeys("wu", (channels,)), states, phase, in_place
         )
 
+        def power(x):
+            return exp(x, width)
+
         def scan(b, c):
             """Run channels c to c + block of sequence b."""
             slot, first, length = sequence(b, slots, ends)
@@ -67,14 +71,10 @@ def wkv4(channels: int, phase: Phase = "prefill", in_place: bool = False) -> tir
                         a, b_, p = (T.bind(local[i, j, lanes]) for i in range(3))
                         key, value = T.bind(k[0, row, channel]), T.bind(v[0, row, channel])
                         current = T.bind(u[channel] + key)
-                        top = T.bind(T.max(p, current))
-                        old, new = exp(p - top, width), exp(current - top, width)
-                        wkv = (old * a + new * value) / (old * b_ + new)
-                        T.buffer_store(out, r[0, row, channel] * wkv, [0, row, channel])
+                        numerator, denominator, _ = with_term((a, b_, p), current, value, power)
+                        T.buffer_store(out, r[0, row, channel] * (numerator / denominator), [0, row, channel])
                         decayed = T.bind(p + w[channel])
-                        top = T.bind(T.max(decayed, key))
-                        old, new = exp(decayed - top, width), exp(key - top, width)
-                        for i, updated in enumerate((old * a + new * value, old * b_ + new, top)):
+                        for i, updated in enumerate(with_term((a, b_, decayed), key, value, power)):
                             T.buffer_store(local, updated, [i, j, lanes])
             for i, target in enumerate(out_state):
                 for j in range(chains):

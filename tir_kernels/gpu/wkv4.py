@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import prim_func
 from ..recurrence import Phase, recurrence_args
 from ..segments import sequence
+from ..weighted_average import with_term
 from .threads import THREADS, narrow, registers
 
 
@@ -50,14 +51,10 @@ def wkv4(
                 a, b_, p = (T.bind(local[i]) for i in range(3))
                 key, value = T.bind(k[0, row, vc]), T.bind(v[0, row, vc])
                 current = T.bind(u[vc] + key)
-                top = T.bind(T.max(p, current))
-                old, new = power(p - top), power(current - top)
-                wkv = (old * a + new * value) / (old * b_ + new)
-                T.buffer_store(out, narrow(r[0, row, vc] * wkv, dtype), [0, row, vc])
+                numerator, denominator, _ = with_term((a, b_, p), current, value, power)
+                T.buffer_store(out, narrow(r[0, row, vc] * (numerator / denominator), dtype), [0, row, vc])
                 decayed = T.bind(p + w[vc])
-                top = T.bind(T.max(decayed, key))
-                old, new = power(decayed - top), power(key - top)
-                for i, updated in enumerate((old * a + new * value, old * b_ + new, top)):
+                for i, updated in enumerate(with_term((a, b_, decayed), key, value, power)):
                     T.buffer_store(local, updated, [i])
             for i, target in enumerate(out_state):
                 T.buffer_store(target, local[i], [slot, c])
