@@ -1,4 +1,4 @@
-"""The arguments of every kernel that updates a recurrent state, in the one order in which graphs give them."""
+"""The arguments of every kernel that is a generation's recurrence, in the one order in which graphs give them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from .builder import arg, size
 
@@ -38,9 +39,10 @@ def recurrence_args(
     in_place: bool,
     dtype: str = "float32",
 ) -> RecurrenceArgs:
-    """Declare (inputs, vectors, states, segment_ends, slots -> out of ``dtype``, out_states) inside a kernel: shapes of
-    vectors, and of states without their first axis, by name; the new states of "state" are "out_state", of "state_a"
-    "out_a"."""
+    """Declare (inputs, vectors, states, segment_ends, slots -> out of ``dtype``, out_states) inside a kernel, which gets the
+    attribute "recurrence": shapes of vectors, and of states without their first axis, by name; the new states of "state"
+    are "out_state", of "state_a" "out_a"."""
+    T.func_attr({"recurrence": True})
     batch, rows, num_slots = size("batch"), size("rows"), size("num_slots")
     if phase == "decode":
         rows = batch

@@ -137,7 +137,7 @@ def _name(group: list[KernelCall]) -> str:
     kernels = [call.kernel.attrs["kernel"] for call in group]
     if len(kernels) == 1:
         return kernels[0]
-    if any(kernel.startswith("wkv") for kernel in kernels):
+    if any("recurrence" in call.kernel.attrs for call in group):
         return "time_mixing"
     return "channel_mixing" if kernels[0].startswith("norm_shift_mix") else "head"
 
