@@ -112,7 +112,7 @@ class Engine:
         Raises UserError as ``prefill``."""
         if not sequence.pending:
             raise UserError("There is nothing to read: give at least one token.")
-        scheduler = Scheduler(StatePool.of(self.runner, state), self.prefill_chunk, self.stats)
+        scheduler = Scheduler(StatePool(self.runner, state), self.prefill_chunk, self.stats)
         scheduler.add(sequence, slot=0)
         total = len(sequence.pending)
         while sequence.pending:
@@ -140,7 +140,7 @@ class Engine:
 
     def scheduler(self, slots: int) -> Scheduler:
         """Runs up to ``slots`` sequences at a time, each in a state of its own; more wait their turn."""
-        return Scheduler(StatePool(self.runner, slots), self.prefill_chunk, self.stats)
+        return Scheduler(StatePool.of_slots(self.runner, slots), self.prefill_chunk, self.stats)
 
     def sequence(self, prompt: str | bytes | Tokens, params: SamplingParams | None = None, **changes: Any) -> Sequence:
         """A prompt and its answer for a scheduler; arguments as for ``stream``."""

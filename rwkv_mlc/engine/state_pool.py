@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from ..errors import UserError
@@ -9,23 +10,18 @@ from .runner import Runner, State
 
 
 class StatePool:
-    """``slots`` states in one ``state``, whose tensors are float32 [slots, ...]. A slot belongs to whoever allocated it until
-    it is freed; what the others hold never changes by that."""
+    """The slots of one ``state``, whose tensors are float32 [slots, ...]; those that are not ``free`` are the caller's. A slot
+    belongs to whoever allocated it until it is freed; what the others hold never changes by that."""
 
-    def __init__(self, runner: Runner, slots: int):
-        """Raises UserError for fewer slots than one."""
-        if slots < 1:
-            raise UserError(f"A pool needs at least one slot, not {slots}.")
-        self.runner = runner
-        self.state = runner.new_state(slots)
-        self._free = set(range(slots))
+    def __init__(self, runner: Runner, state: State, free: Iterable[int] = ()):
+        self.runner, self.state, self._free = runner, state, set(free)
 
     @classmethod
-    def of(cls, runner: Runner, state: State) -> StatePool:
-        """A pool around a state of the caller's, whose slots are all taken."""
-        pool = cls.__new__(cls)
-        pool.runner, pool.state, pool._free = runner, state, set()
-        return pool
+    def of_slots(cls, runner: Runner, slots: int) -> StatePool:
+        """A pool of so many free ones. Raises UserError for fewer than one."""
+        if slots < 1:
+            raise UserError(f"A pool needs at least one slot, not {slots}.")
+        return cls(runner, runner.new_state(slots), range(slots))
 
     @property
     def slots(self) -> int:

@@ -19,7 +19,7 @@ def tokens(engine) -> list[int]:
 
 @pytest.fixture
 def pool(engine) -> StatePool:
-    return StatePool(engine.runner, 4)
+    return StatePool.of_slots(engine.runner, 4)
 
 
 def read(pool: StatePool, slot: int, tokens: list[int]) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_slots_that_are_not_in_use(pool):
                 use(unused)
     assert pool.free_slots == 4
     with pytest.raises(UserError, match="at least one slot, not 0"):
-        StatePool(pool.runner, 0)
+        StatePool.of_slots(pool.runner, 0)
 
 
 def test_a_copy_goes_on_alike_and_its_own_way(pool, tokens):
@@ -98,7 +98,7 @@ def test_slots_in_files(engine: Engine, pool, tokens, tmp_path):
 
 def test_a_pool_around_a_state_of_the_callers(engine, tokens):
     state = engine.runner.new_state(2)
-    pool = StatePool.of(engine.runner, state)
+    pool = StatePool(engine.runner, state)
     assert (pool.slots, pool.free_slots, pool.state) == (2, 0, state)
     read(pool, 1, tokens)
     pool.free(0)
