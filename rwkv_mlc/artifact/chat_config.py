@@ -6,7 +6,7 @@ mlc_llm of today reads ``model_config`` and ``conv_template`` (``protocol/mlc_ch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
@@ -26,6 +26,9 @@ SAMPLING: dict[str, Any] = {
     "penalty_decay": 0.996,
 }
 
+TOKEN_POSTPROC: dict[str, Literal["byte_level", "byte_fallback"]] = {"pile": "byte_level", "world": "byte_fallback"}
+"""``TokenizerInfo.token_postproc_method`` by ``Tokenizer.kind``."""
+
 SEPARATED_ROLES: Final = 0  # SeparatorStyle of mlc_chat
 LANGUAGE_MODEL: Final = 2
 
@@ -36,14 +39,15 @@ def chat_config(
     scheme: Scheme,
     name: str,
     conv_template: Conversation,
+    tokenizer_kind: str,
     tokenizer_files: list[str],
     active_vocab_size: int,
     prefill_chunk_size: int,
 ) -> ChatConfig:
     """The content of ``mlc-chat-config.json`` for the artifact ``name``.
 
-    ``active_vocab_size`` counts the ids that the tokenizer knows, the rest of the vocabulary being padding;
-    ``prefill_chunk_size`` is the longest prompt part of one call."""
+    ``tokenizer_kind`` is ``Tokenizer.kind``, ``active_vocab_size`` counts the ids that the tokenizer knows, the rest of the
+    vocabulary being padding, and ``prefill_chunk_size`` is the longest prompt part of one call."""
     return ChatConfig(
         version="0.1.0",
         model_type=generation.model_type,
@@ -63,7 +67,7 @@ def chat_config(
         **SAMPLING,
         tokenizer_files=tuple(tokenizer_files),
         tokenizer_info=TokenizerInfo(
-            token_postproc_method="byte_level" if "tokenizer.json" in tokenizer_files else "byte_fallback",
+            token_postproc_method=TOKEN_POSTPROC[tokenizer_kind],
             prepend_space_in_encode=False,
             strip_space_in_decode=False,
         ),
@@ -72,7 +76,7 @@ def chat_config(
         model_lib=name,
         local_id=name,
         model_name=name.removesuffix(f"-{scheme.name}"),
-        model_category=generation.category("pile" if "tokenizer.json" in tokenizer_files else "world"),
+        model_category=generation.category(tokenizer_kind),
         conv_config=_conv_config(conv_template),
         mean_gen_len=128,
         max_gen_len=config.context_length,

@@ -18,8 +18,17 @@ def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Pat
     params = folder / PARAMS
     params.mkdir(parents=True, exist_ok=True)
     files = write_tokenizer_files(source.vocabulary, params, source.config.vocab_size)
-    active = load_tokenizer(source.vocabulary).max_id + 1
-    generation = generation_of(source.config)
-    config = chat_config(source.config, generation, scheme, name, source.template, files, active, PREFILL_CHUNK)
+    tokenizer = load_tokenizer(source.vocabulary)
+    config = chat_config(
+        source.config,
+        generation_of(source.config),
+        scheme,
+        name,
+        source.template,
+        tokenizer.kind,
+        files,
+        tokenizer.max_id + 1,
+        PREFILL_CHUNK,
+    )
     write_json(params / CHAT_CONFIG, config.to_dict())
     return params / CHAT_CONFIG

@@ -6,14 +6,12 @@ generated, and what closes the answer.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from ..data_files import config_path
 from ..schema import Conversation
-from ..typed_json import parse, read
+from ..typed_json import read
 
 
 class Template(Conversation):
@@ -22,12 +20,6 @@ class Template(Conversation):
     @classmethod
     def of(cls, conversation: Conversation) -> Template:
         return cls(**dict(conversation))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Template:
-        """From the JSON form; keys that are not fields are ignored. Raises UserError for a field that is missing or does
-        not fit."""
-        return parse(cls, json.dumps(data), "The prompt template", "correct it")
 
     def system_prompt(self) -> str:
         """What is fed before the first user turn: the system message and the opening exchange."""

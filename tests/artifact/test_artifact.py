@@ -27,11 +27,10 @@ from rwkv_mlc.artifact import (
 from rwkv_mlc.artifact import shards as shards_module
 from rwkv_mlc.building.convert import convert_weights
 from rwkv_mlc.config import RWKVConfig
-from rwkv_mlc.engine.templates import Template
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import GENERATIONS, ModelOptions, generation_of, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
-from rwkv_mlc.schema import TensorIndex
+from rwkv_mlc.schema import Conversation, TensorIndex
 from rwkv_mlc.typed_json import read
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 from support.synthetic import synthetic_checkpoint
@@ -48,13 +47,17 @@ TEMPLATE = {
     "stop_str": ["\n\n"],
     "stop_token_ids": [0],
 }
+TOKENIZER_FILES = {"world": ["tokenizer_model"], "pile": ["tokenizer.json"]}
 
 
-def content_of(config: RWKVConfig, quantization: str, name: str, template: dict, files: list[str], *sizes: int) -> dict:
-    """The content of an artifact's chat config, as ``chat_config`` gives it."""
-    return chat_config(
-        config, generation_of(config), get_scheme(quantization), name, Template.from_dict(template), files, *sizes
-    ).to_dict()
+def content_of(config: RWKVConfig, quantization: str, name: str, template: dict, kind: str, *sizes: int) -> dict:
+    """The content of an artifact's chat config, as ``chat_config`` gives it for a tokenizer of a kind."""
+    given = config, generation_of(config), get_scheme(quantization), name, conversation_of(template)
+    return chat_config(*given, kind, TOKENIZER_FILES[kind], *sizes).to_dict()
+
+
+def conversation_of(template: dict) -> Conversation:
+    return Conversation.model_validate_json(json.dumps(template))
 
 
 def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:
@@ -67,9 +70,8 @@ def build_params(folder: Path, generation: str = "5.2", quantization: str = "q4f
     checkpoint, scheme = in_memory(synthetic_checkpoint(generation, seed=seed)), get_scheme(quantization)
     name = artifact_name(checkpoint.name, quantization)
     config = convert_weights(checkpoint, scheme, folder / PARAMS).config
-    files = ["tokenizer_model"]
     (folder / PARAMS / "tokenizer_model").write_bytes(b"\x80")
-    write_json(folder / PARAMS / CHAT_CONFIG, content_of(config, quantization, name, TEMPLATE, files, 90, 64))
+    write_json(folder / PARAMS / CHAT_CONFIG, content_of(config, quantization, name, TEMPLATE, "world", 90, 64))
     BuildRecord.of(name, checkpoint, checkpoint.sha256(), config, scheme).write(folder)
     return checkpoint
 
@@ -551,7 +553,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_config_round_trips_through_the_chat_config(generation):
     config, _, _ = resolve(in_memory(synthetic_checkpoint(generation)), ModelOptions(head_size_divisor=4))
-    content = content_of(config, "q4f16_1", "tiny-q4f16_1", TEMPLATE, ["tokenizer_model"], 90, 64)
+    content = content_of(config, "q4f16_1", "tiny-q4f16_1", TEMPLATE, "world", 90, 64)
     model = json.loads(json.dumps(content))["model_config"]
     assert RWKVConfig.from_dict(model) == config
     assert content["model_type"] == f"rwkv{generation[0]}"
@@ -560,8 +562,7 @@ def test_config_round_trips_through_the_chat_config(generation):
 
 def test_chat_config_for_mlc_llm():
     config = RWKVConfig("5.2", 65536, 2048, 24, 7168, head_size=64)
-    name, files = "RWKV-5-World-1B5-q4f16_1", ["tokenizer_model"]
-    content = content_of(config, "q4f16_1", name, TEMPLATE, files, 65530, 4096)
+    content = content_of(config, "q4f16_1", "RWKV-5-World-1B5-q4f16_1", TEMPLATE, "world", 65530, 4096)
     expected = {
         "version": "0.1.0",
         "model_type": "rwkv5",
@@ -591,7 +592,7 @@ def test_chat_config_for_mlc_llm():
 def test_chat_config_for_mlc_chat():
     """The keys that ``llm_chat.cc`` and ``conversation.cc`` of 2023 require, with the types that they insist on."""
     config = RWKVConfig("4", 50277, 768, 12, 3072, context_length=1024)
-    content = content_of(config, "q4f16_1", "Raven-q4f16_1", TEMPLATE, ["tokenizer.json"], 50277, 64)
+    content = content_of(config, "q4f16_1", "Raven-q4f16_1", TEMPLATE, "pile", 50277, 64)
     written = json.loads(json.dumps(content))
     for key in ("temperature", "repetition_penalty", "top_p", "shift_fill_factor"):
         assert type(written[key]) is float
@@ -620,16 +621,24 @@ def test_chat_config_for_mlc_chat():
     }
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_tokenizer_of_an_unknown_kind_has_no_chat_config(generation):
+    config, _, _ = resolve(in_memory(synthetic_checkpoint(generation)))
+    given = config, generation_of(config), get_scheme("q0f32"), "x-q0f32", conversation_of(TEMPLATE)
+    with pytest.raises(KeyError, match="words"):
+        chat_config(*given, "words", ["words.txt"], 90, 64)
+
+
 def test_template_without_roles_is_a_plain_completion():
     template = {"name": "plain", "roles": {"user": "", "assistant": ""}, "seps": [""]}
     config = RWKVConfig("4", 50277, 768, 12, 3072)
-    conversation = content_of(config, "q0f32", "x-q0f32", template, [], 50277, 64)["conv_config"]
+    conversation = content_of(config, "q0f32", "x-q0f32", template, "pile", 50277, 64)["conv_config"]
     assert (conversation["separator_style"], conversation["stop_str"], conversation["system"]) == (2, "", "")
 
 
 def test_messages_of_a_template_carry_the_names_of_the_roles():
     template = {**TEMPLATE, "messages": [["user", "Who?"], ["assistant", "Me."]]}
     config = RWKVConfig("4", 50277, 768, 12, 3072)
-    conversation = content_of(config, "q0f32", "x-q0f32", template, [], 50277, 64)["conv_config"]
+    conversation = content_of(config, "q0f32", "x-q0f32", template, "pile", 50277, 64)["conv_config"]
     assert conversation["messages"] == [["User", "Who?"], ["Assistant", "Me."]]
     assert conversation["offset"] == 2

@@ -8,10 +8,16 @@ import pytest
 from rwkv_mlc.engine.stream import TextStream
 from rwkv_mlc.engine.templates import Template, load_template
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.typed_json import parse
 
 TESTS = Path(__file__).parent
 VECTORS = json.loads((TESTS / "generation_vectors.json").read_text(encoding="utf-8"))["templates"]
 NAMES = ["plain", "rwkv_raven", "rwkv_world"]
+
+
+def template_of(data: dict) -> Template:
+    """From its JSON form."""
+    return parse(Template, json.dumps(data), "The prompt template", "correct it")
 
 
 @pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["name"])
@@ -68,7 +74,7 @@ def test_json_round_trip(name):
     template = load_template(name)
     data = json.loads((TESTS.parents[1] / "configs" / "templates" / f"{name}.json").read_text(encoding="utf-8"))
     assert template.to_dict() == data
-    assert Template.from_dict(template.to_dict()) == template
+    assert template_of(template.to_dict()) == template
     assert template.name == name
 
 
@@ -116,7 +122,7 @@ def test_what_was_read_of_another_stop_string_stays_read():
 
 
 def test_two_separators_follow_user_and_assistant():
-    template = Template.from_dict(
+    template = template_of(
         {
             "name": "two",
             "roles": {"user": "Q", "assistant": "A"},
@@ -158,6 +164,6 @@ def test_unknown_template_lists_the_known():
 )
 def test_malformed_templates_are_refused(change, message):
     with pytest.raises(UserError, match=message):
-        Template.from_dict(load_template("plain").to_dict() | change)
+        template_of(load_template("plain").to_dict() | change)
     with pytest.raises(UserError, match="The prompt template lacks roles"):
-        Template.from_dict({"name": "x", "seps": [""]})
+        template_of({"name": "x", "seps": [""]})
