@@ -33,7 +33,7 @@ from ...models import Parameter
 from ...quantization.schemes import FloatForm, GroupForm
 from ..state import StateRef
 from ..weights import MatrixWeight, Norm, row_form
-from .kernels import KernelOps, Plane, Product
+from .kernels import CommonKernels, KernelOps, Plane, Product
 
 
 @dataclass
@@ -41,6 +41,7 @@ class CPUOps(KernelOps):
     """See ``models.vocabulary.Ops``. With ``int8_activations`` the head, which reads the last tokens only, stays exact."""
 
     device = "cpu"
+    kernels = CommonKernels(embedding, halve, last_rows, stream, fill)
     merges_kernels = True
 
     def __post_init__(self):
@@ -77,13 +78,6 @@ class CPUOps(KernelOps):
 
     def matrix_dtype(self, *names: str) -> str:
         return "float32"
-
-    def emit_probes(self) -> None:
-        self.add_memory_probes(stream(), fill())
-
-    def embedding(self, tokens, table: MatrixWeight):
-        kernel = embedding(*table.shape, table.form)
-        return self.call(kernel, [tokens, *table.tensors], [self._shape(table.shape[1])], [table.name])[0]
 
     def layer_norm(self, x, norm: Norm):
         kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon)
@@ -131,21 +125,12 @@ class CPUOps(KernelOps):
         fused = {"gated": gate is not None, "residual": residual is not None}
         kernel = sparse_gemv(outputs, columns, form, integer_dot, **fused)
         args = [*lists, *matrix.tensors, *(extra for extra in (gate, residual) if extra is not None)]
-        return self.call(kernel, args, [self._shape(outputs)], self.product_names([product], **fused))[0]
+        return self.call(kernel, args, [self.row_shape(outputs)], self.product_names([product], **fused))[0]
 
     def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
         kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gated=gate is not None)
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
-
-    def halve(self, x):
-        return self.call(halve(self.config.hidden_size), [x], [x.ty.shape])[0]
-
-    def last_rows(self, x):
-        if self.phase == "decode":
-            return x
-        channels = self.config.hidden_size
-        return self.call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
 
     def _quantize(self, x, columns: int, form: PackedGroup):
         inputs, rows, _ = x.ty.shape
@@ -174,6 +159,3 @@ class CPUOps(KernelOps):
         groups = form.groups(columns)
         shapes = [[inputs, rows, groups * form.words * len(form.quads)], *[[inputs, rows, groups]] * 2]
         return self.call(quantize_int8(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
-
-    def _shape(self, channels: int):
-        return [1, self.rows, channels]

@@ -25,7 +25,7 @@ from ...models import Parameter
 from ...quantization.schemes import FloatForm, GroupForm
 from ..state import StateRef
 from ..weights import MatrixWeight, Norm, row_form
-from .kernels import KernelOps, Plane, Product
+from .kernels import CommonKernels, KernelOps, Plane, Product
 
 TOKENS = 4  # that share a load of the weights where there may be several
 CHANNELS = 512  # that a block mixes in decoding, where a row alone would leave the GPU idle
@@ -40,6 +40,7 @@ class GPUOps(KernelOps):
     sums."""
 
     device = "gpu"
+    kernels = CommonKernels(embedding, halve, last_rows, stream, fill)
     merges_kernels = False
 
     @staticmethod
@@ -57,17 +58,13 @@ class GPUOps(KernelOps):
         return "float32" if any(map(self.config.is_float32, names)) else self.model.scheme.float_dtype
 
     def emit_probes(self) -> None:
-        """``matmul_peak`` (x [1, T, N], weight [N, N] -> out [1, T, N]), N = ``PEAK_SIZE``, is the product with
-        which prompts are read."""
-        self.add_memory_probes(stream(), fill())
+        """Beside those of every family ``matmul_peak`` (x [1, T, N], weight [N, N] -> out [1, T, N]), N = ``PEAK_SIZE``, which
+        is the product with which prompts are read."""
+        super().emit_probes()
         size, rows, dtype = PEAK_SIZE, tirx.Var("rows", "int64"), self.model.scheme.float_dtype
         kernel = self._product_of_prompts((Matrix(size),), size, RowFloat(dtype), dtype)
         inputs = {"x": relax.TensorType([1, rows, size], dtype), "weight": relax.TensorType([size, size], dtype)}
         self.add_probe("matmul_peak", kernel, inputs, relax.TensorType([1, rows, size], "float32"))
-
-    def embedding(self, tokens, table: MatrixWeight):
-        kernel = embedding(*table.shape, table.form)
-        return self.call(kernel, [tokens, *table.tensors], [self._shape(table.shape[1])], [table.name])[0]
 
     def layer_norm(self, x, norm: Norm):
         """The first one begins the residual stream, the last one is what the head reads."""
@@ -118,20 +115,8 @@ class GPUOps(KernelOps):
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [name], dtype)[0]
 
-    def halve(self, x):
-        return self.call(halve(self.config.hidden_size), [x], [x.ty.shape])[0]
-
-    def last_rows(self, x):
-        if self.phase == "decode":
-            return x
-        channels = self.config.hidden_size
-        return self.call(last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
-
     def _product_of_prompts(self, matrices: tuple[Matrix, ...], columns: int, form: Rows, dtype: str, **fused: int):
         """The kernel of many tokens: on tensor cores where the target has them and the matrices suit them."""
         if self.target.tensor_cores and fits_tensor_cores(columns, form, dtype):
             return gemm_tensor_core(matrices, columns, form, **fused)
         return gemm(matrices, columns, form, dtype, float16_lanes=self.target.float16_lanes, **fused)
-
-    def _shape(self, channels: int):
-        return [1, self.rows, channels]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Names = str | tuple[str, ...] | None
 """What one output is called: its name, one for every plane of its first axis, or none where it is of no interest by itself."""
 
-HALF_BLOCKS = {"ln1": "att", "ln2": "ffn"}
+READERS = {"ln1": "att", "ln2": "ffn"}
+"""What the mixed inputs after a norm are named for: the half block that reads them."""
 ACTIVATED = {None: "{}", "squared_relu": "k_squared", "sigmoid": "{}_sigmoid", "silu": "{}_silu"}
 
 
@@ -31,6 +32,16 @@ class Plane(NamedTuple):
 
     tensor: relax.Expr
     index: int
+
+
+class CommonKernels(NamedTuple):
+    """The factories of those kernels that take the same arguments in every family."""
+
+    embedding: Callable[..., tirx.PrimFunc]
+    halve: Callable[..., tirx.PrimFunc]
+    last_rows: Callable[..., tirx.PrimFunc]
+    stream: Callable[[], tirx.PrimFunc]
+    fill: Callable[[], tirx.PrimFunc]
 
 
 Product = tuple[Plane, MatrixWeight, str | None]
@@ -48,6 +59,7 @@ class KernelOps(ABC):
     ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in ``prefill`` to 8 bits."""
 
     device: ClassVar[Device]  # whose kernels these are
+    kernels: ClassVar[CommonKernels]
     merges_kernels: ClassVar[bool]  # those of ``decode`` become a few: compiler.passes.merge
     form_of: ClassVar[Callable]  # of a parameter and its stored form: how kernels read it
     layout_of: ClassVar[Callable]  # the same: the layouts of ``quantization.layouts`` in which they want its tensors
@@ -79,11 +91,28 @@ class KernelOps(ABC):
     def batch(self) -> tirx.PrimExpr:
         return self.segment_ends.ty.shape[0]
 
+    def row_shape(self, channels: int) -> list:
+        """The shape of one row a token."""
+        return [1, self.rows, channels]
+
     @property
     def sequences(self) -> list[relax.Expr]:
         """What tells a kernel where the tokens of each sequence lie, and its state."""
         ends = [self.segment_ends] if self.phase == "prefill" else []
         return ends if self.state.slots is None else [*ends, self.state.slots]
+
+    def embedding(self, tokens: relax.Expr, table: MatrixWeight) -> relax.Expr:
+        kernel = self.kernels.embedding(*table.shape, table.form)
+        return self.call(kernel, [tokens, *table.tensors], [self.row_shape(table.shape[1])], [table.name])[0]
+
+    def halve(self, x: relax.Expr) -> relax.Expr:
+        return self.call(self.kernels.halve(self.config.hidden_size), [x], [x.ty.shape])[0]
+
+    def last_rows(self, x: relax.Expr) -> relax.Expr:
+        if self.phase == "decode":
+            return x
+        channels = self.config.hidden_size
+        return self.call(self.kernels.last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
 
     def recurrence(self, inputs: list[relax.Expr], states: list[StateRef], role: str) -> relax.Expr:
         """What the generation's recurrent kernel makes of ``inputs`` and ``states``, named by its role."""
@@ -148,7 +177,7 @@ class KernelOps(ABC):
     def mixed_names(self, norm: str, targets: Sequence[str]) -> tuple[str, ...]:
         """The names of the mixed inputs after a norm such as ``blocks.0.ln1``."""
         block, _, kind = norm.rpartition(".")
-        return tuple(f"{block}.{HALF_BLOCKS[kind]}.mixed_{target}" for target in targets)
+        return tuple(f"{block}.{READERS[kind]}.mixed_{target}" for target in targets)
 
     def product_names(self, products: Sequence[Product], gated: bool = False, residual: bool = False) -> list[str]:
         """The names of the products of matrices such as ``blocks.0.att.key``, by what is fused with them."""
@@ -167,17 +196,13 @@ class KernelOps(ABC):
     def matrix_dtype(self, *names: str) -> str:
         """The dtype of values of these names that matrices read."""
 
-    @abstractmethod
     def emit_probes(self) -> None:
-        """Add functions that measure the machine: ``add_memory_probes``, and what else a family has."""
-
-    def add_memory_probes(self, stream: tirx.PrimFunc, fill: tirx.PrimFunc) -> None:
-        """Add ``stream`` (x float32 [blocks, n] -> sums [blocks]) and ``fill`` (x), which read and write x at the memory's
-        speed."""
+        """Add functions that measure the machine: ``stream`` (x float32 [blocks, n] -> sums [blocks]) and ``fill`` (x) read and
+        write x at the memory's speed."""
         blocks, extent = tirx.Var("blocks", "int64"), tirx.Var("extent", "int64")
         x = relax.TensorType([blocks, extent], "float32")
-        self.add_probe("stream", stream, {"x": x}, relax.TensorType([blocks], "float32"))
-        self.add_probe("fill", fill, {"x": x})
+        self.add_probe("stream", self.kernels.stream(), {"x": x}, relax.TensorType([blocks], "float32"))
+        self.add_probe("fill", self.kernels.fill(), {"x": x})
 
     def add_probe(
         self,
