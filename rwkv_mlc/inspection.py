@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ from .quantization.schemes import FloatForm, Scheme
 from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
-from .weights.parameters import read_parameter
-
-THREADS = 4  # each holds one tensor in float32
+from .weights.parameters import map_parameters, read_parameter
 
 Progress = Callable[[int, int], None]
 
@@ -95,7 +91,7 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
         array = read_parameter(parameter, tensors[parameter.source])
         return _error(artifact.scheme, parameter, array, stored)
 
-    return _measured(measure, parameters, progress)
+    return map_parameters(measure, _quantized(parameters), progress)
 
 
 def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> d
         array = read_parameter(parameter, tensors[parameter.source])
         return _error(scheme, parameter, array, scheme.quantize(parameter, array))
 
-    errors = _measured(measure, parameters, progress)
+    errors = map_parameters(measure, _quantized(parameters), progress)
     nbytes = sum(stored_bytes(scheme, p) for p in parameters)
     weights = sum(math.prod(error["shape"]) for error in errors)
     squares = sum(math.prod(error["shape"]) * error["relative_rms"] ** 2 for error in errors)
@@ -145,20 +141,9 @@ def _error(scheme: Scheme, parameter: Parameter, array: np.ndarray, stored: Mapp
     return {"name": parameter.name, "shape": list(parameter.shape), "stored": how, **error}
 
 
-def _measured(
-    measure: Callable[[Parameter], dict[str, Any]], parameters: Iterable[Parameter], progress: Progress
-) -> list[dict[str, Any]]:
-    """The results for all that a scheme may change, in order."""
-    matrices = [p for p in parameters if p.role != "vector"]
-    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
-    results = []
-    try:
-        for result in pool.map(measure, matrices):
-            results.append(result)
-            progress(len(results), len(matrices))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return results
+def _quantized(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Those that a scheme may change."""
+    return [p for p in parameters if p.role != "vector"]
 
 
 def _model(config: RWKVConfig) -> dict[str, Any]:

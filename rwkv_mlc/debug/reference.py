@@ -5,9 +5,7 @@ what lies between them, sums and the state are float32, as on GPUs that compute 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -18,10 +16,8 @@ from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..schema import DumpHeader
 from ..weights.checkpoint import Checkpoint
-from ..weights.parameters import read_parameter
+from ..weights.parameters import map_parameters, read_parameter
 from .dump import Dump, Recipe, Step, record
-
-THREADS = 4  # each holds a matrix in float32 beside its stored form
 
 Parameters = Mapping[str, np.ndarray]
 
@@ -44,8 +40,7 @@ def dump_checkpoint(
             return scheme.dequantize(p, scheme.quantize(p, read_parameter(p, tensors[p.source])))
         return p.convert(tensors[p.source].read(), _between(dtype) if p.role == "vector" else np.float32)
 
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        loaded = dict(zip((p.name for p in parameters), pool.map(load, parameters)))
+    loaded = dict(zip((p.name for p in parameters), map_parameters(load, parameters)))
     values = record(config, recipe, stepper(config, loaded, dtype))
     made_of = (checkpoint.name, checkpoint.sha256(), scheme.name if scheme else None)
     return Dump(header("reference", config, *made_of, dtype, recipe), values)

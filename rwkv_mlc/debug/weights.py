@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +11,8 @@ from ..artifact import Artifact
 from ..models import ModelOptions, Parameter, resolve
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint
-from ..weights.parameters import read_parameter
+from ..weights.parameters import map_parameters, read_parameter
 from .measure import relative
-
-THREADS = 4  # each holds a matrix in float32 beside its stored form
 
 
 @dataclass(frozen=True)
@@ -70,12 +66,7 @@ def different_weights(
         rounded = scheme.dequantize(parameter, expected)
         return WeightDifference(parameter.source, relative(found, rounded), _hint(found, rounded))
 
-    found = []
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        for done, difference in enumerate(pool.map(check, parameters), 1):
-            found += [difference] if difference else []
-            progress(done, len(parameters))
-    return found
+    return [difference for difference in map_parameters(check, parameters, progress) if difference]
 
 
 def _hint(found: np.ndarray, expected: np.ndarray) -> str | None:

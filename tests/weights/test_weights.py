@@ -18,8 +18,9 @@ from safetensors.numpy import save, save_file
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.data_files import config_names
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve
+from rwkv_mlc.models import GENERATIONS, ModelOptions, Parameter, resolve
 from rwkv_mlc.weights import open_checkpoint
+from rwkv_mlc.weights.parameters import map_parameters
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 from support.hub_server import serve_hub
 from support.paths import GOLDEN
@@ -530,3 +531,31 @@ def test_random_weights(generation):
             assert array.min() >= 0 and array.max() <= 1
     assert not np.array_equal(first["blocks.0.att.key.weight"], first["blocks.1.att.key.weight"])
     assert random_checkpoint(config, "tiny", 3).sha256() != random_checkpoint(config, "tiny", 4).sha256()
+
+
+# Work on parameters
+
+
+def test_work_on_parameters_is_in_their_order():
+    _, parameters, _ = resolve(random_checkpoint(load_preset("rwkv-5-world-0.1b"), "any", seed=0))
+    seen = []
+    names = map_parameters(lambda p: p.name, parameters, lambda done, total: seen.append((done, total)))
+    assert names == [p.name for p in parameters] and len(names) > 100
+    assert seen == [(i, len(names)) for i in range(1, len(names) + 1)]
+
+
+def test_an_exception_ends_the_work_on_parameters():
+    """Few of the jobs that had not begun are done before it is known."""
+    _, parameters, _ = resolve(random_checkpoint(load_preset("rwkv-5-world-0.1b"), "any", seed=0))
+    done = []
+
+    def stop(count: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    def job(parameter: Parameter) -> None:
+        done.append(parameter)
+        time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        map_parameters(job, parameters, stop)
+    assert len(done) < len(parameters) / 2
