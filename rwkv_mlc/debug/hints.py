@@ -89,7 +89,7 @@ def scaled(case: Case) -> Iterator[str]:
     if abs(power - round(power)) < 1e-3 and round(power):
         yield (
             f"it agrees up to a factor of 2^{round(power)}: a rescale needs both halves, the activations and the weights of "
-            "att.output and ffn.value"
+            f"{' and '.join(_rescaled_products(case.graph))}"
         )
     elif abs(power) > 1e-3 or factor < 0:
         yield f"it is {factor:.4g} times what it should be"
@@ -205,6 +205,12 @@ def normalized(case: Case) -> Iterator[str]:
     }
     guesses = ((f"it is what a group norm with {text} gives", (n * weight + bias) * gate) for text, n in kinds.items())
     yield from case.best(guesses)
+
+
+def _rescaled_products(graph: Mapping[str, Value]) -> list[str]:
+    """The roles of the matrices that are halved with the residual stream."""
+    products = (value for value in graph.values() if value.rescaled and value.operation == "matrix product")
+    return list(dict.fromkeys(place(value.name)[1] for value in products))
 
 
 def _listed(rows: list[int]) -> str:

@@ -30,7 +30,8 @@ WEIGHT_FILES = [
 
 def blinkdl_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The same tensors under BlinkDL's names, by the rules of the latest generation that recognizes them so; names that are
-    BlinkDL's already stay."""
+    BlinkDL's already stay. Where none recognizes them, ``models.detect_config`` will refuse them; it finds what to say of
+    them under the oldest one's names."""
     renamed = tensors
     for generation in reversed(GENERATIONS.values()):
         renamed = {_rename(name, generation.hugging_face_names): tensor for name, tensor in tensors.items()}

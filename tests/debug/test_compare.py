@@ -349,7 +349,9 @@ def test_rescaled_dumps_agree_with_plain_ones():
     comparison = compare(Dump(header, tensors), right)
     assert comparison.agrees, comparison.finding.sentences()
     silent = compare(Dump(right.header, tensors), right)
-    assert silent.finding.row.name == "prefill/blocks.1.att.output" and "2^-1: a rescale" in hints_of(silent)
+    assert silent.finding.row.name == "prefill/blocks.1.att.output"
+    assert "2^-1: a rescale needs both halves" in hints_of(silent)
+    assert "the weights of att.output and ffn.value" in hints_of(silent)
 
 
 def test_nan_in_one_element_shows(right):
