@@ -28,6 +28,7 @@ HALF_BLOCKS = {
     "ln2": "channel_mixing",
     "feed_forward": "channel_mixing",
 }
+"""Which half block reads a parameter, by the part of its block that it belongs to."""
 BUILTIN = "vm.builtin."
 MULTIPLIED = ("matrix", "low_rank", "head")  # roles of parameters
 

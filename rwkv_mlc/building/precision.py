@@ -14,9 +14,9 @@ from ..config import RWKVConfig
 from ..data_files import ROOT
 from ..errors import UserError
 from ..models import generation_of
+from ..models.values import LARGEST_FLOAT16
 from ..tokenizer import load_tokenizer
 
-LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 MARGIN = 4.0  # how much further another text may reach
 
 

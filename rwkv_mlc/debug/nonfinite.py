@@ -8,10 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..models import generation_of
-from ..models.values import Value, nearest, place
+from ..models.values import LARGEST_FLOAT16, Value, nearest, place
 from .dump import Dump
-
-LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 def first_nonfinite(dump: Dump, other: Dump | None = None) -> str | None:

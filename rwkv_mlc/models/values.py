@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+"""Beyond it a value has to be kept in float32."""
+
 LAST_ROW = ("ln_out", "logits")
 """The values that every call gives for its last token only."""
 

@@ -11,11 +11,12 @@ from safetensors.numpy import save_file
 
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import Artifact
-from rwkv_mlc.building.precision import LARGEST_FLOAT16, float32_patterns, wide_values
+from rwkv_mlc.building.precision import float32_patterns, wide_values
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import ModelOptions, resolve
+from rwkv_mlc.models.values import LARGEST_FLOAT16
 from rwkv_mlc.reference import load
 from support.build_inputs import build_command, write_vocabulary
 from support.compiled import Model, in_memory
