@@ -5,7 +5,8 @@ Every one writes into a folder that ``artifact.staging`` gives, so that an artif
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,9 +110,7 @@ def convert_weight(
     """Write the parameters and the build record of the artifact ``folder``, in place of what else is there. Raises UserError
     as ``build``."""
     scheme = get_scheme(quantization)
-    source = _open_source(model, ARTIFACTS / MODELS, options, observe)
-    _check_output(folder)
-    with staged(folder, _is_config, observe) as stage:
+    with _opened(model, folder, _is_config, options, observe) as (source, stage):
         return stage.convert(source, scheme, folder.resolve().name)
 
 
@@ -125,9 +124,7 @@ def gen_config(
     """Write the tokenizer's files and ``mlc-chat-config.json`` of the artifact ``folder``; returns the latter. Raises
     UserError as ``build``."""
     scheme = get_scheme(quantization)
-    source = _open_source(model, ARTIFACTS / MODELS, options, observe)
-    _check_output(folder)
-    with staged(folder, _is_no_config, observe) as stage:
+    with _opened(model, folder, _is_no_config, options, observe) as (source, stage):
         return stage.configure(source, scheme, folder.resolve().name)
 
 
@@ -139,6 +136,17 @@ def compile_artifact(
     chosen = _choose_target(target, artifact.scheme, options, observe)
     with staged(artifact.path, _is_any, observe) as stage:
         return stage.compile(artifact.config, artifact.scheme, chosen, options)
+
+
+@contextlib.contextmanager
+def _opened(
+    model: str | Path, folder: Path, keep: Callable[[str], bool], options: BuildOptions, observe: Observer
+) -> Iterator[tuple[Source, Staged]]:
+    """What a step of its own works with: the checkpoint, and the artifact ``folder`` while it is written."""
+    source = _open_source(model, ARTIFACTS / MODELS, options, observe)
+    _check_output(folder)
+    with staged(folder, keep, observe) as stage:
+        yield source, stage
 
 
 def _choose_target(text: str, scheme: Scheme, options: BuildOptions, observe: Observer) -> CompileTarget:
