@@ -9,7 +9,7 @@ params/rwkv_vocab.txt         and tokenizer_model, or tokenizer.json
 """
 
 from ..schema import LibraryRecord
-from .artifact import Artifact
+from .artifact import Artifact, is_artifact
 from .chat_config import chat_config
 from .disk import staging, write_json
 from .names import CHAT_CONFIG, PARAMS, artifact_name, library_name
@@ -26,6 +26,7 @@ __all__ = [
     "add_library",
     "artifact_name",
     "chat_config",
+    "is_artifact",
     "library_name",
     "package_versions",
     "staging",

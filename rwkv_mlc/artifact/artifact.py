@@ -127,3 +127,9 @@ class Artifact:
         if digest(library.path, "sha256") != library.sha256:
             raise UserError(f"The library {library.path} is damaged: its checksum differs; run {command}.")
         return library
+
+
+def is_artifact(path: Path | str) -> bool:
+    """Whether a path looks like an artifact, be it a damaged one, and not like a checkpoint."""
+    folder = Path(path)
+    return (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder / CHAT_CONFIG).is_file())

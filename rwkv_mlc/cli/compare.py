@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
-
 if TYPE_CHECKING:
     from ..debug.compare import Comparison, Row
 
@@ -42,15 +40,10 @@ def run(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace, comparison: Comparison, **more) -> int:
     """Print, write the report, return the exit code; ``more`` joins the JSON."""
-    from ..artifact.disk import beside
-    from ..debug.report import html
+    from ..debug.report import write_report
 
     if args.html:
-        try:
-            with beside(args.html) as partial:
-                partial.write_text(html(comparison), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"The report cannot be written to {args.html}: {error.strerror}.") from None
+        write_report(comparison, args.html)
     if args.json:
         print(json.dumps(comparison.to_dict() | more, indent=2, ensure_ascii=False))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .compare import DIFFER, add_output, show
-from .dump import add_recipe, dump_peer, open_artifact, recipe_of
+from .dump import add_recipe, recipe_of
 
 if TYPE_CHECKING:
     from ..debug.weights import WeightDifference
@@ -32,39 +32,23 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ..debug import library, reference
-    from ..debug.compare import compare
-    from ..debug.weights import StoredWeights, different_weights
-    from ..engine.engine import Engine
-    from ..models import ModelOptions
+    from ..artifact import Artifact, is_artifact
+    from ..debug.diagnosis import diagnose
     from ..weights import open_checkpoint
 
-    artifact = open_artifact(args.model)
-    if artifact is None:
+    if not is_artifact(args.model):
         raise UserError(f"{args.model} is no artifact; name a folder written by rwkv-mlc build.")
+    artifact = Artifact.open(args.model)
     checkpoint = open_checkpoint(args.against)
-    options = ModelOptions(
-        head_size_divisor=artifact.record.head_size_divisor,
-        rescale_every=artifact.config.rescale_every,
-        float32=artifact.config.float32,
-    )
-    recipe, weights = recipe_of(args, artifact), StoredWeights.of(artifact)
+    recipe, chosen = recipe_of(args, artifact), {"with_package": args.peer == "rwkv", "rtol": args.rtol}
     with Console(stderr=True).status("") as status:
-        status.update(f"Computing what {checkpoint.name} should give...")
-        dump = dump_peer if args.peer else reference.dump_checkpoint
-        right = dump(checkpoint, recipe, artifact.scheme, options=options)
-        status.update(f"Dumping {artifact.name}...")
-        found = library.dump_library(Engine(args.model, args.device), recipe)
-        status.update("Comparing...")
-        comparison = compare(found, right, args.rtol, weights)
-        different = different_weights(weights, checkpoint, options=options)
+        diagnosis = diagnose(artifact, checkpoint, recipe, args.device, **chosen, tell=status.update)
     if args.out:
-        found.write(args.out / "library")
-        right.write(args.out / right.header.source)
+        diagnosis.write(args.out)
     if not args.json:
-        _print(different)
-    code = show(args, comparison, weights=[vars(difference) for difference in different])
-    return DIFFER if different else code
+        _print(diagnosis.weights)
+    code = show(args, diagnosis.comparison, weights=[vars(difference) for difference in diagnosis.weights])
+    return DIFFER if diagnosis.weights else code
 
 
 def _print(different: list[WeightDifference]) -> None:

@@ -11,9 +11,8 @@ from .logits import token_list
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
-    from ..debug.dump import Dump, Recipe
-    from ..models import ModelOptions
-    from ..quantization.schemes import Scheme
+    from ..debug.dump import Dump
+    from ..debug.recipe import Recipe
     from ..weights.checkpoint import Checkpoint
 
 DTYPES = ("float64", "float32", "float16")
@@ -66,70 +65,38 @@ def run(args: argparse.Namespace) -> int:
 def _dump(args: argparse.Namespace) -> Dump:
     import numpy as np
 
-    from ..debug import library, reference
+    from ..artifact import Artifact, is_artifact
+    from ..debug.library import dump_library
+    from ..debug.package import dump_package
+    from ..debug.reference import dump_artifact, dump_checkpoint
     from ..engine.engine import Engine
     from ..models import ModelOptions
     from ..quantization.schemes import get_scheme
     from ..weights import open_checkpoint
 
-    scheme = get_scheme(args.quantization) if args.quantization else None
-    artifact = open_artifact(args.path)
-    if artifact is None:
-        if not (args.reference or args.peer):
+    scheme, dtype = get_scheme(args.quantization) if args.quantization else None, np.dtype(args.dtype).type
+    if is_artifact(args.path):
+        artifact = Artifact.open(args.path)
+        if args.peer or scheme or args.head_size_divisor:
             raise UserError(
-                f"{args.path} is a checkpoint: give --reference or --with rwkv, or the artifact built from it."
+                f"{args.path} is an artifact; --with, --quantization and --head-size-divisor are for a checkpoint."
             )
-        options = ModelOptions(head_size_divisor=args.head_size_divisor)
-        checkpoint = open_checkpoint(args.path)
-        recipe = recipe_of(args, checkpoint)
-        if args.peer:
-            return dump_peer(checkpoint, recipe, scheme, options)
-        return reference.dump_checkpoint(checkpoint, recipe, scheme, np.dtype(args.dtype).type, options)
-    if args.peer or scheme or args.head_size_divisor:
-        raise UserError(
-            f"{args.path} is an artifact; --with, --quantization and --head-size-divisor are for a checkpoint."
-        )
-    recipe = recipe_of(args, artifact)
-    if args.reference:
-        return reference.dump_artifact(artifact, recipe, np.dtype(args.dtype).type)
-    return library.dump_library(Engine(args.path, args.device), recipe)
-
-
-def open_artifact(path: str) -> Artifact | None:
-    """None for a path that does not look like an artifact. Raises UserError for a damaged one."""
-    from ..artifact import CHAT_CONFIG, PARAMS, Artifact
-
-    folder = Path(path)
-    is_artifact = (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder / CHAT_CONFIG).is_file())
-    return Artifact.open(folder) if is_artifact else None
-
-
-def dump_peer(checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None, options: ModelOptions) -> Dump:
-    """What the rwkv package computes. Raises UserError where it is not installed."""
-    try:
-        from ..debug.chatrwkv import dump_chatrwkv
-
-        return dump_chatrwkv(checkpoint, recipe, scheme, options)
-    except ImportError as error:
-        raise UserError(f"--with rwkv needs the packages rwkv and torch ({error}); install rwkv_mlc[test].") from None
+        recipe = recipe_of(args, artifact)
+        if args.reference:
+            return dump_artifact(artifact, recipe, dtype)
+        return dump_library(Engine(args.path, args.device), recipe)
+    if not (args.reference or args.peer):
+        raise UserError(f"{args.path} is a checkpoint: give --reference or --with rwkv, or the artifact built from it.")
+    options = ModelOptions(head_size_divisor=args.head_size_divisor)
+    checkpoint = open_checkpoint(args.path)
+    recipe = recipe_of(args, checkpoint)
+    if args.peer:
+        return dump_package(checkpoint, recipe, scheme, options)
+    return dump_checkpoint(checkpoint, recipe, scheme, dtype, options)
 
 
 def recipe_of(args: argparse.Namespace, model: Artifact | Checkpoint) -> Recipe:
     """Raises UserError where a prompt needs a tokenizer that is not there."""
-    from ..artifact import Artifact
-    from ..debug.dump import Recipe
+    from ..debug.recipe import Recipe
 
-    chunk = args.chunk
-    if chunk is None:
-        chunk = model.chat_config.prefill_chunk_size if isinstance(model, Artifact) else Recipe.chunk
-    tokens = args.tokens or (_encoded(args.prompt, model) if args.prompt is not None else Recipe.tokens)
-    return Recipe(tuple(tokens), args.decode, chunk)
-
-
-def _encoded(text: str, model: Artifact | Checkpoint) -> list[int]:
-    from ..artifact import Artifact
-    from ..models import resolve
-    from ..tokenizer import END_OF_TEXT, find_vocabulary, load_tokenizer
-
-    files = model.tokenizer_files if isinstance(model, Artifact) else find_vocabulary(model, resolve(model)[0])
-    return load_tokenizer(files).encode(text) or [END_OF_TEXT]
+    return Recipe.of(model, args.tokens, args.prompt, args.decode, args.chunk)

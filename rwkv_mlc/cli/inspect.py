@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
@@ -39,11 +38,9 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..artifact import CHAT_CONFIG, PARAMS
+    from ..artifact import is_artifact
 
-    folder = Path(args.path)
-    is_artifact = (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder / CHAT_CONFIG).is_file())
-    summary = (_artifact if is_artifact else _checkpoint)(args)
+    summary = (_artifact if is_artifact(args.path) else _checkpoint)(args)
     if args.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     else:

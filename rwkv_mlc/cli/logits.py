@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import UserError
 from . import options
 
 
@@ -21,23 +20,11 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import numpy as np
-
-    from ..artifact.disk import beside
     from ..engine.engine import Engine
+    from ..engine.logits import write_logits
 
     engine = Engine(args.model, args.device)
-    tokens = args.tokens or engine.encode(args.prompt)
-    state = engine.new_state()
-    rows = (engine.decode(token, state) for token in tokens) if args.decode else engine.score(tokens, state)
-    header = {"descr": "<f4", "fortran_order": False, "shape": (len(tokens), engine.config.vocab_size)}
-    try:
-        with beside(args.out) as partial, open(partial, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for logits in rows:
-                file.write(np.ascontiguousarray(logits, "<f4"))
-    except OSError as error:
-        raise UserError(f"The logits cannot be written to {args.out}: {error.strerror}.") from None
+    write_logits(engine, args.tokens or engine.encode(args.prompt), args.out, one_by_one=args.decode)
     return 0
 
 

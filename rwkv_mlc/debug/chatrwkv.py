@@ -23,7 +23,8 @@ from ..models.values import LAST_ROW, Value
 from ..quantization.schemes import Scheme
 from ..weights.checkpoint import Checkpoint, LazyTensor
 from ..weights.parameters import read_parameter
-from .dump import Dump, Recipe, record
+from .dump import Dump, record
+from .recipe import Recipe
 from .reference import header
 
 SWITCHES = ("RWKV_JIT_ON", "RWKV_CUDA_ON")  # read when the package is imported

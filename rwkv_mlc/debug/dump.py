@@ -21,36 +21,13 @@ from ..models import generation_of
 from ..models.values import LAST_ROW, place
 from ..schema import DumpFile, DumpHeader
 from ..typed_json import read
+from .recipe import Recipe
 
 HEADER, TENSORS = "dump.json", "tensors.safetensors"
 
 Step = Callable[[Sequence[int], bool], Mapping[str, np.ndarray]]
 """(tokens, single) -> values and states by name: one call, which goes on from the state of the one before. ``single``
 says that it is to decode one token, not to prefill."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is fed: ``tokens`` in prefills of up to ``chunk``, then ``decodes`` single tokens: the same again from the first
-    on, so that they do not depend on what a model answers."""
-
-    tokens: Sequence[int] = (1,) * 10
-    decodes: int = 2
-    chunk: int = 512
-
-    @property
-    def decoded(self) -> list[int]:
-        return [self.tokens[i % len(self.tokens)] for i in range(self.decodes)]
-
-    def check(self, config: RWKVConfig) -> None:
-        """Raises UserError for no tokens, or ids outside the vocabulary."""
-        if not self.tokens or not 0 <= min(self.tokens) <= max(self.tokens) < config.vocab_size:
-            found = f"{min(self.tokens)} to {max(self.tokens)}" if self.tokens else "none"
-            raise UserError(f"A dump needs token ids between 0 and {config.vocab_size - 1}, found {found}.")
-        if self.decodes < 0 or self.chunk < 1:
-            raise UserError(
-                f"A dump cannot have {self.decodes} decodes after chunks of {self.chunk} tokens; give at least 0 and 1."
-            )
 
 
 @dataclass(frozen=True)

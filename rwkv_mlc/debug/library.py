@@ -12,7 +12,8 @@ from ..engine.runner import Runner, State
 from ..engine.tvm_runtime import to_numpy
 from ..errors import UserError
 from ..schema import DumpHeader, KernelValues
-from .dump import Dump, Recipe, record
+from .dump import Dump, record
+from .recipe import Recipe
 
 
 class Tracer:

@@ -17,7 +17,8 @@ from ..quantization.schemes import Scheme
 from ..schema import DumpHeader
 from ..weights.checkpoint import Checkpoint
 from ..weights.parameters import map_parameters, read_parameter
-from .dump import Dump, Recipe, Step, record
+from .dump import Dump, Step, record
+from .recipe import Recipe
 
 Parameters = Mapping[str, np.ndarray]
 

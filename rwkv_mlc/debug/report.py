@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from html import escape
+from pathlib import Path
 
+from ..artifact.disk import beside
+from ..errors import UserError
 from ..schema import DumpHeader
 from .compare import Comparison, Row
 
@@ -36,6 +39,15 @@ def html(comparison: Comparison) -> str:
     ]
     head = f'<meta charset="utf-8"><title>{escape(a.name)}: {verdict}</title><style>{STYLE}</style>'
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def write_report(comparison: Comparison, path: Path) -> None:
+    """Raises UserError where the file cannot be written."""
+    try:
+        with beside(path) as partial:
+            partial.write_text(html(comparison), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {path}: {error.strerror}.") from None
 
 
 def lines(comparison: Comparison) -> list[str]:

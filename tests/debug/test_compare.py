@@ -13,8 +13,9 @@ from rwkv_mlc import reference
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.debug.compare import Comparison, compare
-from rwkv_mlc.debug.dump import Dump, Recipe, record
+from rwkv_mlc.debug.dump import Dump, record
 from rwkv_mlc.debug.nonfinite import first_nonfinite
+from rwkv_mlc.debug.recipe import Recipe
 from rwkv_mlc.debug.reference import stepper
 from rwkv_mlc.debug.report import html
 from rwkv_mlc.debug.weights import StoredWeights, different_weights

@@ -15,9 +15,10 @@ from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.debug.compare import compare
-from rwkv_mlc.debug.dump import HEADER, TENSORS, Dump, Recipe, record
+from rwkv_mlc.debug.dump import HEADER, TENSORS, Dump, record
 from rwkv_mlc.debug.library import Tracer, dump_library
 from rwkv_mlc.debug.measure import relative
+from rwkv_mlc.debug.recipe import Recipe
 from rwkv_mlc.debug.reference import dump_artifact, dump_checkpoint, stepper
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.interfaces import native

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.debug.dump import Recipe
+from rwkv_mlc.debug.recipe import Recipe
 from rwkv_mlc.debug.weights import different_weights
 from rwkv_mlc.weights.checkpoint import Checkpoint
 from support.faults import FAULTS, GENERATIONS, TARGETS, Fault, injected

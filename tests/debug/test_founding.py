@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 from rwkv_mlc.building.precision import float32_patterns, wide_values
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler.targets import resolve_target
-from rwkv_mlc.debug.dump import Dump, Recipe
+from rwkv_mlc.debug.dump import Dump
 from rwkv_mlc.debug.nonfinite import first_nonfinite
+from rwkv_mlc.debug.recipe import Recipe
 from rwkv_mlc.debug.reference import dump_checkpoint
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.interfaces.module import float16_values

@@ -12,8 +12,9 @@ import pytest
 
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.debug.compare import Comparison, compare
-from rwkv_mlc.debug.dump import Dump, Recipe, record
+from rwkv_mlc.debug.dump import Dump, record
 from rwkv_mlc.debug.library import Tracer, activations
+from rwkv_mlc.debug.recipe import Recipe
 from rwkv_mlc.debug.reference import dump_checkpoint
 from rwkv_mlc.debug.weights import StoredWeights
 from rwkv_mlc.engine.devices import open_device
