@@ -86,7 +86,8 @@ class RWKVConfig:
     @classmethod
     def _gather(cls, data: Any) -> Any:
         """``own`` from the JSON form, which lists its names."""
-        if isinstance(data, dict) and isinstance(names := data.get("own"), list):
+        names = data.get("own") if isinstance(data, dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return data | {"own": {name: data.get(name) for name in names}}
         return data
 

@@ -9,14 +9,24 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_serializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
 from .config import RWKVConfig
+from .escaping import shortened
 from .quantization.layouts import LAYOUTS
 from .typed_json import Bytes, Count, Extent, FileName, Schema, file_name, parse
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint32": 4}
+Shape = Annotated[tuple[Extent, ...], Field(max_length=8)]
 
 
 # The function _metadata of a library
@@ -33,13 +43,13 @@ class ParameterSpec(Schema):
 
     name: str
     """The tensor's name in ``tensor-cache.json``."""
-    shape: tuple[Extent, ...]
+    shape: Shape
     """The shape in memory, after the layout."""
     dtype: str
     """The dtype, which is that of the stored tensor."""
     layout: str
     """How the stored tensor is permuted when it is loaded; see Layouts."""
-    stored_shape: tuple[Extent, ...] | None = None
+    stored_shape: Shape | None = None
     """The shape in the shards; libraries built before they said it have none."""
 
     @field_validator("layout")
@@ -57,7 +67,7 @@ class StateSpec(Schema):
     """The layer it belongs to."""
     role: str
     """Its name within the layer."""
-    shape: tuple[Extent, ...]
+    shape: Shape
     """The shape of what belongs to one sequence."""
     dtype: str = "float32"
     """The dtype, which is the same for every state tensor today."""
@@ -135,7 +145,7 @@ class StoredTensorEntry(Schema):
 
     name: str
     """The parameter's, or what is stored of it."""
-    shape: tuple[Extent, ...]
+    shape: Shape
     """The shape in the shard."""
     dtype: Literal["float32", "float16", "uint32"]
     """``uint32`` holds packed integers; see Schemes."""
@@ -154,7 +164,7 @@ class ShardEntry(Schema):
     """The file's name, beside the index."""
     format: Literal["raw-shard"] = "raw-shard"
     """A file of raw tensors."""
-    nbytes: Bytes
+    nbytes: Annotated[int, Field(ge=1, le=(1 << 63) - 1)]
     """How many bytes the file has."""
     records: tuple[StoredTensorEntry, ...]
     """The tensors, in the order in which they lie there."""
@@ -163,11 +173,15 @@ class ShardEntry(Schema):
 
     @model_validator(mode="after")
     def _check_tensors(self) -> ShardEntry:
+        end = 0
         for tensor in self.records:
             if tensor.nbytes != ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape):
-                raise ValueError(f"the bytes of {tensor.name} as its shape and dtype give them")
+                raise ValueError(f"the bytes of {shortened(tensor.name)} as its shape and dtype give them")
             if tensor.offset + tensor.nbytes > self.nbytes:
-                raise ValueError(f"{tensor.name} inside its {self.nbytes} bytes")
+                raise ValueError(f"{shortened(tensor.name)} inside its {self.nbytes} bytes")
+            if tensor.offset < end:
+                raise ValueError(f"{shortened(tensor.name)} after the tensor before it")
+            end = tensor.offset + tensor.nbytes
         return self
 
 
@@ -395,6 +409,14 @@ def _plain(value: Any) -> Any:
     return file_name(value) if isinstance(value, str) else value
 
 
+def _described(target: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError unless the parts that are read here have their types."""
+    for part in (target, target.get("host", {})):
+        if not isinstance(part, dict) or any(not isinstance(part.get(name, ""), str) for name in ("mtriple", "mcpu")):
+            raise ValueError("a target as TVM describes it")
+    return target
+
+
 class LibraryRecord(Schema):
     """One compiled library."""
 
@@ -402,7 +424,7 @@ class LibraryRecord(Schema):
     """The library's name, beside the record."""
     sha256: str
     """The SHA-256 of the file, hexadecimal."""
-    target: dict[str, Any]
+    target: Annotated[dict[str, Any], AfterValidator(_described)]
     """TVM's description of the target."""
     cpu_features: list[str]
     """What its code needs of the CPU, in LLVM's names, such as "avx512vnni"."""
@@ -422,7 +444,7 @@ class LibraryRecord(Schema):
 class BuildRecord(Schema):
     """What an artifact was built from, and its libraries."""
 
-    name: str
+    name: FileName
     """The artifact's."""
     source: str
     """The checkpoint as the user named it."""

@@ -9,13 +9,20 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import UserError
+from .escaping import CONTROL, listed, shortened
+from .regular_files import read_bytes
+
+LARGEST_FILE = 16 << 20  # bytes; the index of the largest models has one of them
+MOST_ERRORS = 1000  # that are looked at
 
 
 class Schema(BaseModel):
     """Base of all: immutable, exact in its types; keys that it does not know are passed over, so that a file written by a
     newer version stays readable."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True, defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="ignore", populate_by_name=True, defer_build=True, allow_inf_nan=False
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -24,9 +31,13 @@ class Schema(BaseModel):
 
 def file_name(text: str) -> str:
     """The text. Raises ValueError where it is not a plain name on every system."""
-    if text in ("", "..") or any(kind(text).name != text for kind in (PurePosixPath, PureWindowsPath)):
+    is_plain = text not in ("", "..") and all(kind(text).name == text for kind in (PurePosixPath, PureWindowsPath))
+    if not is_plain or CONTROL.search(text) or len(text.encode()) > LONGEST_NAME:
         raise ValueError("the name of a file in the same folder")
     return text
+
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and what is written beside a file has a longer name
 
 
 LARGEST = (1 << 31) - 1
@@ -62,7 +73,7 @@ def read(kind: type[T], path: Path, advice: str) -> T:
     """The JSON file ``path`` as ``kind``. Raises UserError for one that is missing, cannot be read or does not fit, which
     ends in ``advice``."""
     try:
-        text = path.read_bytes()
+        text = read_bytes(path, LARGEST_FILE)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {advice}.") from None
     except OSError as error:
@@ -79,6 +90,8 @@ def parse(kind: type[T], text: str | bytes, source: Path | str, advice: str) -> 
 
 
 def _found(error: ValidationError) -> str:
+    if error.error_count() > MOST_ERRORS:
+        return f"has {error.error_count():,} values that do not fit"
     errors = error.errors(include_url=False)
     first = errors[0]
     context = first.get("ctx", {})
@@ -86,7 +99,7 @@ def _found(error: ValidationError) -> str:
         return f"is not JSON ({context['error']})"
     if first["type"] == "missing":
         missing = [_place(each["loc"]) for each in errors if each["type"] == "missing"]
-        return f"lacks {', '.join(missing)}"
+        return f"lacks {listed(missing)}"
     if first["type"] in EXPECTED:
         expected = EXPECTED[first["type"]].format(**context)
     else:
@@ -100,4 +113,5 @@ def _found(error: ValidationError) -> str:
 
 def _place(location: tuple[int | str, ...]) -> str:
     """``records[0].records[3].shape``."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
+    steps = (f"[{step}]" if isinstance(step, int) else f".{shortened(step)}" for step in location)
+    return "".join(steps).removeprefix(".")

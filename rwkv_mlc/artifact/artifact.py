@@ -11,7 +11,9 @@ import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
+from ..escaping import listed
 from ..quantization.schemes import Scheme, get_scheme
+from ..regular_files import check_inside
 from ..schema import ChatConfig, LibraryRecord
 from ..typed_json import read
 from .disk import digest
@@ -51,9 +53,23 @@ class Artifact:
         scheme = get_scheme(chat_config.quantization)
         tokenizer_files = [params / name for name in chat_config.tokenizer_files]
         for file in tokenizer_files:
-            if not file.is_file():
-                raise UserError(f"The artifact lacks its tokenizer {file}; write it again with rwkv-mlc gen-config.")
+            try:
+                check_inside(file, params)
+            except FileNotFoundError:
+                raise UserError(
+                    f"The artifact lacks its tokenizer {file}; write it again with rwkv-mlc gen-config."
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"The tokenizer {file} cannot be read ({error.strerror}); write it again with rwkv-mlc gen-config."
+                ) from None
         shards = read_index(params)
+        layers, stored = chat_config.config.num_hidden_layers, sum(len(shard.tensors) for shard in shards)
+        if layers > stored:
+            raise UserError(
+                f"{params / CHAT_CONFIG} says that the model has {layers} layers, and {TENSOR_INDEX} lists {stored} "
+                "tensors; build the artifact again."
+            )
         verify(params, shards)
         return cls(path, scheme, chat_config, tokenizer_files, shards)
 
@@ -96,7 +112,7 @@ class Artifact:
         if problems:
             raise UserError(
                 f"The parameters in {self.path / PARAMS} do not fit their configuration, {len(problems)} tensors are "
-                f"wrong: {'; '.join(problems)}; build the artifact again."
+                f"wrong: {listed(problems, '; ')}; build the artifact again."
             )
         return {name: found[name] for name in expected}
 
@@ -119,12 +135,17 @@ class Artifact:
         libraries = self.libraries()
         command = f"rwkv-mlc compile {self.path} --target {target_name}"
         if target_name not in libraries:
-            available = ", ".join(libraries) or "none"
+            available = listed(libraries) or "none"
             raise UserError(f"{self.path} has no library for {target_name} (available: {available}); run {command}.")
         library = libraries[target_name]
-        if not library.path.is_file():
-            raise UserError(f"The library {library.path} is missing; run {command}.")
-        if digest(library.path, "sha256") != library.sha256:
+        try:
+            check_inside(library.path, self.path)
+            found = digest(library.path, "sha256")
+        except FileNotFoundError:
+            raise UserError(f"The library {library.path} is missing; run {command}.") from None
+        except OSError as error:
+            raise UserError(f"The library {library.path} cannot be read ({error.strerror}); run {command}.") from None
+        if found != library.sha256:
             raise UserError(f"The library {library.path} is damaged: its checksum differs; run {command}.")
         return library
 

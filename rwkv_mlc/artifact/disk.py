@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
+from ..regular_files import check_name
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -34,6 +35,7 @@ def staging(final: Path, keep: Callable[[str], bool] | None = None) -> Iterator[
             previous.rename(final)
         shutil.rmtree(previous, ignore_errors=True)
         shutil.rmtree(staged, ignore_errors=True)
+        _check_movable(final, previous)
         staged.mkdir()
         try:
             if keep and final.exists():
@@ -50,6 +52,19 @@ def staging(final: Path, keep: Callable[[str], bool] | None = None) -> Iterator[
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _check_movable(final: Path, previous: Path) -> None:
+    """Raise UserError for a folder that cannot be renamed, such as a mount point, before the work on what is to replace it."""
+    if not final.exists():
+        return
+    try:
+        final.rename(previous)
+        previous.rename(final)
+    except OSError as error:
+        raise UserError(
+            f"{final} cannot be replaced ({error.strerror}); name a folder inside it, or another one."
+        ) from None
 
 
 def _link_files(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
@@ -97,17 +112,43 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A sibling file to write, which takes the place of ``path`` when the body ends without an exception.
+    """A sibling file to write, which takes the place of ``path``, or of what that links to, when the body ends without an
+    exception; ``path`` itself where that is a device or a pipe.
 
-    Raises IsADirectoryError for a path that names no file, such as ``/``."""
-    if not path.name:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    partial = path.with_name(f".{path.name}.partial")
+    Raises IsADirectoryError for a path that names no file, such as ``/`` or a folder."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    partial = _partial(path)
     try:
         yield partial
-        partial.replace(path)
+        partial.replace(path.resolve())
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    check_name(path)
+    if not path.name or path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # it may be a link, which would be written through
+    return partial
+
+
+def check_output(path: Path) -> None:
+    """Raise UserError where ``beside`` could not write, before the work whose result is to go there."""
+    try:
+        check_name(path)
+        if not path.exists() or path.is_file() or path.is_dir():
+            partial = _partial(path)
+            partial.touch()
+            partial.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); name a file in a folder that is there."
+        ) from None
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..regular_files import check_inside
 from ..schema import ITEM_BYTES, ShardEntry, StoredTensorEntry, TensorIndex, TensorTotals
 from ..typed_json import read
 from .disk import digest, write_json
@@ -133,18 +134,27 @@ def verify(folder: Path, shards: list[Shard]) -> None:
     if not suspects:
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for shard, found in zip(suspects, pool.map(lambda shard: digest(shard.path, "md5"), suspects)):
+        for shard, found in zip(suspects, pool.map(_md5sum, suspects)):
             if found != shard.md5sum:
                 raise UserError(f"{shard.path} is damaged: its checksum differs; build the artifact again.")
     with contextlib.suppress(OSError):  # a read-only folder is checked every time
         write_json(marker, stamps)
 
 
+def _md5sum(shard: Shard) -> str:
+    try:
+        return digest(shard.path, "md5")
+    except OSError as error:
+        raise UserError(f"{shard.path} cannot be read ({error.strerror}); build or copy it again.") from None
+
+
 def _stamp(shard: Shard) -> tuple[int, int, str]:
     try:
-        status = shard.path.stat()
+        status = check_inside(shard.path, shard.path.parent).stat()
     except FileNotFoundError:
         raise UserError(f"The artifact lacks {shard.path}; build or copy it again.") from None
+    except OSError as error:
+        raise UserError(f"{shard.path} cannot be read ({error.strerror}); build or copy it again.") from None
     if status.st_size != shard.nbytes:
         raise UserError(
             f"{shard.path} is damaged: it has {status.st_size} bytes, expected {shard.nbytes}; build or copy it again."

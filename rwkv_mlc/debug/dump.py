@@ -14,11 +14,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ..artifact.disk import staging, write_json
+from ..artifact.disk import staging, write_json, writing
 from ..config import RWKVConfig
 from ..errors import UserError
+from ..escaping import shortened
 from ..models import generation_of
 from ..models.values import LAST_ROW, place
+from ..regular_files import check_inside
 from ..schema import DumpFile, DumpHeader
 from ..typed_json import read
 from .recipe import Recipe
@@ -56,12 +58,14 @@ class Dump:
 
     def write(self, folder: Path) -> None:
         """Appears whole or not at all; takes the place of an older dump. Raises UserError where something else is."""
-        if folder.exists() and not (folder / HEADER).is_file():
-            raise UserError(f"{folder} is there and is no dump; name a new folder with --out.")
-        listed = {name: _form(array) for name, array in self.tensors.items()}
+        check_folder(folder)
+        forms = {name: _form(array) for name, array in self.tensors.items()}
         with staging(folder) as staged:
-            save_file({name: np.ascontiguousarray(a) for name, a in self.tensors.items()}, staged / TENSORS)
-            write_json(staged / HEADER, DumpFile(**dict(self.header), tensors=listed).to_dict())
+            try:
+                save_file({name: np.ascontiguousarray(a) for name, a in self.tensors.items()}, staged / TENSORS)
+            except SafetensorError as error:  # what it makes of a full disk
+                raise UserError(f"The dump cannot be written to {folder} ({error}); free some space.") from None
+            write_json(staged / HEADER, DumpFile(**dict(self.header), tensors=forms).to_dict())
 
     @classmethod
     def read(cls, folder: Path) -> Dump:
@@ -70,19 +74,34 @@ class Dump:
         if not (folder / HEADER).is_file() or not (folder / TENSORS).is_file():
             raise UserError(f"{folder} is no dump; name a folder written by rwkv-mlc dump.")
         file = read(DumpFile, folder / HEADER, advice)
+        layers = file.config.num_hidden_layers
+        if layers > len(file.tensors):
+            raise UserError(f"The dump {folder} has {layers} layers and {len(file.tensors)} values; {advice}.")
         try:
+            check_inside(folder / TENSORS, folder)
             stored = load_file(folder / TENSORS)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"The dump {folder} cannot be read ({error}); {advice}.") from None
+        except OSError as error:
+            raise UserError(f"The dump {folder} cannot be read ({error.strerror or error}); {advice}.") from None
+        except SafetensorError as error:
+            raise UserError(f"The dump {folder} cannot be read ({shortened(str(error))}); {advice}.") from None
         header = file.header
         graph = generation_of(header.config).values(header.config)
-        known = {f"{call}/{name}" for call in header.calls for name in graph}
-        if unknown := file.tensors.keys() - known:
-            raise UserError(f"The dump {folder} holds the unknown value {min(unknown)}; {advice}.")
+        calls = set(header.calls)
+        places = ((name, *name.partition("/")[::2]) for name in file.tensors)
+        if unknown := [name for name, call, value in places if call not in calls or value not in graph]:
+            raise UserError(f"The dump {folder} holds the unknown value {shortened(min(unknown))}; {advice}.")
         for name, form in file.tensors.items():
             if name not in stored or _form(stored[name]) != form:
                 raise UserError(f"The dump {folder} is damaged: {name} does not have its shape; {advice}.")
         return cls(header, {name: stored[name] for name in file.tensors})
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError where a dump cannot be written: before the work."""
+    if folder.exists() and not (folder / HEADER).is_file():
+        raise UserError(f"{folder} is there and is no dump; name a new folder with --out.")
+    with writing(folder):
+        pass
 
 
 def _form(array: np.ndarray) -> tuple[str | int, ...]:

@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 from ..artifact import Artifact
 from ..artifact.disk import beside
 from ..errors import UserError
+from ..escaping import shortened
+from ..regular_files import size_of
 
 FORMAT = "rwkv_mlc state 1"
 
@@ -38,18 +40,22 @@ def load_state(
 
     Raises UserError for a file that is no state, and for a state of another model."""
     try:
+        size_of(Path(path))
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} holds no saved state; give a file written by /save or Engine.save_state.")
             if metadata.get("model") != artifact.record.source_sha256:
+                maker = shortened(str(metadata.get("name")))
                 raise UserError(
-                    f"{path} is a state of {metadata.get('name')}, another model than {artifact.name}; a state means "
-                    "something only to the model that made it."
+                    f"{path} is a state of {maker}, another model than {artifact.name}; a state means something only to "
+                    "the model that made it."
                 )
             arrays = [file.get_tensor(name) for name in names]
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The state {path} cannot be read: {error}.") from None
+    except OSError as error:
+        raise UserError(f"The state {path} cannot be read: {error.strerror or error}.") from None
+    except SafetensorError as error:
+        raise UserError(f"The state {path} cannot be read: {shortened(str(error))}.") from None
     if [array.shape for array in arrays] != list(shapes) or any(array.dtype != np.float32 for array in arrays):
         raise UserError(f"The state {path} does not have this model's shapes; it is damaged.")
     return arrays

@@ -87,7 +87,10 @@ def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWK
     if generation is None:
         raise UserError("This is not an RWKV checkpoint: it has no blocks.0.att.time_decay.")
     vocab_size, hidden_size = shapes["emb.weight"]
-    layers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in shapes) if match}
+    layers = {int(match[1]) for match in (re.match(r"blocks\.(\d{1,9})\.", name) for name in shapes) if match}
+    if max(layers) >= len(layers):
+        lacking = next(layer for layer in range(len(layers)) if layer not in layers)
+        raise UserError(f"This is not an RWKV checkpoint: it has blocks up to {max(layers)} and no block {lacking}.")
     given = {"head_size_divisor": options.head_size_divisor, "context_length": options.context_length}
     found = {
         "generation": generation.name,

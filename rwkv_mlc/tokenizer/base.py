@@ -64,7 +64,13 @@ class Tokenizer(ABC):
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def valid_ids(self, vocab_size: int) -> np.ndarray:
-        """bool [vocab_size]: False for padding, which a model's head has rows for but no text belongs to."""
+        """bool [vocab_size]: False for padding, which a model's head has rows for but no text belongs to. Raises UserError for
+        a vocabulary with ids beyond."""
+        if self.max_id >= vocab_size:
+            raise UserError(
+                f"The vocabulary {self.files[0]} has ids up to {self.max_id}, and the model {vocab_size} tokens; write it "
+                "again with rwkv-mlc gen-config."
+            )
         valid = np.zeros(vocab_size, dtype=bool)
         valid[list(self.tokens)] = True
         return valid

@@ -8,7 +8,11 @@ from pathlib import Path
 import tokenizers
 
 from ..errors import UserError
+from ..escaping import shortened
+from ..regular_files import read_bytes
 from .base import END_OF_TEXT, Tokenizer
+
+LARGEST_FILE = 64 << 20  # bytes; the Pile's own has two of them
 
 _ESCAPED_BYTES = re.compile("([\udc80-\udcff])")
 
@@ -22,12 +26,16 @@ class PileTokenizer(Tokenizer):
         Special tokens are control marks: text never encodes to them, and all but id 0, the end of text, count as
         padding.
         """
-        if not path.is_file():
-            raise UserError(f"The vocabulary {path} does not exist.")
         try:
-            self._bpe = tokenizers.Tokenizer.from_file(str(path))
+            data = read_bytes(path, LARGEST_FILE)
+        except FileNotFoundError:
+            raise UserError(f"The vocabulary {path} does not exist.") from None
+        except OSError as error:
+            raise UserError(f"Cannot read the vocabulary {path}: {error.strerror}.") from None
+        try:
+            self._bpe = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises the bare class, whatever is wrong
-            raise UserError(f"{path} is not a tokenizer.json: {error}.") from None
+            raise UserError(f"{path} is not a tokenizer.json: {shortened(str(error))}.") from None
         self._bpe.encode_special_tokens = True
         added = self._bpe.get_added_tokens_decoder()
         tokens = {}
@@ -38,7 +46,9 @@ class PileTokenizer(Tokenizer):
             elif set(text) <= _BYTE_OF.keys():
                 tokens[token] = bytes(_BYTE_OF[character] for character in text)
             else:
-                raise UserError(f"{path} is not a byte-level BPE vocabulary: its token {text!r} does not spell bytes.")
+                raise UserError(
+                    f"{path} is not a byte-level BPE vocabulary: its token {shortened(repr(text))} does not spell bytes."
+                )
         super().__init__([path], tokens)
         self._id_of = {data: token for token, data in self.tokens.items() if token != END_OF_TEXT}
 

@@ -11,10 +11,14 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import UserError
+from ..regular_files import read_bytes
 from .base import END_OF_TEXT, Tokenizer
 
 MAX_IDS = 1 << 16
 
+LARGEST_FILE = 64 << 20  # bytes; World's own has one of them
+
+_LITERAL = re.compile(r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
 _LINE = re.compile(r"(\d{1,9}) (.+) (\d{1,4})", re.ASCII)
 _PLAIN = re.compile(r"""(['"])[^'"\\\x00-\x1f]+\1""")  # a str without escapes
 
@@ -59,7 +63,7 @@ class WorldTokenizer(Tokenizer):
 
 def _read_vocabulary(path: Path) -> dict[int, bytes]:
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        lines = read_bytes(path, LARGEST_FILE).decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
     except OSError as error:
         raise UserError(f"Cannot read the vocabulary {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
@@ -98,9 +102,11 @@ def _parse_line(line: str) -> tuple[int, bytes]:
 
 def _evaluate(literal: str) -> bytes | None:
     """Bytes of a Python literal of str or bytes; None for anything else."""
+    if not _LITERAL.fullmatch(literal):
+        return None
     try:
         value = ast.literal_eval(literal)
         value = value.encode("utf-8") if isinstance(value, str) else value
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError):
         return None
     return value if isinstance(value, bytes) else None

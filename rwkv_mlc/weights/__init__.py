@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
+from ..regular_files import size_of
 from . import hub, huggingface, pth, rwkv_cpp
 from .checkpoint import Checkpoint, LazyTensor
 
@@ -55,6 +56,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 def read_file(path: Path) -> tuple[str, dict[str, LazyTensor]]:
     """A file's format, told by its first bytes, and its tensors under their own names."""
     try:
+        size_of(path)
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:

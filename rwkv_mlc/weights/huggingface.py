@@ -11,7 +11,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from ..escaping import listed, shortened
 from ..models import GENERATIONS
+from ..regular_files import check_inside
 from ..schema import FolderConfig, WeightIndex
 from ..typed_json import read
 from .checkpoint import LazyTensor
@@ -64,11 +66,11 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
                 entry = file.get_slice(name)
                 if entry.get_dtype() not in STORED_TYPES:
                     raise UserError(
-                        f"{path} holds {name} as {entry.get_dtype()}; expected float32, float16 or bfloat16 weights."
+                        f"{path} holds {shortened(name)} as {entry.get_dtype()}; expected float32, float16 or bfloat16 weights."
                     )
                 tensors[name] = lazy_tensor(name, tuple(entry.get_shape()), entry.get_dtype())
     except SafetensorError as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); download it again.") from None
+        raise UserError(f"{path} is truncated or damaged ({shortened(str(error))}); download it again.") from None
     return tensors
 
 
@@ -87,7 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
     for pattern in WEIGHT_FILES:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
-            names = ", ".join(path.name for path in found)
+            names = listed([path.name for path in found])
             raise UserError(f"{folder} holds several checkpoints ({names}) and no index; give the path of one of them.")
         if found:
             return _shards(found[0]) if pattern.endswith(".json") else found
@@ -97,7 +99,18 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     names = read(WeightIndex, index, "download it again").weight_map.values()
     shards = [index.parent / name for name in sorted(set(names))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
-        raise UserError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; download it again.")
+        raise UserError(f"{index.parent} lacks {listed(missing)}, which {index.name} names; download it again.")
+    for shard in shards:
+        try:
+            check_inside(shard, _root(index.parent))
+        except OSError as error:
+            raise UserError(f"{index} names {shard.name}, which cannot be read ({error.strerror}).") from None
     return shards
+
+
+def _root(folder: Path) -> Path:
+    """Where links of a folder may lead: into the folder, or for one of the hub's cache (``models--*/snapshots/<commit>``) into
+    its repository, whose blobs hold the files."""
+    return folder.parent.parent if folder.parent.name == "snapshots" else folder

@@ -11,16 +11,20 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
+from ..escaping import shortened
 from .checkpoint import LazyTensor
 
 MAGIC = b"PK\x03\x04"
 LOCAL_HEADER_SIZE = 30
+MOST_AXES = 32
+LARGEST_PICKLE = 64 << 20  # bytes; that of the largest models has one of them
 STORED_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 
 
@@ -65,8 +69,13 @@ def _rebuild_tensor_of_dtype(
     return View(storage, dtype.name, offset, shape, strides)
 
 
+def _ordered_dict() -> OrderedDict:
+    """What PyTorch calls before it sets the entries one by one."""
+    return OrderedDict()
+
+
 GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): Rebuild(_ordered_dict),
     ("torch", "FloatStorage"): Dtype("float32"),
     ("torch", "HalfStorage"): Dtype("float16"),
     ("torch", "BFloat16Storage"): Dtype("bfloat16"),
@@ -80,20 +89,56 @@ GLOBALS: dict[tuple[str, str], Any] = {
 }
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """Knows ``GLOBALS`` and nothing else: no import takes place, whatever the pickle names."""
+OPCODES = (
+    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT BINPUT "
+    "LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID REDUCE BUILD"
+).split()
+"""What a dictionary of tensors, numbers and strings is pickled with, but for the setting of entries."""
+
+
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class RestrictedUnpickler(_Unpickler):
+    """Knows ``GLOBALS`` and nothing else: no import takes place, whatever the pickle names. Keys of dictionaries are strings
+    and numbers, which a hash does not descend into.
+
+    It is the unpickler that Python has written in Python: that in C makes room for as many objects as a pickle says."""
+
+    dispatch: ClassVar = {code: _Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in GLOBALS:
             raise UserError(
-                f"the pickle asks for {module}.{name}, which is refused: a checkpoint may hold only a flat dictionary "
-                "of float32, float16 or bfloat16 tensors"
+                f"the pickle asks for {shortened(f'{module}.{name}')}, which is refused: a checkpoint may hold only a flat "
+                "dictionary of float32, float16 or bfloat16 tensors"
             )
         return GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
         _, dtype, key, _, numel = pid
+        if not isinstance(dtype, Dtype) or type(key) is not str or type(numel) is not int:
+            raise ValueError("a storage of another kind")
         return Storage(dtype.name, key, numel * np.dtype(STORED_TYPES.get(dtype.name, "u1")).itemsize)
+
+    def _set_items(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict) or len(items) % 2:
+            raise ValueError("entries of no dictionary")
+        if not all(isinstance(key, str | int | float) for key in items[::2]):
+            raise ValueError("a key of a dictionary that is no string")
+        self.stack[-1].update(zip(items[::2], items[1::2]))
+
+    def _load_set_items(self) -> None:
+        self._set_items(self.pop_mark())
+
+    def _load_set_item(self) -> None:
+        items = self.stack[-2:]
+        del self.stack[-2:]
+        self._set_items(items)
+
+    dispatch[pickle.SETITEMS[0]] = _load_set_items
+    dispatch[pickle.SETITEM[0]] = _load_set_item
 
 
 class Archive:
@@ -146,13 +191,19 @@ def read_pth(path: Path) -> dict[str, LazyTensor]:
     archive = Archive(path)
     if "byteorder" in archive and archive.read("byteorder") != b"little":
         raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one.")
+    if (size := archive.locate("data.pkl")[1]) > LARGEST_PICKLE:
+        raise UserError(
+            f"{path} has a pickle of {size:,} bytes, expected at most {LARGEST_PICKLE:,}; download it again."
+        )
     unpickler = RestrictedUnpickler(io.BytesIO(archive.read("data.pkl")))
     try:
         content = unpickler.load()
     except UserError as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{path} has a damaged pickle ({type(error).__name__}: {error}); download it again.") from None
+        raise UserError(
+            f"{path} has a damaged pickle ({type(error).__name__}: {shortened(str(error))}); download it again."
+        ) from None
     if type(content) not in (dict, OrderedDict):
         raise UserError(f"{path} holds no dictionary; expected a flat dictionary of tensors.")
     return {name: _lazy_tensor(archive, name, value) for name, value in dict.items(content)}
@@ -161,16 +212,23 @@ def read_pth(path: Path) -> dict[str, LazyTensor]:
 def _lazy_tensor(archive: Archive, name: Any, value: Any) -> LazyTensor:
     if not isinstance(name, str) or not isinstance(value, View):
         raise UserError(
-            f"{archive.path} holds a {type(value).__name__} under {name!r}, expected a flat dictionary of tensors; "
-            "save its dictionary of weights alone."
+            f"{archive.path} holds a {type(value).__name__} under {shortened(repr(name))}, expected a flat dictionary of "
+            "tensors; save its dictionary of weights alone."
         )
     if not _is_sound(value):
-        raise UserError(f"{archive.path} describes the tensor {name} wrongly; download it again.")
+        raise UserError(f"{archive.path} describes the tensor {shortened(name)} wrongly; download it again.")
     stored = np.dtype(STORED_TYPES[value.dtype])
     offset, size = archive.locate(f"data/{value.storage.key}")
     extent = 1 + sum((n - 1) * stride for n, stride in zip(value.shape, value.strides))
+    if prod(value.shape) > archive.size:  # elements may share memory
+        raise UserError(
+            f"{archive.path} is damaged: the tensor {shortened(name)} has more elements than the file bytes; download it "
+            "again."
+        )
     if (value.offset + extent) * stored.itemsize > min(size, value.storage.size):
-        raise UserError(f"{archive.path} is damaged: the tensor {name} reaches beyond its storage; download it again.")
+        raise UserError(
+            f"{archive.path} is damaged: the tensor {shortened(name)} reaches beyond its storage; download it again."
+        )
     start = offset + value.offset * stored.itemsize
     strides = tuple(stride * stored.itemsize for stride in value.strides)
 
@@ -188,14 +246,15 @@ def _lazy_tensor(archive: Archive, name: Any, value: Any) -> LazyTensor:
 
 
 def _is_sound(view: View) -> bool:
-    """Whether what the pickle says of a tensor has the right types and no negative or empty axis."""
+    """Whether what the pickle says of a tensor has the right types and no negative, empty or too large an axis."""
     return (
         isinstance(view.storage, Storage)
         and view.dtype in STORED_TYPES
         and isinstance(view.shape, tuple)
         and isinstance(view.strides, tuple)
-        and len(view.shape) == len(view.strides)
+        and len(view.shape) == len(view.strides) <= MOST_AXES
         and all(type(n) is int for n in (view.storage.size, view.offset, *view.shape, *view.strides))
         and min((view.offset, *view.strides)) >= 0
-        and all(n > 0 for n in view.shape)
+        and all(0 < n < 1 << 40 for n in view.shape)
+        and max((view.offset, *view.strides)) < 1 << 60
     )

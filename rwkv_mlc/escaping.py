@@ -1,0 +1,30 @@
+"""Text of unknown origin, made harmless to a terminal and short enough to be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, changes a color, title or the direction of writing, or is half a character."""
+
+LAYOUT = "\t\n"
+NAME_LENGTH = 100  # characters of a name in a sentence
+MESSAGE_LENGTH = 6000  # characters of a sentence: a path may have 4096
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""The text with ``\u001b`` for an escape character and so on, which JSON reads back; ``keep`` stays as it is."""
+    return CONTROL.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
+
+
+def shortened(text: str, length: int = NAME_LENGTH) -> str:
+    """The text, with "..." for the middle of a longer one."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
+
+
+def listed(names: Collection[str], separator: str = ", ", most: int = 8) -> str:
+    """The first names, each shortened, and how many more there are."""
+    shown = [shortened(name) for name, _ in zip(names, range(most))]
+    more = f"{separator}and {len(names) - most:,} more" if len(names) > most else ""
+    return separator.join(shown) + more
