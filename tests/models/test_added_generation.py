@@ -12,10 +12,14 @@ from safetensors.numpy import save_file
 from rwkv_mlc import Engine, reference
 from rwkv_mlc.bench.breakdown import breakdown
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.compiler.passes.merge import merge_kernels
+from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine.devices import target_of
 from rwkv_mlc.inspection import checkpoint_summary
+from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import GENERATIONS, detect_config, generation_of, resolve
+from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.random import random_checkpoint
 from support.compiled import conditioning, runner_for
@@ -78,6 +82,13 @@ def test_accuracy(scheme, target, checkpoint, compiled, within):
     pool = model.runner.new_state(3)
     batched = model.runner.run("prefill", [TOKENS[:5], TOKENS[5:20]], pool, [2, 0])
     within("prefill", error(batched[1], model.reference(TOKENS[5:20])[-1]), bound)
+
+
+def test_its_kernels_are_merged_as_those_of_others():
+    """The recurrence is known by what its kernel says, not by the kernel's name."""
+    module = merge_kernels(build_module(CONFIG, get_scheme("q4f16_1"), resolve_target("llvm")))
+    merged = {name.name_hint for name in module.get_global_vars() if "mixing" in name.name_hint}
+    assert merged == {"time_mixing", "channel_mixing"}
 
 
 def test_artifact(artifact, device, checkpoint):

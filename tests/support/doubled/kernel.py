@@ -40,7 +40,7 @@ def _column(args: RecurrenceArgs, b, head, i, size: int, acc) -> None:
 
 
 @lru_cache(None)
-def wkv_doubled_on_cpu(heads: int, size: int, phase: str = "prefill", in_place: bool = False) -> tirx.PrimFunc:
+def doubled_on_cpu(heads: int, size: int, phase: str = "prefill", in_place: bool = False) -> tirx.PrimFunc:
     """(r, k, v, second, w, u, state, segment_ends, slots -> out), all but the last two float32."""
 
     @prim_func(own=("reads", "writes"))
@@ -56,7 +56,7 @@ def wkv_doubled_on_cpu(heads: int, size: int, phase: str = "prefill", in_place: 
 
 
 @lru_cache(None)
-def wkv_doubled_on_gpu(heads: int, size: int, phase: str = "prefill", in_place: bool = False) -> tirx.PrimFunc:
+def doubled_on_gpu(heads: int, size: int, phase: str = "prefill", in_place: bool = False) -> tirx.PrimFunc:
     """The same with a thread for every column of a head."""
 
     @prim_func

@@ -40,7 +40,7 @@ class Doubled(RWKV5):
     def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
         from . import kernel
 
-        factory = {"cpu": kernel.wkv_doubled_on_cpu, "gpu": kernel.wkv_doubled_on_gpu}[device]
+        factory = {"cpu": kernel.doubled_on_cpu, "gpu": kernel.doubled_on_gpu}[device]
         return Recurrence(partial(factory, config.num_heads, config.head_size), parts=config.num_heads)
 
     def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
