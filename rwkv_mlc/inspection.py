@@ -13,9 +13,12 @@ import numpy as np
 from .artifact import Artifact, LibraryRecord
 from .config import RWKVConfig
 from .engine.compatibility import check_library
+from .engine.devices import device_of, open_device
+from .engine.runner import open_library
 from .errors import UserError
 from .models import ModelOptions, Parameter, generation_of, resolve
 from .quantization.schemes import FloatForm, Scheme
+from .schema import LibraryMetadata
 from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
@@ -92,6 +95,18 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
         return _error(artifact.scheme, parameter, array, stored)
 
     return map_parameters(measure, _quantized(parameters), progress)
+
+
+def chat_memory(metadata: LibraryMetadata, chunk: int) -> dict[str, int]:
+    """Bytes that a chat takes at most of the device's memory, by what they are for: the ``parameters``, two ``states``, as a
+    chat keeps the one before a message until that is answered, and the largest ``call``, which reads ``chunk`` tokens. On a
+    CPU the program itself comes on top: Python, TVM's runtime and the vocabulary."""
+    memory = {
+        "parameters": metadata.parameter_bytes,
+        "states": 2 * metadata.state_bytes,
+        "call": metadata.functions["prefill"].allocated(T=chunk, B=1) + metadata.functions["decode"].allocated(),
+    }
+    return memory | {"total": sum(memory.values())}
 
 
 def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> dict[str, Any]:
@@ -179,9 +194,11 @@ def _sizes(parameters: list[Parameter], sizes: dict[Parameter, int], nbytes: dic
 
 
 def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[str, Any]:
-    problem = None
+    problem = memory = None
     try:
         check_library(artifact.library(target))
+        *_, metadata = open_library(library.path, open_device(device_of(target)))
+        memory = chat_memory(metadata, artifact.chat_config.prefill_chunk_size)
     except UserError as error:
         problem = str(error)
     return {
@@ -196,4 +213,5 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
         "time": library.time,
         "runs_here": problem is None,
         "problem": problem,
+        "memory": memory,
     }

@@ -37,6 +37,9 @@ NATIVE = "native"
 CAPTURED_PREFIX = "captured_"
 """Begins the name of a second form of a function, whose launches on a CUDA device are one graph."""
 
+PREFILL_CHUNK = 512
+"""Tokens of a prompt that one call reads. What it allocates is 84 MB for a 7B model on a CPU."""
+
 
 class ParameterSpec(Schema):
     """A stored tensor as the functions of a library take it."""
@@ -98,6 +101,17 @@ class FunctionSpec(Schema):
     the order of the metadata."""
     result: TensorSpec
     """The logits, or what a function that measures gives."""
+    memory: dict[str, Bytes] | None = None
+    """The bytes that a call allocates, its result among them, for each unit of an extent by the extent's name, and under "1"
+    those of every call. Libraries built before they said it have none."""
+    planned: dict[str, Extent] = Field({})
+    """Numbers by the names of extents. What a call allocates is that of an extent of this number at least."""
+
+    def allocated(self, **extents: int) -> int:
+        """The bytes that a call with these extents allocates; those that it does not have count for nothing."""
+        assert self.memory is not None  # ``older_libraries.described`` completes it
+        counted = {"1": 1} | {name: max(extent, self.planned.get(name, 1)) for name, extent in extents.items()}
+        return sum(nbytes * counted[name] for name, nbytes in self.memory.items() if name in counted)
 
 
 class KernelValues(NamedTuple):
@@ -130,6 +144,16 @@ class LibraryMetadata(Schema):
     """The functions by name; libraries built before they described them have none."""
     values: dict[str, tuple[KernelValues, ...]] = Field({})
     """The kernel calls of every function in order, none where they are merged into one."""
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of all parameters in memory."""
+        return sum(math.prod(spec.shape) * ITEM_BYTES[spec.dtype] for spec in self.params)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the state of one sequence."""
+        return sum(math.prod(spec.shape) * ITEM_BYTES[spec.dtype] for spec in self.states)
 
     @classmethod
     def read(cls, text: str, library: Path | str = "The library") -> LibraryMetadata:

@@ -7,10 +7,9 @@ from pathlib import Path
 from ..artifact import CHAT_CONFIG, PARAMS, chat_config, write_json
 from ..models import generation_of
 from ..quantization.schemes import Scheme
+from ..schema import PREFILL_CHUNK
 from ..tokenizer import load_tokenizer, write_tokenizer_files
 from .source import Source
-
-PREFILL_CHUNK = 512  # tokens; activations of one call stay below 50 MB for a 7B model
 
 
 def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Path:

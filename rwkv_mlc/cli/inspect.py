@@ -168,6 +168,9 @@ def _library_facts(library: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "reads prompts with", f"{library['prefill_activations']} activations"
     yield "compiled", f"{library['time']} by {_versions(library['versions'])}"
     yield "runs here", "yes" if library["runs_here"] else f"no: {library['problem']}"
+    if memory := library["memory"]:
+        parts = f"parameters {memory['parameters']:,}, two states {memory['states']:,}, a call {memory['call']:,}"
+        yield "memory of a chat", f"{memory['total']:,} bytes: {parts}"
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from .debug_index import write_index
 from .kernel_source import kernels_as_source
 from .passes.cuda_graph import capture_cuda_graphs
 from .passes.float16 import widen_by_integers
+from .passes.memory import plan_memory
 from .passes.merge import merge_kernels
 from .passes.symbols import attach_symbols
 from .targets import CompileTarget
@@ -35,7 +36,7 @@ def _lower(_: CompileTarget) -> list[Pass]:
 
 
 def _memory(_: CompileTarget) -> list[Pass]:
-    planned = [transform.StaticPlanBlockMemory(), transform.LowerAllocTensor()]
+    planned = [plan_memory, transform.LowerAllocTensor()]
     return [*planned, capture_cuda_graphs, transform.KillAfterLastUse()]
 
 

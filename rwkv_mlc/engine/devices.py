@@ -69,6 +69,14 @@ def target_of(name: str) -> str:
     return TARGETS[name.partition(":")[0]]
 
 
+def device_of(target: str) -> str:
+    """The name of the device that a target's libraries run on. Raises UserError for a target of other machines."""
+    found = [kind for kind, name in TARGETS.items() if name == target]
+    if not found:
+        raise UserError(f"No device of this machine runs libraries for {target}.")
+    return found[0]
+
+
 def _load_runtime(kind: str) -> None:
     if kind == "vulkan" and not vulkan_device_types():
         raise UserError("This machine has no Vulkan device; install its driver, such as mesa-vulkan-drivers.")

@@ -35,12 +35,13 @@ class Answer(Sequence):
     def __init__(self, engine: Engine, prompt: Tokens, params: SamplingParams, state: State):
         super().__init__(prompt, params, engine.tokenizer, engine.valid_ids, engine.end_ids)
         self.engine, self.state = engine, state
-        self._scheduler = engine.read(self, state)
+        engine.read(self, state)
 
     def __iter__(self) -> Iterator[str]:
         """Raises UserError when the model's logits are not finite."""
+        scheduler = self.engine.alone(self, self.state)  # not kept: it has the answer, which then outlived its last user
         while self.finish_reason is None:
-            yield from (text for _, text in self._scheduler.step() if text)
+            yield from (text for _, text in scheduler.step() if text)
 
     def read_rest(self) -> None:
         """Have the state read the tokens that it has not, so that it can go on after the whole answer."""
@@ -73,16 +74,17 @@ class Engine:
         device = choose_device(device, self.artifact.libraries())
         self.library = self.artifact.library(target_of(device))
         check_library(self.library)
-        self.runner = Runner(self.library.path, self.artifact.stored_tensors(), open_device(device))
+        settings = self.artifact.chat_config
+        self.prefill_chunk = settings.prefill_chunk_size
+        stored = self.artifact.stored_tensors()
+        self.runner = Runner(self.library.path, stored, open_device(device), self.prefill_chunk)
         config = self.artifact.config
         compiled = dataclasses.replace(self.runner.config, context_length=config.context_length, float32=config.float32)
         if compiled != config:
             raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")
         self.config = self.artifact.config
         self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
-        settings = self.artifact.chat_config
         self.template = Template.of(settings.conv_template)
-        self.prefill_chunk = settings.prefill_chunk_size
         self.defaults = SamplingParams(**settings.sampling)
         self.stats = Stats()
 
@@ -107,19 +109,22 @@ class Engine:
         assert reading.logits is not None
         return reading.logits
 
-    def read(self, sequence: Reading, state: State) -> Scheduler:
-        """Have a state read what is pending of a sequence; returns the scheduler that has it alone, which can go on with it.
-        Raises UserError as ``prefill``."""
-        if not sequence.pending:
-            raise UserError("There is nothing to read: give at least one token.")
+    def alone(self, sequence: Reading, state: State) -> Scheduler:
+        """A scheduler that has one sequence, in a state of the caller's."""
         scheduler = Scheduler(StatePool(self.runner, state), self.prefill_chunk, self.stats)
         scheduler.add(sequence, slot=0)
+        return scheduler
+
+    def read(self, sequence: Reading, state: State) -> None:
+        """Have a state read what is pending of a sequence. Raises UserError as ``prefill``."""
+        if not sequence.pending:
+            raise UserError("There is nothing to read: give at least one token.")
+        scheduler = self.alone(sequence, state)
         total = len(sequence.pending)
         while sequence.pending:
             scheduler.step()
             if self.progress and (sequence.read % self.prefill_chunk == 0 or not sequence.pending):
                 self.progress(sequence.read, total)
-        return scheduler
 
     def decode(self, token: int, state: State) -> np.ndarray:
         """Read one token; returns the logits after it, float32 [V]."""

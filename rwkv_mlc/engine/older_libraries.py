@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from ..config import RWKVConfig
 from ..quantization.schemes import get_scheme
-from ..schema import NATIVE, LibraryMetadata, StateSpec
+from ..schema import NATIVE, FunctionSpec, LibraryMetadata, StateSpec
 
 
 def described(metadata: LibraryMetadata) -> LibraryMetadata:
     """The metadata with states, functions and the shapes in which parameters are stored: an older library has those of its
-    model's generation and of the native interface, which are asked for here and for no other library. Raises UserError for
-    an unknown generation or scheme."""
-    if metadata.functions:
-        return metadata
+    model's generation and of the native interface, which are asked for here and for no other library; and with what calls
+    allocate, roughly. Raises UserError for an unknown generation or scheme."""
+    metadata = metadata if metadata.functions else _of_generation(metadata)
+    specs = {
+        name: spec if spec.memory is not None else spec.model_copy(update={"memory": _estimated(spec, metadata.config)})
+        for name, spec in metadata.functions.items()
+    }
+    return metadata.model_copy(update={"functions": specs})
+
+
+def _estimated(spec: FunctionSpec, config: RWKVConfig) -> dict[str, int]:
+    """For every token so many float32 vectors of the model's width and of its hidden layer's, and every row of logits."""
+    if "states" not in spec.arguments:
+        return {}
+    (tokens,), (_, results, _) = spec.arguments[0].shape, spec.result.shape
+    vectors, hidden = (14, 1) if tokens == "T" else (20, 3)  # single tokens are also there as integers
+    row = 4 * (vectors * config.hidden_size + hidden * config.intermediate_size)
+    return dict(Counter({str(tokens): row}) + Counter({str(results): 4 * config.vocab_size}))
+
+
+def _of_generation(metadata: LibraryMetadata) -> LibraryMetadata:
     from ..interfaces import INTERFACES
     from ..models import generation_of
 

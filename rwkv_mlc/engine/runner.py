@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..schema import NATIVE, LibraryMetadata, ParameterSpec
+from ..schema import NATIVE, PREFILL_CHUNK, LibraryMetadata, ParameterSpec
+from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
 from .older_libraries import described
 from .parameters import Stored, load_parameters
@@ -63,23 +64,22 @@ class Runner:
     """Calls ``prefill``, ``score``, ``decode`` and ``batch_decode`` of a library.
 
     ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
-    library's metadata asks for, and put onto ``device``, where states live as well. ``uses_graphs`` says whether ``decode``
+    library's metadata asks for, and put onto ``device``, where states live as well. ``chunk`` is how many tokens a call has
+    at most as a rule: what such a call takes is kept for those that follow. ``uses_graphs`` says whether ``decode``
     goes through a CUDA graph, where the library has that form; ``metadata`` is what the library says of itself. Raises
     UserError for tensors that are missing, that the library does not know, or of another shape or dtype, and for a library of
     another interface or without one of its functions."""
 
-    def __init__(self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU):
+    def __init__(self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU, chunk: int = PREFILL_CHUNK):
         self.device = device
-        self.executable = tvm_ffi.load_module(library)
-        self.vm = virtual_machine(self.executable, self.device)
+        self.executable, self.vm, self.metadata = open_library(library, device)
         self.uses_graphs = self.vm.implements_function(FUNCTION)
-        self.metadata = described(LibraryMetadata.read(self.vm["_metadata"](), library))
         self.config = self.metadata.config
-        _check_functions(library, self.metadata, self.vm)
         _check_parameters(library, self.metadata.params, parameters)
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
         self.threads = start_threads()
         self.functions = {name: self.vm[name] for name in self.metadata.functions}
+        self.memory = CallMemory(self.metadata, chunk)
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences."""
@@ -117,9 +117,20 @@ class Runner:
             state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
             logits = state.graph(inputs)
         else:
+            self.memory.make_room(function, len(tokens), len(sequences))
             lent = (lend(array, self.device) for array in inputs)
             logits = self.functions[function](*lent, state.packed, self.params)
         return view(logits).reshape(-1, self.config.vocab_size)
+
+
+def open_library(library: Path, device: Device) -> tuple[Module, Module, LibraryMetadata]:
+    """The executable of a library, its functions for ``device``, and what it says of itself. Raises UserError for a library
+    of another interface, or without one of its functions."""
+    executable = tvm_ffi.load_module(library)
+    machine = virtual_machine(executable, device)
+    metadata = described(LibraryMetadata.read(machine["_metadata"](), library))
+    _check_functions(library, metadata, machine)
+    return executable, machine, metadata
 
 
 def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) -> None:

@@ -39,8 +39,13 @@ class Reading:
 
     def go_on(self) -> str:
         """Choose what comes next, when nothing is pending; returns the text that this makes certain."""
-        self.finish_reason = "read"
+        self._finish("read")
         return ""
+
+    def _finish(self, reason: str) -> None:
+        """End, and hold no longer what serves those that run: of the logits of the last call, which has those of others
+        too, its own."""
+        self.finish_reason, self.logits = reason, self.logits.copy()
 
 
 class Sequence(Reading):
@@ -86,12 +91,13 @@ class Sequence(Reading):
         ended = token in self._end_ids
         text = "" if ended else self._stream.push(self._token_bytes(token))
         if ended or self._stream.stopped:
-            self.finish_reason = "stop"
+            self._finish("stop")
         elif len(self.tokens) >= self.params.max_tokens:
-            self.finish_reason = "length"
+            self._finish("length")
         else:
             self.pending.append(token)
         if self.finish_reason:
             text += self._stream.finish()
+            del self._sampler  # several times the size of the logits
         self.text += text
         return text

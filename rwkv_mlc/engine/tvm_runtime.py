@@ -43,6 +43,7 @@ _copy_from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
 _copy_to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
 _copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
 _create_view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+_clear_pools = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")
 CPU = tvm_ffi.device("cpu")
 
 
@@ -67,6 +68,11 @@ def virtual_machine(executable: Module, device: Device) -> Module:
     devices = dict.fromkeys([device, CPU])  # shapes are computed on the CPU
     machine["vm_initialization"](*(n for d in devices for n in (d.dlpack_device_type(), d.index, POOLED_ALLOCATOR)))
     return machine
+
+
+def free_pools() -> None:
+    """Free the memory that virtual machines keep for later calls, of all in this process; what is in use stays."""
+    _clear_pools()
 
 
 def empty(shape: Sequence[int], dtype: str, device: Device) -> Tensor:

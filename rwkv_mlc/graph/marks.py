@@ -4,3 +4,4 @@ from __future__ import annotations
 
 MERGED = "merge_kernels"  # its kernels between two norms become one: compiler.passes.merge
 CAPTURED = "capture_cuda_graph"  # it also has a form that repeats its launches: compiler.passes.cuda_graph
+PLANNED = "planned_extents"  # numbers by the names of extents, up to which memory has one size: compiler.passes.memory

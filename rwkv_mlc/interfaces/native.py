@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..config import RWKVConfig
-from ..graph.marks import CAPTURED, MERGED
+from ..graph.marks import CAPTURED, MERGED, PLANNED
 from ..graph.state import StateAccess, StateRef
-from ..schema import CAPTURED_PREFIX, NATIVE, FunctionSpec, LibraryMetadata, ParameterSpec, StateSpec, TensorSpec
+from ..schema import CAPTURED_PREFIX, NATIVE, PREFILL_CHUNK, FunctionSpec, LibraryMetadata, ParameterSpec, StateSpec, TensorSpec
 from .interface import Interface
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel) ->
         return builder.emit(relax.op.call_pure_packed(get, *args, ty_args=relax.TensorType(list(shape), dtype)))
 
     marks = {MERGED: _is_merged(name, model), CAPTURED: _is_captured(name, model)}
-    marked = {mark: True for mark, holds in marks.items() if holds}
+    marked: dict[str, object] = {mark: True for mark, holds in marks.items() if holds}
+    if name == "prefill":
+        marked[PLANNED] = {rows.name: PREFILL_CHUNK}
     with builder.function(name, [tokens, segment_ends, slots, states, params], marked or None):
         with builder.dataflow():
             weights = model.weights({t.name: item(params, i, t.shape, t.dtype) for i, t in enumerate(model.tensors)})
