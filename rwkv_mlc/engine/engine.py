@@ -39,7 +39,9 @@ class Answer(Sequence):
 
     def __iter__(self) -> Iterator[str]:
         """Raises UserError when the model's logits are not finite."""
-        scheduler = self.engine.alone(self, self.state)  # not kept: it has the answer, which then outlived its last user
+        scheduler = self.engine.alone(
+            self, self.state
+        )  # not kept: it has the answer, which then outlived its last user
         while self.finish_reason is None:
             yield from (text for _, text in scheduler.step() if text)
 

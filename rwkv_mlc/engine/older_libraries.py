@@ -25,7 +25,8 @@ def _estimated(spec: FunctionSpec, config: RWKVConfig) -> dict[str, int]:
     """For every token so many float32 vectors of the model's width and of its hidden layer's, and every row of logits."""
     if "states" not in spec.arguments:
         return {}
-    (tokens,), (_, results, _) = spec.arguments[0].shape, spec.result.shape
+    first, *_ = (argument for argument in spec.arguments if not isinstance(argument, str))
+    (tokens,), (_, results, _) = first.shape, spec.result.shape
     vectors, hidden = (14, 1) if tokens == "T" else (20, 3)  # single tokens are also there as integers
     row = 4 * (vectors * config.hidden_size + hidden * config.intermediate_size)
     return dict(Counter({str(tokens): row}) + Counter({str(results): 4 * config.vocab_size}))

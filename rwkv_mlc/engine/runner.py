@@ -70,7 +70,9 @@ class Runner:
     UserError for tensors that are missing, that the library does not know, or of another shape or dtype, and for a library of
     another interface or without one of its functions."""
 
-    def __init__(self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU, chunk: int = PREFILL_CHUNK):
+    def __init__(
+        self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU, chunk: int = PREFILL_CHUNK
+    ):
         self.device = device
         self.executable, self.vm, self.metadata = open_library(library, device)
         self.uses_graphs = self.vm.implements_function(FUNCTION)

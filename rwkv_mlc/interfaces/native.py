@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Literal
 from ..config import RWKVConfig
 from ..graph.marks import CAPTURED, MERGED, PLANNED
 from ..graph.state import StateAccess, StateRef
-from ..schema import CAPTURED_PREFIX, NATIVE, PREFILL_CHUNK, FunctionSpec, LibraryMetadata, ParameterSpec, StateSpec, TensorSpec
+from ..schema import (
+    CAPTURED_PREFIX,
+    NATIVE,
+    PREFILL_CHUNK,
+    FunctionSpec,
+    LibraryMetadata,
+    ParameterSpec,
+    StateSpec,
+    TensorSpec,
+)
 from .interface import Interface
 
 if TYPE_CHECKING:
