@@ -97,7 +97,7 @@ OPCODES = (
 """What a dictionary of tensors, numbers and strings is pickled with, but for the setting of entries."""
 
 
-_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Unpickler: Any = pickle._Unpickler
 
 
 class RestrictedUnpickler(_Unpickler):
