@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from typing import Any
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What moves a cursor, changes a color, title or the direction of writing, or is half a character."""
@@ -16,6 +17,15 @@ MESSAGE_LENGTH = 6000  # characters of a sentence: a path may have 4096
 def escaped(text: str, keep: str = "") -> str:
     r"""The text with ``\u001b`` for an escape character and so on, which JSON reads back; ``keep`` stays as it is."""
     return CONTROL.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
+
+
+def escaped_values(data: Any) -> Any:
+    """JSON data with every string in it ``escaped``."""
+    if isinstance(data, str):
+        return escaped(data, LAYOUT)
+    if isinstance(data, dict):
+        return {escaped_values(key): escaped_values(value) for key, value in data.items()}
+    return [escaped_values(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def shortened(text: str, length: int = NAME_LENGTH) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from filelock import FileLock
 
 from rwkv_mlc import Engine
 from rwkv_mlc.bench import limits, timing
+from rwkv_mlc.cli.faults import TRACEBACKS
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler import cuda
 from rwkv_mlc.engine.devices import open_device
@@ -22,6 +24,7 @@ from support.reciter import write_reciter
 from support.vulkan_kernels import vulkan_device
 
 pytest_plugins = ["support.proofs"]
+os.environ[TRACEBACKS] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..escaping import escaped_values
 from . import options
+from .arguments import integer, integers, named_path
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+MOST_TOKENS = 1 << 20
+
+
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("bench", help="time an artifact beside the machine's own limits")
     options.add_engine(parser)
-    parser.add_argument("--prefill", type=_lengths, default=[128, 512], metavar="128,512", help="prompt lengths")
-    parser.add_argument("--decode", type=int, default=64, metavar="N", help="at least this many single tokens")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded together")
+    parser.add_argument(
+        "--prefill",
+        type=integers("lengths", 1, MOST_TOKENS),
+        default=[128, 512],
+        metavar="128,512",
+        help="prompt lengths",
+    )
+    parser.add_argument(
+        "--decode",
+        type=integer(1, MOST_TOKENS),
+        default=64,
+        metavar="N",
+        help="at least this many single tokens",
+    )
+    parser.add_argument("--batch", type=integer(1), default=1, metavar="N", help="sequences decoded together")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (all cores)")
     parser.add_argument("--breakdown", action="store_true", help="add where the time goes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--json", type=named_path, metavar="FILE", help="write the figures as JSON")
     parser.set_defaults(run=run)
 
 
@@ -28,15 +44,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..artifact import write_json
+    from ..artifact.disk import check_output
     from ..bench.speed import bench
 
+    if args.json:
+        check_output(args.json)
     with Console(stderr=True).status("Timing..."):
         result = bench(
             args.model, args.device, args.prefill, args.decode, args.batch, args.threads, breakdown=args.breakdown
         )
-    _print(result)
     if args.json:
         write_json(args.json, result)
+    _print(escaped_values(result))
     return 0
 
 
@@ -44,7 +63,7 @@ def _print(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     slowest, fastest = (limit(result["decode"]["read_bandwidth"]) / 1e9 for limit in (min, max))
     device = result["device"]
     where = f"{result['threads']} threads; this machine" if device.startswith("cpu") else f"on {device}, which"
@@ -108,10 +127,3 @@ def _print_breakdown(console: Console, name: str, parts: dict) -> None:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3f}"
-
-
-def _lengths(text: str) -> list[int]:
-    try:
-        return [int(length) for length in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected lengths with commas between them, found {text!r}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .arguments import integer, integers, named_path, path_or_name
 
 
 def add_parsers(subparsers) -> None:
@@ -14,7 +15,7 @@ def add_parsers(subparsers) -> None:
     parser = subparsers.add_parser("build", help="build an artifact from a checkpoint: convert, configure, compile")
     _add_source(parser)
     _add_target(parser)
-    parser.add_argument("--artifact-path", type=Path, default=Path("dist"), help="folder of artifacts (dist)")
+    parser.add_argument("--artifact-path", type=named_path, default=Path("dist"), help="folder of artifacts (dist)")
     parser.add_argument(
         "--use-cache", type=int, choices=(0, 1), default=1, help="0 converts again what is converted already (1)"
     )
@@ -24,7 +25,9 @@ def add_parsers(subparsers) -> None:
         help="keep in float32 what float16 would not hold, as found by reading a text; takes the model's size in float32 of "
         "memory",
     )
-    parser.add_argument("--reuse-lib", type=Path, help="add this library of a model of the same shape, compile none")
+    parser.add_argument(
+        "--reuse-lib", type=named_path, help="add this library of a model of the same shape, compile none"
+    )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
         "--convert-weights-only", "--convert-weight-only", action="store_true", help="write all but the library"
@@ -34,33 +37,39 @@ def add_parsers(subparsers) -> None:
 
     parser = subparsers.add_parser("convert-weight", help="write an artifact's parameters and build record")
     _add_source(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder")
+    parser.add_argument("-o", "--output", type=named_path, required=True, help="artifact folder")
     parser.set_defaults(run=run_convert_weight)
 
     parser = subparsers.add_parser("gen-config", help="write an artifact's tokenizer files and mlc-chat-config.json")
     _add_source(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="artifact folder")
+    parser.add_argument("-o", "--output", type=named_path, required=True, help="artifact folder")
     parser.set_defaults(run=run_gen_config)
 
     parser = subparsers.add_parser("compile", help="add the library for a target to an artifact")
-    parser.add_argument("artifact", type=Path, help="artifact folder")
+    parser.add_argument("artifact", type=named_path, help="artifact folder")
     _add_target(parser)
     parser.set_defaults(run=run_compile)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="checkpoint file or folder, a name below <artifact-path>/models, or a preset")
+    parser.add_argument(
+        "--model",
+        type=path_or_name,
+        help="checkpoint file or folder, a name below <artifact-path>/models, or a preset",
+    )
     parser.add_argument("--hf-path", help="hub repository, owner/name")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument("--quantization", default="q4f16_1", help="scheme (q4f16_1)")
     parser.add_argument("--random-weights", action="store_true", help="draw weights for a preset of configs/models")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
-    parser.add_argument("--tokenizer", type=Path, help="vocabulary file or folder, where not beside the checkpoint")
+    parser.add_argument("--seed", type=integer(0, (1 << 64) - 1), default=0, help="of the random weights (0)")
+    parser.add_argument(
+        "--tokenizer", type=named_path, help="vocabulary file or folder, where not beside the checkpoint"
+    )
     parser.add_argument("--template", help="prompt template of configs/templates, where not the model's usual one")
-    parser.add_argument("--head-size-divisor", type=int, help="of the heads' group norm, where not 8")
+    parser.add_argument("--head-size-divisor", type=integer(1), help="of the heads' group norm, where not 8")
     parser.add_argument(
         "--fp32-layers",
-        type=_numbers,
+        type=integers("layers"),
         default=[],
         metavar="0,1",
         help="layers without float16, where the target has it",
@@ -69,9 +78,15 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--fp32", type=_names, default=[], metavar="ffn.key,..", help="values without float16 in every layer"
     )
     parser.add_argument(
-        "--rescale-every", type=int, default=0, metavar="N", help="halve the residual stream after every N-th layer"
+        "--rescale-every",
+        type=integer(0),
+        default=0,
+        metavar="N",
+        help="halve the residual stream after every N-th layer",
     )
-    parser.add_argument("--max-seq-len", type=int, default=-1, help="context length to note, where not the model's")
+    parser.add_argument(
+        "--max-seq-len", type=integer(-1), default=-1, help="context length to note, where not the model's"
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -165,13 +180,6 @@ def _target_options(args: argparse.Namespace) -> dict[str, Any]:
         "system_lib": args.system_lib,
         "debug_dump": args.debug_dump,
     }
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, found {text!r}") from None
 
 
 def _names(text: str) -> list[str]:

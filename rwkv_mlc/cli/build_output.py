@@ -12,7 +12,9 @@ from rich.table import Table
 from ..building import events
 from ..building.precision import WideValue
 from ..config import RWKVConfig
+from ..escaping import escaped
 from ..weights.checkpoint import Checkpoint
+from .faults import say
 
 
 class Printer:
@@ -34,7 +36,7 @@ class Printer:
     def __call__(self, event: events.Event) -> None:
         match event:
             case events.TensorStored(number, total, name, _):
-                self._bar.update(self._task, completed=number, total=total, description=name)
+                self._bar.update(self._task, completed=number, total=total, description=escaped(name))
             case events.ArchitectureCompiled(number, total, name):
                 self._status.update(f"Compiling... {name}, {number} of {total}")
             case _:
@@ -44,7 +46,7 @@ class Printer:
     def _step(self, event: events.Event) -> None:
         match event:
             case events.TargetChosen(target):
-                print(f"Target configured: {target.tvm}")
+                say(f"Target configured: {target.tvm}")
             case events.SourceOpened(source):
                 self._source(source.checkpoint, source.config)
             case events.WideValuesSought():
@@ -52,39 +54,39 @@ class Printer:
             case events.WideValuesFound(values):
                 _print_precision(values)
             case events.ParametersReused(folder):
-                print(f"Reuse parameters in {folder}. You can use --use-cache=0 to convert them again")
+                say(f"Reuse parameters in {folder}. You can use --use-cache=0 to convert them again")
             case events.ConversionStarted(folder):
                 print("Start computing and quantizing weights... This may take a while.")
-                print(f"Start storing to cache {folder}")
+                say(f"Start storing to cache {folder}")
                 self._show_bar()
             case events.ConversionFinished(conversion, index):
                 print("Finish computing and quantizing weights.")
                 bits = 8 * conversion.nbytes / conversion.parameters
-                print(f"Total param size: {conversion.nbytes / 1e9:.3f} GB, {bits:.2f} bits each")
-                print(f"All finished, {conversion.shards} total shards committed, record saved to {index}")
+                say(f"Total param size: {conversion.nbytes / 1e9:.3f} GB, {bits:.2f} bits each")
+                say(f"All finished, {conversion.shards} total shards committed, record saved to {index}")
             case events.ConfigWritten(file):
-                print(f"Finish exporting chat config to {file}")
+                say(f"Finish exporting chat config to {file}")
             case events.CompilationStarted():
                 self._spin("Compiling...")
             case events.CompilationFinished(library, dumps):
                 for file in dumps:
-                    print(f"Dump mod to {file}")
+                    say(f"Dump mod to {file}")
                 if library.prefill_activations == "int8":
                     print("Prompts are read with int8 activations. You can use rwkv-mlc bench to see the error")
             case events.LibraryReused(prebuilt):
-                print(f"Reuse existing prebuilt lib {prebuilt}...")
+                say(f"Reuse existing prebuilt lib {prebuilt}...")
             case events.LibraryWritten(file):
-                print(f"Finish exporting to {file}")
+                say(f"Finish exporting to {file}")
             case events.BuildFinished(artifact):
-                print(f"Finish building {artifact}")
+                say(f"Finish building {artifact}")
             case _:
                 raise TypeError(f"no line for {event!r}")
 
     def _source(self, checkpoint: Checkpoint, config: RWKVConfig) -> None:
         if self.from_hub:
-            print(f"Weights exist at {checkpoint.files[0].parent}")
+            say(f"Weights exist at {checkpoint.files[0].parent}")
         shape = f"RWKV-{config.generation}, {config.num_hidden_layers} layers of {config.hidden_size}"
-        print(f'Using path "{checkpoint.source}" for model "{checkpoint.name}": {shape}')
+        say(f'Using path "{checkpoint.source}" for model "{checkpoint.name}": {shape}')
 
     def _spin(self, text: str) -> None:
         self._status = self._shown.enter_context(Console(stderr=True).status(text))

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..escaping import escaped
+from ..regular_files import check_name
 from . import options
+from .arguments import named_path
+from .faults import say, say_error, sentence
 
 HELP = """\
 You can use the following special commands:
@@ -37,7 +41,7 @@ def add_parser(subparsers) -> None:
     options.add_engine(parser)
     options.add_sampling(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message, in place of the template's")
-    parser.add_argument("--state", type=Path, metavar="FILE", help="go on from a saved state")
+    parser.add_argument("--state", type=named_path, metavar="FILE", help="go on from a saved state")
     parser.set_defaults(run=run)
 
 
@@ -65,7 +69,7 @@ class Session:
     def label(self, role: str) -> str:
         """What stands before the lines of ``user`` or ``assistant``."""
         name = self.chat.engine.template.roles[role]
-        return f"{name}: " if name else ""
+        return f"{escaped(name)}: " if name else ""
 
     def handle(self, line: str) -> bool:
         """Run a command or answer a message; whether to go on."""
@@ -79,9 +83,11 @@ class Session:
                 elif name:
                     self.answer(line)
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
+                say_error(str(error))
             except KeyboardInterrupt:
                 print("Stopped before the whole message was read; it counts as never sent.", file=sys.stderr)
+            except Exception as error:  # the conversation goes on
+                say_error(sentence(error))
         return True
 
     def answer(self, text: str) -> None:
@@ -142,7 +148,7 @@ class Session:
         settings = {**self.settings, **dict(map(_setting, filter(str.strip, argument.split(";"))))}
         self.chat.params = chat_params(self.chat.engine, **settings)
         self.settings = settings
-        print("; ".join(f"{name}={_spelled(value)}" for name, value in vars(self.chat.params).items()))
+        say("; ".join(f"{name}={_spelled(value)}" for name, value in vars(self.chat.params).items()))
 
     def _save(self, argument: str) -> None:
         self.chat.save(_path(argument))
@@ -181,6 +187,8 @@ class Session:
 
 def _lines(session: Session) -> Iterator[str]:
     """The user's lines, until end of file."""
+    if sys.stdin is None:
+        return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         for line in sys.stdin.buffer:
             yield line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
@@ -227,4 +235,10 @@ def _spelled(value: Any) -> str:
 def _path(text: str) -> Path:
     if not text:
         raise UserError("Give the name of a file.")
-    return Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+        check_name(path)
+    except (OSError, RuntimeError) as error:  # there is no such user, or the name is too long
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{text} is no path ({reason}); give another.") from None
+    return path

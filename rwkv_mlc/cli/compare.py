@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..escaping import escaped
+from .arguments import named_path, positive_number
+from .faults import say
 
 if TYPE_CHECKING:
     from ..debug.compare import Comparison, Row
@@ -17,17 +20,19 @@ AROUND = 3  # rows before and after the finding
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("compare", help="find the first value in which two dumps differ")
-    parser.add_argument("a", metavar="A", type=Path, help="dump to look at")
-    parser.add_argument("b", metavar="B", type=Path, help="dump that is right")
+    parser.add_argument("a", metavar="A", type=named_path, help="dump to look at")
+    parser.add_argument("b", metavar="B", type=named_path, help="dump that is right")
     add_output(parser)
     parser.set_defaults(run=run)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     text = "relative root mean square beyond which a value differs (by the dumps: 1e-4 for float32)"
-    parser.add_argument("--rtol", type=float, metavar="X", help=text)
+    parser.add_argument("--rtol", type=positive_number, metavar="X", help=text)
     parser.add_argument("--all", action="store_true", help="list every value")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with a map over layers and roles")
+    parser.add_argument(
+        "--html", type=named_path, metavar="FILE", help="write a report with a map over layers and roles"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -35,7 +40,16 @@ def run(args: argparse.Namespace) -> int:
     from ..debug.compare import compare
     from ..debug.dump import Dump
 
+    check_outputs(args)
     return show(args, compare(Dump.read(args.a), Dump.read(args.b), args.rtol))
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises UserError where the report cannot be written: before the work."""
+    from ..artifact.disk import check_output
+
+    if args.html:
+        check_output(args.html)
 
 
 def show(args: argparse.Namespace, comparison: Comparison, **more) -> int:
@@ -45,7 +59,7 @@ def show(args: argparse.Namespace, comparison: Comparison, **more) -> int:
     if args.html:
         write_report(comparison, args.html)
     if args.json:
-        print(json.dumps(comparison.to_dict() | more, indent=2, ensure_ascii=False))
+        say(json.dumps(comparison.to_dict() | more, indent=2, ensure_ascii=False))
     else:
         _print(comparison, args.all)
     return AGREE if comparison.agrees else DIFFER
@@ -57,7 +71,7 @@ def _print(comparison: Comparison, everything: bool) -> None:
 
     out, rows, finding = console(), comparison.rows, comparison.finding
     a, b = (f"{header.name} ({header.source}, {header.activations})" for header in (comparison.a, comparison.b))
-    out.print(f"A: {a}\nB: {b}")
+    out.print(f"A: {escaped(a)}\nB: {escaped(b)}")
     if everything or not finding:
         out.print(_table("value", ((row.name, row) for row in (rows if everything else _worst(rows)))))
     else:
@@ -65,7 +79,7 @@ def _print(comparison: Comparison, everything: bool) -> None:
         shown = rows[max(0, at - AROUND) : at + AROUND + 1]
         out.print(_table("value", ((f"> {row.name}" if row is finding.row else row.name, row) for row in shown)))
     for line in lines(comparison):
-        out.print(line)
+        out.print(escaped(line))
     tolerance = f"{len(rows)} values, tolerance {comparison.rtol:g}"
     out.print(f"A and B agree ({tolerance})." if comparison.agrees else f"A and B differ ({tolerance}).")
 

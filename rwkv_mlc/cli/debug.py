@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .compare import DIFFER, add_output, show
+from ..escaping import escaped
+from .arguments import named_path, path_or_name
+from .compare import DIFFER, add_output, check_outputs, show
 from .dump import add_recipe, recipe_of
+from .faults import say
 
 if TYPE_CHECKING:
     from ..debug.weights import WeightDifference
@@ -18,31 +20,40 @@ SHOWN = 5
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("debug", help="find the first value that an artifact computes wrong")
-    parser.add_argument("model", metavar="DIST", help="artifact folder")
+    parser.add_argument("model", metavar="DIST", type=path_or_name, help="artifact folder")
     parser.add_argument("--device", default="auto", help="where it runs (auto)")
-    parser.add_argument("--against", metavar="CHECKPOINT", required=True, help="what it should be built from")
+    parser.add_argument(
+        "--against", metavar="CHECKPOINT", type=path_or_name, required=True, help="what it should be built from"
+    )
     text = "take the package that ChatRWKV is for what is right, not our own numpy"
     parser.add_argument("--with", dest="peer", choices=("rwkv",), help=text)
     add_recipe(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep the two dumps there")
+    parser.add_argument("--out", type=named_path, metavar="FOLDER", help="keep the two dumps there")
     add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.markup import escape
 
     from ..artifact import Artifact, is_artifact
     from ..debug.diagnosis import diagnose
+    from ..debug.dump import check_folder
     from ..weights import open_checkpoint
 
+    check_outputs(args)
+    for folder in ("library", "reference", "rwkv") if args.out else ():
+        check_folder(args.out / folder)
     if not is_artifact(args.model):
         raise UserError(f"{args.model} is no artifact; name a folder written by rwkv-mlc build.")
     artifact = Artifact.open(args.model)
     checkpoint = open_checkpoint(args.against)
     recipe, chosen = recipe_of(args, artifact), {"with_package": args.peer == "rwkv", "rtol": args.rtol}
     with Console(stderr=True).status("") as status:
-        diagnosis = diagnose(artifact, checkpoint, recipe, args.device, **chosen, tell=status.update)
+        diagnosis = diagnose(
+            artifact, checkpoint, recipe, args.device, **chosen, tell=lambda text: status.update(escape(escaped(text)))
+        )
     if args.out:
         diagnosis.write(args.out)
     if not args.json:
@@ -53,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(different: list[WeightDifference]) -> None:
     for difference in different[:SHOWN]:
-        print(difference.sentence())
+        say(difference.sentence())
     if len(different) > SHOWN:
         print(f"{len(different) - SHOWN} more tensors are stored with other values.")
     if not different:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .logits import token_list
+from .arguments import integer, integers, named_path, path_or_name
+from .faults import say
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from ..debug.recipe import Recipe
     from ..weights.checkpoint import Checkpoint
 
+MOST_DECODES = 1 << 16
 DTYPES = ("float64", "float32", "float16")
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("dump", help="write every layer's values to a folder, for compare")
     parser.add_argument(
-        "path", metavar="DIST|CHECKPOINT", help="artifact folder, or a checkpoint with --reference or --with"
+        "path",
+        metavar="DIST|CHECKPOINT",
+        type=path_or_name,
+        help="artifact folder, or a checkpoint with --reference or --with",
     )
     parser.add_argument("--device", default="auto", help="where an artifact runs (auto)")
     source = parser.add_mutually_exclusive_group()
@@ -29,36 +34,46 @@ def add_parser(subparsers) -> None:
     source.add_argument("--with", dest="peer", choices=("rwkv",), help="run the package that ChatRWKV is")
     parser.add_argument("--dtype", choices=DTYPES, default="float64", help="of --reference (float64)")
     parser.add_argument("--quantization", metavar="SCHEME", help="round a checkpoint's weights as an artifact's are")
-    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of the heads' group norm, where not 8")
+    parser.add_argument(
+        "--head-size-divisor", type=integer(1), metavar="N", help="of the heads' group norm, where not 8"
+    )
     add_recipe(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="(dumps/NAME-SOURCE)")
+    parser.add_argument("--out", type=named_path, metavar="FOLDER", help="(dumps/NAME-SOURCE)")
     parser.set_defaults(run=run)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """What is fed."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--tokens", type=token_list, metavar="1,2,3", help="token ids (ten ones)")
+    source.add_argument("--tokens", type=integers("token ids"), metavar="1,2,3", help="token ids (ten ones)")
     source.add_argument("--prompt", metavar="TEXT", help="text in their place")
     parser.add_argument(
-        "--decode", type=int, default=2, metavar="N", help="single tokens after them, the same again (2)"
+        "--decode",
+        type=integer(0, MOST_DECODES),
+        default=2,
+        metavar="N",
+        help="single tokens after them, the same again (2)",
     )
-    parser.add_argument("--chunk", type=int, metavar="N", help="most tokens of one prefill, where not the artifact's")
+    parser.add_argument(
+        "--chunk", type=integer(1), metavar="N", help="most tokens of one prefill, where not the artifact's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from ..debug.dump import check_folder
     from ..debug.nonfinite import first_nonfinite
 
+    check_folder(args.out or Path("dumps") / "new")
     with Console(stderr=True).status("Dumping..."):
         dump = _dump(args)
     folder = args.out or Path("dumps") / f"{dump.header.name}-{dump.header.source}"
     dump.write(folder)
-    print(f"{len(dump.tensors)} values of {', '.join(dump.header.calls)} in {folder}")
+    say(f"{len(dump.tensors)} values of {', '.join(dump.header.calls)} in {folder}")
     for text in (*dump.header.notes, first_nonfinite(dump)):
         if text:
-            print(text)
+            say(text)
     return 0
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import options
+from .arguments import named_path, path_or_name
+from .faults import say
 
 
 def add_parser(subparsers) -> None:
@@ -24,20 +26,23 @@ def add_parser(subparsers) -> None:
     options.add_engine(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT")
-    source.add_argument("--prompt-file", metavar="FILE", help="- is stdin")
+    source.add_argument("--prompt-file", type=path_or_name, metavar="FILE", help="- is stdin")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     options.add_sampling(parser)
-    parser.add_argument("--state", type=Path, metavar="FILE", help="go on from a saved state")
-    parser.add_argument("--save-state", type=Path, metavar="FILE", help="write the state after prompt and answer")
+    parser.add_argument("--state", type=named_path, metavar="FILE", help="go on from a saved state")
+    parser.add_argument("--save-state", type=named_path, metavar="FILE", help="write the state after prompt and answer")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text as it comes")
     parser.add_argument("--stats", action="store_true", help="print counts, seed and speed on stderr")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..artifact.disk import check_output
     from ..engine.chat import Chat, chat_params
     from ..engine.engine import Engine
 
+    if args.save_state:
+        check_output(args.save_state)
     prompt = _prompt(args)
     engine = Engine(args.model, args.device, options.prompt_progress())
     settings = options.given_settings(args)
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.chat:
         answer = chat.answer
     if args.json:
-        print(json.dumps(_report(engine, answer, prompt, text), ensure_ascii=False))
+        say(json.dumps(_report(engine, answer, prompt, text), ensure_ascii=False))
     else:
         print(flush=True)
     if args.stats:
@@ -77,6 +82,8 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
         return args.prompt
     if args.prompt_file in (None, "-"):
+        if sys.stdin is None:
+            raise UserError("Standard input is closed; give the prompt with --prompt or --prompt-file.")
         data = sys.stdin.buffer.read()
     else:
         try:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import UserError
+from ..escaping import escaped_values
+from .arguments import integer, path_or_name
+from .faults import say
 from .tables import console, pairs, table
 
 ALL = "all"
@@ -16,11 +19,17 @@ ALL = "all"
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("inspect", help="show what a checkpoint or an artifact holds")
-    parser.add_argument("path", metavar="PATH", help="artifact folder; checkpoint file, folder or hub repository")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        type=path_or_name,
+        help="artifact folder; checkpoint file, folder or hub repository",
+    )
     parser.add_argument(
         "--errors",
         nargs="?",
         const="",
+        type=path_or_name,
         metavar="CHECKPOINT",
         help="show what each quantized tensor of an artifact lost against a checkpoint (the one it was built from), or "
         "of a checkpoint in the schemes of --quantization",
@@ -32,7 +41,9 @@ def add_parser(subparsers) -> None:
         metavar="SCHEME",
         help=f"show what a scheme would cost a checkpoint; may be given several times, {ALL} for every scheme",
     )
-    parser.add_argument("--head-size-divisor", type=int, metavar="N", help="of the heads' group norm, where not 8")
+    parser.add_argument(
+        "--head-size-divisor", type=integer(1), metavar="N", help="of the heads' group norm, where not 8"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -42,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     summary = (_artifact if is_artifact(args.path) else _checkpoint)(args)
     if args.json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        say(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
-        _print(summary)
+        _print(escaped_values(summary))
     return 0
 
 
@@ -54,6 +65,8 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.quantization:
         raise UserError(f"{args.path} is quantized already; give --quantization with a checkpoint.")
+    if args.head_size_divisor is not None:
+        raise UserError(f"{args.path} has a head size divisor already; give --head-size-divisor with a checkpoint.")
     artifact = Artifact.open(args.path)
     summary = inspection.artifact_summary(artifact)
     if args.errors is not None:

@@ -3,37 +3,97 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from .. import __version__
 from ..errors import UserError
 from . import bench, build, chat, compare, debug, dump, generate, inspect, logits, verify
+from .faults import say_error, sentence
 
-EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+EXIT_USAGE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 70, 130, 141
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 2 for a ``UserError``, whose message goes to stderr in one line.
+    """Run a command and return its exit code: 2 for a ``UserError``, whose message goes to stderr in one line, and 70 for a
+    fault of ours, whose traceback goes to a log.
 
     Raises SystemExit for ``--help``, ``--version`` and wrong arguments, as argparse does."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    _open_standard_streams()
+    with _noted_interrupt() as was_interrupted:
+        try:
+            return _run(argv)
+        except UserError as error:
+            say_error(str(error))
+            return EXIT_USAGE
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            _discard_output()
+            return EXIT_BROKEN_PIPE
+        except Exception as error:
+            if was_interrupted():  # code that is not Python's makes another exception of it
+                return EXIT_INTERRUPTED
+            if isinstance(error, OSError) and error.errno in NOT_WRITTEN and error.filename is None:
+                _discard_output()
+                say_error(f"The output cannot be written ({error.strerror}); free some space and repeat.")
+                return EXIT_USAGE
+            say_error(sentence(error))
+            return EXIT_USAGE if isinstance(error, MemoryError) else EXIT_FAULT
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
-        code = args.run(args)
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    finally:
         sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more when it exits, and must find something that takes it.
+
+
+def _open_standard_streams() -> None:
+    """Have stdout and stderr take every character, and where they are closed go nowhere, so that no file is opened in their
+    place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as the process runs
+        getattr(sys, name).reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Python flushes stdout once more when it exits, and must find something that takes it."""
+    with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+
+
+@contextlib.contextmanager
+def _noted_interrupt() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C was pressed."""
+    noted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal noted
+        noted = True
+        signal.default_int_handler(number, frame)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: noted
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _parser() -> argparse.ArgumentParser:

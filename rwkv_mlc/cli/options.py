@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from .arguments import named_path
 
 SAMPLING = {
     "temperature": (float, "0 takes the likeliest token"),
@@ -22,7 +23,9 @@ SAMPLING = {
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="DIST", type=Path, help="artifact folder, such as dist/rwkv-5-village-q4f16_1")
+    parser.add_argument(
+        "model", metavar="DIST", type=named_path, help="artifact folder, such as dist/rwkv-5-village-q4f16_1"
+    )
     parser.add_argument(
         "--device",
         default="auto",

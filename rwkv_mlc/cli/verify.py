@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..escaping import escaped_values
+from .arguments import named_path
+from .faults import say
 from .tables import console, pairs, table
 
 if TYPE_CHECKING:
@@ -18,9 +20,22 @@ EXIT_FAILED = 1
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser("verify", help="show what is inside compiled libraries and check them")
-    parser.add_argument("path", metavar="PATH", type=Path, help="artifact folder, or a library: .so, .dylib or .tar")
+    parser = subparsers.add_parser(
+        "verify",
+        help="show what is inside compiled libraries and check them",
+        description=(
+            "Show what is inside compiled libraries and check them, without loading them. A library is code, which runs "
+            "with the user's rights as soon as it is loaded, as by chat, generate and bench: run those of people whom you "
+            "trust."
+        ),
+    )
+    parser.add_argument(
+        "path", metavar="PATH", type=named_path, help="artifact folder, or a library: .so, .dylib or .tar"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON list, a library an entry")
+    parser.add_argument(
+        "--run", dest="run_it", action="store_true", help="run them too, on the devices of this machine"
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
             "verify reads libraries with lief, which is not installed; run pip install rwkv_mlc[verify]."
         ) from None
 
-    reports = verify(args.path)
+    reports = verify(args.path, args.run_it)
     if args.json:
-        print(json.dumps(reports, indent=2, ensure_ascii=False))
+        say(json.dumps(reports, indent=2, ensure_ascii=False))
     else:
         for report in reports:
-            _print(report)
+            _print(escaped_values(report))
     failed = any(check["status"] == "failed" for report in reports for check in report["checks"])
     return EXIT_FAILED if failed else 0
 

@@ -16,6 +16,7 @@ import tvm
 from tvm.target import Target, codegen
 
 from ..errors import UserError
+from ..escaping import shortened
 from ..graph.target import GraphTarget
 from ..machine.cpu_features import REQUIRED_FEATURES, host_features
 from ..machine.drivers import best_device
@@ -36,11 +37,19 @@ CPU_KERNELS: list[tuple[set[str], str | None, tuple[int, int]]] = [
     (set(), None, (2, 1)),
 ]
 
+NUMBER = re.compile("[0-9]{1,18}")
 UNLISTED_CPUS = ("apple-m1", "apple-m2", "apple-m3")  # LLVM takes these names and does not list them
 
 
 KIB = 1 << 10
 SMALL_GPU = {"max_num_threads": 256, "max_threads_per_block": 256, "max_shared_memory_per_block": 16 * KIB}
+LIMITS = {
+    "max_num_threads": (256, 1 << 16),
+    "max_threads_per_block": (256, 1 << 16),
+    "max_shared_memory_per_block": (16 * KIB, 1 << 30),
+    "thread_warp_size": (1, 1 << 10),
+}
+"""From what the kernels need to what no device exceeds."""
 LARGE_GPU = {"max_num_threads": 1024, "max_threads_per_block": 1024, "thread_warp_size": 32}
 MACOS, ANDROID = "arm64-apple-macos11.0", "aarch64-linux-android"
 
@@ -83,7 +92,7 @@ def _accepted(attributes: dict, host: object = None) -> Target:
     try:
         target = Target(attributes, host=None if host is None else Target(host))
         described = json.loads(str(target))
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise NotAccepted(str(error).partition(". ")[0]) from None
     if "mtriple" not in (given := described.get("host", described)):
         raise UserError(f"The target's host should be a CPU with an mtriple, through llvm, not {given['kind']!r}.")
@@ -125,7 +134,9 @@ def _check_name(what: str, name: str, known: Iterable[str]) -> None:
     known = [str(one) for one in known]
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        raise UserError(f"LLVM knows no {what} {name!r}{f'; did you mean {near[0]}?' if near else '; check its name.'}")
+        raise UserError(
+            f"LLVM knows no {what} {shortened(repr(name))}{f'; did you mean {near[0]}?' if near else '; check its name.'}"
+        )
 
 
 def _cpu_features(target: Target) -> set[str]:
@@ -162,6 +173,11 @@ def _gpu(
     ``host`` says otherwise."""
     if "mcpu" in options:
         raise UserError(f"The target {name} is no CPU; leave --mcpu out.")
+    for key, (least, most) in LIMITS.items():
+        value = options.get(key, least)
+        if type(value) is not int or not least <= value <= most:
+            found = shortened(repr(value))
+            raise UserError(f"The target's {key} should be an integer from {least} to {most}, not {found}.")
     host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
     target = _accepted({"kind": kind, **limits, **options}, host)
     suffix = _suffix(json.loads(str(target))["host"]["mtriple"])
@@ -218,13 +234,15 @@ def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
     if kind not in TARGETS:
         near = difflib.get_close_matches(kind, TARGETS, 1)
         hint = f"did you mean {near[0]}? Valid" if near else "valid"
-        raise UserError(f"Unknown target {kind!r}; {hint} are auto, {', '.join(TARGETS)}.")
+        raise UserError(f"Unknown target {shortened(repr(kind))}; {hint} are auto, {', '.join(TARGETS)}.")
     if mcpu:
         options["mcpu"] = mcpu
     try:
         return TARGETS[kind](options)
     except NotAccepted as reason:
-        raise UserError(f"TVM does not accept the target {text!r} ({reason}).") from None
+        raise UserError(
+            f"TVM does not accept the target {shortened(repr(text))} ({shortened(str(reason), 300)})."
+        ) from None
 
 
 def _parse(text: str) -> tuple[str, dict]:
@@ -232,14 +250,16 @@ def _parse(text: str) -> tuple[str, dict]:
     if text.lstrip().startswith("{"):
         try:
             attributes = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"--target {text!r} is not valid JSON ({error}).") from None
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            raise UserError(f"--target {shortened(repr(text))} is not valid JSON ({error}).") from None
         return str(attributes.pop("kind", "")), attributes
     kind, *words = text.split() or [""]
     options = {}
     for word in words:
         key, separator, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or not separator:
-            raise UserError(f"--target {text!r}: expected -key=value after the name, found {word!r}.")
-        options[key] = value.split(",") if key == "mattr" else int(value) if value.isdecimal() else value
+            raise UserError(
+                f"--target {shortened(repr(text))}: expected -key=value after the name, found {shortened(repr(word))}."
+            )
+        options[key] = value.split(",") if key == "mattr" else int(value) if NUMBER.fullmatch(value) else value
     return kind, options

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import importlib.metadata
+import mmap
+import struct
 import sys
+from pathlib import Path
 
 from ..artifact import LibraryRecord
 from ..errors import UserError
 from ..machine.cpu_features import host_architecture, host_features
 
+MACHINES = {"x86_64": 62, "aarch64": 183}  # of ELF
+HEADER, SEGMENT = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ")
+SHARED_OBJECT, BITS_64, LITTLE_ENDIAN = 3, 2, 1
+MODULES = b"__tvm_ffi__library_bin"
+"""The symbol that every library of TVM's has."""
+
+
+def _check_elf(path: Path, architecture: str) -> None:
+    """Raises UserError for what the system would refuse, die of or run although it is no library of ours: another kind of
+    file, one for another CPU, one that was cut, one that TVM did not write."""
+    again = "build it again"
+    with open(path, "rb") as file:
+        size, head = path.stat().st_size, file.read(HEADER.size)
+        if len(head) < HEADER.size or not head.startswith(b"\x7fELF"):
+            raise UserError(f"{path} is no shared library; {again}.")
+        _, bits, order, *_, kind, machine, _, _, segments, _, _, _, entry, count, _, _, _ = HEADER.unpack(head)
+        if (bits, order, kind, machine) != (BITS_64, LITTLE_ENDIAN, SHARED_OBJECT, MACHINES.get(architecture, machine)):
+            raise UserError(f"{path} is no shared library for {architecture}; {again}.")
+        if entry != SEGMENT.size or segments + entry * count > size:
+            raise UserError(f"{path} is damaged: it ends too early; {again}.")
+        file.seek(segments)
+        table = file.read(entry * count)
+        for _, _, offset, _, _, length, _, _ in SEGMENT.iter_unpack(table):
+            if offset + length > size:
+                raise UserError(f"{path} is damaged: it ends too early; {again}.")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(MODULES) < 0:
+                raise UserError(f"{path} is no library that rwkv-mlc wrote; {again}.")
+
 
 def check_library(library: LibraryRecord) -> None:
     """Raises UserError for object files, and for a library of another architecture, of a CPU with features that this one
-    lacks, or of another version of TVM, whose runtime format may differ."""
+    lacks, or of another version of TVM, whose runtime format may differ, and for a file that is none or not ours."""
     if library.path.suffix == ".tar":
         raise UserError(f"{library.path} is to be linked into a program; write one to load with rwkv-mlc compile.")
     architecture = (library.triple or host_architecture()).partition("-")[0].replace("arm64", "aarch64")
@@ -22,6 +54,8 @@ def check_library(library: LibraryRecord) -> None:
         raise UserError(f"{library.path} is for {system} and this machine runs {sys.platform}; {again}.")
     if architecture != host_architecture():
         raise UserError(f"{library.path} is for {architecture} and this machine is {host_architecture()}; {again}.")
+    if sys.platform != "darwin":
+        _check_elf(library.path, architecture)
     features = host_features()
     missing = [] if features is None else [name for name in library.cpu_features if name not in features]
     if missing:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import UserError
+from ..escaping import shortened
 from ..machine.drivers import CUDA_DRIVER, VULKAN_ON_CPU, vulkan_device_types
 from . import vulkan
 from .tvm_runtime import CPU, Device, exists, has_runtime, load_runtime, tvm_ffi
@@ -24,9 +26,10 @@ NEEDS = {
 def check_name(name: str) -> None:
     """Raises UserError for what is neither ``auto`` nor the name of a device, such as ``cpu`` or ``cuda:1``."""
     kind, separator, index = name.partition(":")
-    if name != "auto" and (kind not in TARGETS or (separator and not index.isdecimal())):
+    if name != "auto" and (kind not in TARGETS or (separator and not re.fullmatch("[0-9]{1,4}", index))):
         raise UserError(
-            f"Unknown device {name!r}; valid devices are auto, {', '.join(TARGETS)}, and one of several as cuda:1."
+            f"Unknown device {shortened(repr(name))}; valid devices are auto, {', '.join(TARGETS)}, and one of several as "
+            "cuda:1."
         )
 
 

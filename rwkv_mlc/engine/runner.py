@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..escaping import listed
 from ..schema import NATIVE, PREFILL_CHUNK, LibraryMetadata, ParameterSpec
 from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
@@ -24,6 +25,7 @@ from .tvm_runtime import (
     copy_row,
     duplicate,
     lend,
+    load_library,
     tensor,
     to_numpy,
     tvm_ffi,
@@ -128,8 +130,10 @@ class Runner:
 def open_library(library: Path, device: Device) -> tuple[Module, Module, LibraryMetadata]:
     """The executable of a library, its functions for ``device``, and what it says of itself. Raises UserError for a library
     of another interface, or without one of its functions."""
-    executable = tvm_ffi.load_module(library)
+    executable = load_library(library)
     machine = virtual_machine(executable, device)
+    if not machine.implements_function("_metadata"):
+        raise UserError(f"{library} does not describe itself: it is no library that rwkv-mlc wrote; build it again.")
     metadata = described(LibraryMetadata.read(machine["_metadata"](), library))
     _check_functions(library, metadata, machine)
     return executable, machine, metadata
@@ -142,7 +146,7 @@ def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) 
             f"{NATIVE}; build it again."
         )
     if missing := [name for name in metadata.functions if not machine.implements_function(name)]:
-        raise UserError(f"{library} lacks {', '.join(missing)}: another version of rwkv_mlc built it; build it again.")
+        raise UserError(f"{library} lacks {listed(missing)}: another version of rwkv_mlc built it; build it again.")
 
 
 def _check_parameters(library: Path, specs: Sequence[ParameterSpec], parameters: Mapping[str, Stored]) -> None:
@@ -159,6 +163,6 @@ def _check_parameters(library: Path, specs: Sequence[ParameterSpec], parameters:
             problems.append(f"{name} is {stored.dtype} {list(stored.shape)}, expected {spec.dtype} {shape}")
     if problems:
         raise UserError(
-            f"The parameters do not fit {library}, {len(problems)} tensors are wrong: {'; '.join(problems)}; build the "
+            f"The parameters do not fit {library}, {len(problems)} tensors are wrong: {listed(problems, '; ')}; build the "
             "artifact again."
         )

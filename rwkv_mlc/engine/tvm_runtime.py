@@ -15,6 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
+from ..escaping import shortened
+
 POOLED_ALLOCATOR = 2
 EXISTS = 0  # attribute of a device
 
@@ -60,6 +63,19 @@ def load_runtime(kind: str) -> None:
 
 def exists(device: Device) -> bool:
     return bool(tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device.dlpack_device_type(), device.index, EXISTS))
+
+
+def load_library(path: Path) -> Module:
+    """A library in this process, in which its code runs from now on. Raises UserError where the system does not load it, and
+    for one that holds no executable of TVM's."""
+    try:
+        executable = tvm_ffi.load_module(path.absolute())  # a name without a folder would be looked for elsewhere
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be loaded ({shortened(reason, 300)}); build it again.") from None
+    if not executable.implements_function("vm_load_executable"):
+        raise UserError(f"{path} is no library that rwkv-mlc wrote; build it again.")
+    return executable
 
 
 def virtual_machine(executable: Module, device: Device) -> Module:

@@ -12,31 +12,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from ..artifact import Artifact
 from ..errors import UserError
+from ..escaping import listed
 from ..library_format import ALL, KernelModule
 from ..machine.cpu_features import host_architecture
 from .fatbin import read_fatbin, read_resources
-from .library import BLOB, CONTEXT, FUNCTION, Library
+from .library import BLOB, CONTEXT, FUNCTION, Library, enum_name
 from .macho import count_page_hashes
+from .run import Failed, Skipped, run_apart
 from .sources import find_clang, parse_sources, validate_spirv
 
 OLDEST_MACOS = (11, 0, 0)
 LOADER = {"dyld_stub_binder"}  # what macOS itself adds
 SHARED_MEMORY = 48 << 10  # bytes that a block gets of every GPU without asking for more
 SPILLS = 32  # bytes a thread that the assembler may park in memory, as it likes to do with what no loop uses
-TOKENS = list(range(1, 13))
-AGREEMENT = 0.05  # of the largest logit, between a prompt read at once and token by token
-
-
-class Failed(Exception):
-    pass
-
-
-class Skipped(Exception):
-    pass
 
 
 @dataclass(frozen=True)
@@ -48,11 +38,13 @@ class Outcome:
     detail: str
 
 
-def run_checks(library: Library, artifact: Artifact | None = None, target: str | None = None) -> list[Outcome]:
-    """Every check that is made for the library's format and kernels. The library for ``target`` of an ``artifact`` is also
-    run where its device is here; that is the only check that executes anything of it."""
+def run_checks(
+    library: Library, artifact: Artifact | None = None, target: str | None = None, run: bool = False
+) -> list[Outcome]:
+    """Every check that is made for the library's format and kernels. Nothing of it is executed, unless ``run`` asks that the
+    library for ``target`` of an ``artifact`` be run where its device is here, in a process of its own."""
     outcomes = []
-    for name, check in _checks(library, artifact, target):
+    for name, check in _checks(library, artifact, target, run):
         try:
             outcomes.append(Outcome(name, "passed", check()))
         except Skipped as reason:
@@ -62,7 +54,9 @@ def run_checks(library: Library, artifact: Artifact | None = None, target: str |
     return outcomes
 
 
-def _checks(library: Library, artifact: Artifact | None, target: str | None) -> Iterator[tuple[str, Callable[[], str]]]:
+def _checks(
+    library: Library, artifact: Artifact | None, target: str | None, run: bool
+) -> Iterator[tuple[str, Callable[[], str]]]:
     if artifact is not None:
         yield "checksum", lambda: f"SHA-256 {artifact.library(target).sha256[:12]} as in the build record"
     yield "symbols", lambda: check_symbols(library)
@@ -78,7 +72,7 @@ def _checks(library: Library, artifact: Artifact | None, target: str | None) -> 
         yield "spirv-val", lambda: check_spirv(library)
     if library.kind in ("metal", "opencl"):
         yield "clang", lambda: check_source(library)
-    yield "run", lambda: check_run(library, artifact)
+    yield "run", lambda: check_run(library, artifact) if run else _not_run()
 
 
 def check_symbols(library: Library) -> str:
@@ -90,11 +84,11 @@ def check_symbols(library: Library) -> str:
         raise Failed(f"{library.format} with the prefix {library.prefix!r}")
     stray = [name for name in own if not name.startswith(FUNCTION + library.prefix)]
     if stray:
-        raise Failed(f"{', '.join(stray)} lies outside the prefix {library.prefix}")
+        raise Failed(f"{listed(stray)} lies outside the prefix {library.prefix}")
     process = _process_with_runtime()
     unknown = [name for name in library.imports if name not in LOADER and not hasattr(process, name)]
     if unknown:
-        raise Failed(f"{', '.join(unknown)} is imported, which neither TVM's runtime nor C has")
+        raise Failed(f"{listed(unknown)} is imported, which neither TVM's runtime nor C has")
     prefix = f" under the prefix {library.prefix}" if library.prefix else ""
     return f"{_count(len(own), 'function')}{prefix}; TVM's runtime and C have all that is imported"
 
@@ -107,14 +101,17 @@ def _process_with_runtime() -> ctypes.CDLL:
 
 def check_macho_header(library: Library) -> str:
     (binary,) = library.binaries
-    names = [item.name for item in binary.libraries if item.command.name == "ID_DYLIB"]
-    minimum = tuple(binary.build_version.minos)
-    if binary.header.file_type.name != "DYLIB":
-        raise Failed(f"file type {binary.header.file_type.name}, not DYLIB")
+    names = [item.name for item in binary.libraries if enum_name(item.command) == "ID_DYLIB"]
+    file_type, version = enum_name(binary.header.file_type), binary.build_version
+    if file_type != "DYLIB":
+        raise Failed(f"file type {file_type}, not DYLIB")
     if names != [f"@rpath/{library.path.name}"]:
         raise Failed(f"install name {names}, not @rpath/{library.path.name}")
-    if binary.build_version.platform.name != "MACOS" or minimum > OLDEST_MACOS:
-        raise Failed(f"for {binary.build_version.platform.name} {minimum}, not macOS {OLDEST_MACOS[0]}")
+    if version is None:
+        raise Failed("it does not say for which system it is")
+    platform, minimum = enum_name(version.platform), tuple(version.minos)
+    if platform != "MACOS" or minimum > OLDEST_MACOS:
+        raise Failed(f"for {platform} {minimum}, not macOS {OLDEST_MACOS[0]}")
     return f"{library.architecture} dylib {names[0]} for macOS {'.'.join(map(str, minimum[:2]))}"
 
 
@@ -130,7 +127,7 @@ def check_kernels(library: Library) -> str:
             raise Failed(f"{module.format} source instead of machine code")
         without = [name for name in module.names if name not in module.code and ALL not in module.code]
         if without or not all(module.code.values()):
-            raise Failed(f"{', '.join(without) or 'a kernel'} without code")
+            raise Failed(f"{listed(without) or 'a kernel'} without code")
     formats, count = {module.format for module in modules}, sum(len(module.names) for module in modules)
     return f"{_count(count, 'kernel')} as {', '.join(sorted(formats))}"
 
@@ -143,7 +140,7 @@ def check_machine_code(library: Library) -> str:
             found.append(image.architecture)
             missing = set(module.names) - set(read_resources(image.code)) if image.is_machine_code else set()
             if missing:
-                raise Failed(f"{image.architecture} lacks {', '.join(sorted(missing))}")
+                raise Failed(f"{image.architecture} lacks {listed(sorted(missing))}")
     return ", ".join(found)
 
 
@@ -196,31 +193,18 @@ def check_source(library: Library) -> str:
     return f"{_count(sum(len(module.names) for module in modules), 'kernel')} parsed as {modules[0].format}{stub}"
 
 
+def _not_run() -> str:
+    raise Skipped("a library is code, which runs with your rights: --run runs it")
+
+
 def check_run(library: Library, artifact: Artifact | None) -> str:
-    """A prompt read at once and token by token gives finite and equal logits."""
+    """A prompt read at once and token by token gives finite and equal logits, in a process of its own."""
     system = "Mach-O" if sys.platform == "darwin" else "ELF"
     if (library.format, library.architecture) != (system, host_architecture()):
         raise Skipped(f"{library.format} for {library.architecture}, not for this machine")
-    from ..engine.devices import open_device
-    from ..engine.engine import Engine
-
-    device = library.kind or "cpu"
-    try:
-        open_device(device)
-    except UserError as reason:
-        raise Skipped(str(reason)) from None
     if artifact is None:
         raise Skipped("it lies in no artifact, whose weights a run would need")
-    engine = Engine(artifact.path, device)
-    at_once = engine.prefill(TOKENS, engine.new_state())
-    state = engine.new_state()
-    for token in TOKENS:
-        one_by_one = engine.decode(token, state)
-    largest = float(np.abs(one_by_one).max())
-    difference = float(np.abs(at_once - one_by_one).max()) / largest
-    if not np.isfinite(difference) or difference > AGREEMENT:
-        raise Failed(f"logits of prefill and decode differ by {difference:.1e} of the largest on {device}")
-    return f"on {device}: logits of prefill and decode agree within {difference:.1e} of the largest"
+    return run_apart(artifact.path, library.kind or "cpu")
 
 
 def _count(number: int, what: str) -> str:

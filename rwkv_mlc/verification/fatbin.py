@@ -71,7 +71,7 @@ def read_resources(cubin: bytes) -> dict[str, Resources]:
     parsed = lief.ELF.parse(io.BytesIO(cubin))
     if parsed is None or parsed.header.machine_type != lief.ELF.ARCH.CUDA:
         raise ValueError("no machine code of CUDA's")
-    symbols = [symbol.name for symbol in parsed.symtab_symbols]
+    symbols = [str(symbol.name) for symbol in parsed.symtab_symbols]
     found: dict[int, dict[str, int]] = {REGISTERS: {}, STACK: {}}
     info, offset = parsed.get_section(INFO), 0
     if info is None:
@@ -86,7 +86,7 @@ def read_resources(cubin: bytes) -> dict[str, Resources]:
             offset += 4 + (size if form == WITH_SIZE else 0)
     except (struct.error, IndexError) as error:
         raise ValueError(f"a damaged {INFO} ({error})") from None
-    sizes = {section.name: section.size for section in parsed.sections if section.name.startswith(SHARED)}
+    sizes = {name: section.size for section in parsed.sections if (name := str(section.name)).startswith(SHARED)}
     reserved = RESERVED_BYTES if RESERVED in sizes else 0
     shared = {name.removeprefix(SHARED): size - reserved for name, size in sizes.items()}
     return {

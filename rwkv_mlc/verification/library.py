@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ import lief
 
 from ..errors import UserError
 from ..library_format import KERNEL_KINDS, ImportedModule, KernelModule, read_modules
+from ..regular_files import read_bytes
 
 BLOB = "__tvm_ffi__library_bin"
 CONTEXT = "__tvm_ffi__library_ctx"
 FUNCTION = "__tvm_ffi_"
+LARGEST_FILE = 1 << 30
 
 lief.logging.disable()
+warnings.filterwarnings("ignore", r"\d+ is not a valid ", RuntimeWarning)  # of its constants, in a damaged file
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,12 @@ class Library:
     def open(cls, path: Path) -> Library:
         """Raises UserError for a file that is no library of TVM's, or a damaged one."""
         try:
-            binaries = _objects(path) if path.suffix == ".tar" else [_parse(path.read_bytes())]
-        except (OSError, tarfile.TarError) as error:
-            raise UserError(f"{path} cannot be read ({error}); name a library or an artifact.") from None
+            data = read_bytes(path, LARGEST_FILE)
+            binaries = _objects(data) if path.suffix == ".tar" else [_parse(data)]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); name a library or an artifact.") from None
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); name a library that build wrote.") from None
         if not binaries or not all(isinstance(binary, lief.ELF.Binary | lief.MachO.Binary) for binary in binaries):
             raise UserError(f"{path} is no ELF or Mach-O library and no .tar of objects; name one that build wrote.")
         exports = {name for binary in binaries for name in _defined(binary)}
@@ -83,9 +90,13 @@ class Library:
         return [name for name in inner if not name.startswith("_library")]
 
 
-def _objects(path: Path) -> list[lief.Binary | None]:
-    with tarfile.open(path) as archive:
-        return [_parse(archive.extractfile(member).read()) for member in archive.getmembers() if member.isfile()]
+def _objects(data: bytes) -> list[lief.Binary | None]:
+    """Raises ValueError for a member that says to be larger than the archive is."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        members = [member for member in archive.getmembers() if member.isfile()]
+        if any(member.size > len(data) for member in members):
+            raise ValueError("a member is larger than the archive")
+        return [_parse(archive.extractfile(member).read()) for member in members]
 
 
 def _parse(data: bytes) -> lief.Binary | None:
@@ -94,8 +105,9 @@ def _parse(data: bytes) -> lief.Binary | None:
     return parsed.take(parsed.at(0).header.cpu_type) if isinstance(parsed, lief.MachO.FatBinary) else parsed
 
 
-def _c_name(binary: lief.Binary, name: str) -> str:
-    """Mach-O puts an underscore before every name of C."""
+def _c_name(binary: lief.Binary, symbol: lief.Symbol) -> str:
+    """Mach-O puts an underscore before every name of C. What is not UTF-8 comes as bytes."""
+    name = symbol.name if isinstance(symbol.name, str) else symbol.name.decode("utf-8", "backslashreplace")
     return name.removeprefix("_") if isinstance(binary, lief.MachO.Binary) else name
 
 
@@ -104,7 +116,7 @@ def _defined(binary: lief.Binary) -> list[str]:
         symbols = binary.exported_symbols
     else:
         symbols = [s for s in _elf_symbols(binary) if s.shndx and s.binding != lief.ELF.Symbol.BINDING.LOCAL]
-    return [_c_name(binary, symbol.name) for symbol in symbols if symbol.name]
+    return [_c_name(binary, symbol) for symbol in symbols if symbol.name]
 
 
 def _undefined(binary: lief.Binary) -> list[str]:
@@ -113,7 +125,7 @@ def _undefined(binary: lief.Binary) -> list[str]:
     else:
         strong = lief.ELF.Symbol.BINDING.GLOBAL
         symbols = [s for s in _elf_symbols(binary) if not s.shndx and s.binding == strong]
-    return [_c_name(binary, symbol.name) for symbol in symbols if symbol.name]
+    return [_c_name(binary, symbol) for symbol in symbols if symbol.name]
 
 
 def _elf_symbols(binary: lief.ELF.Binary) -> Iterable[lief.ELF.Symbol]:
@@ -134,4 +146,9 @@ def _content(binary: lief.Binary, name: str) -> bytes:
 
 def _architecture(binary: lief.Binary) -> str:
     machine = binary.header.cpu_type if isinstance(binary, lief.MachO.Binary) else binary.header.machine_type
-    return {"ARM64": "aarch64"}.get(machine.name, machine.name.lower())
+    return {"ARM64": "aarch64"}.get(enum_name(machine), enum_name(machine).lower())
+
+
+def enum_name(value: object) -> str:
+    """The name of a constant, which lief gives as a number where it knows none."""
+    return str(getattr(value, "name", value))

@@ -14,9 +14,10 @@ from .fatbin import read_fatbin, read_resources
 from .library import Library
 
 
-def verify(path: Path) -> list[dict[str, Any]]:
+def verify(path: Path, run: bool = False) -> list[dict[str, Any]]:
     """For an artifact's folder each of its libraries, for a library that one: what is inside, by ``describe``, and the
-    ``checks``, each with ``check``, ``status`` ("passed", "failed" or "skipped") and ``detail``.
+    ``checks``, each with ``check``, ``status`` ("passed", "failed" or "skipped") and ``detail``. No library is loaded, unless
+    ``run`` asks for it: then those for devices of this machine are run, each in a process of its own.
 
     Raises UserError where there is none, and for a file that is no library."""
     if not path.exists():
@@ -24,12 +25,14 @@ def verify(path: Path) -> list[dict[str, Any]]:
     folder = path if path.is_dir() else path.parent
     artifact = Artifact.open(folder) if path.is_dir() or _lists(folder, path) else None
     if artifact is None:
-        return [_report(Library.open(path))]
+        return [_report(Library.open(path), run=run)]
     records = artifact.libraries().items()
     chosen = [(target, record) for target, record in records if path.is_dir() or record.path.name == path.name]
     if not chosen:
         raise UserError(f"{path} has no library; write one with rwkv-mlc compile {path}.")
-    return [{"target": target, **_report(Library.open(record.path), artifact, target)} for target, record in chosen]
+    return [
+        {"target": target, **_report(Library.open(record.path), artifact, target, run)} for target, record in chosen
+    ]
 
 
 def _lists(folder: Path, library: Path) -> bool:
@@ -39,8 +42,14 @@ def _lists(folder: Path, library: Path) -> bool:
     return any(record.path.name == library.name for record in BuildRecord.read(folder).libraries.values())
 
 
-def _report(library: Library, artifact: Artifact | None = None, target: str | None = None) -> dict[str, Any]:
-    return {**describe(library), "checks": [vars(outcome) for outcome in run_checks(library, artifact, target)]}
+def _report(
+    library: Library, artifact: Artifact | None = None, target: str | None = None, run: bool = False
+) -> dict[str, Any]:
+    try:
+        described = describe(library)
+    except ValueError as error:
+        raise UserError(f"The kernels inside {library.path} are damaged ({error}); build it again.") from None
+    return {**described, "checks": [vars(outcome) for outcome in run_checks(library, artifact, target, run)]}
 
 
 def describe(library: Library) -> dict[str, Any]:
@@ -56,8 +65,11 @@ def describe(library: Library) -> dict[str, Any]:
         if module.format == "fatbin":
             for image in read_fatbin(module.code[ALL]):
                 architectures.append(image.architecture)
-                for name, resources in read_resources(image.code).items() if image.is_machine_code else ():
-                    kernels[name].setdefault("resources", {})[image.architecture] = vars(resources)
+                taken = read_resources(image.code) if image.is_machine_code else {}
+                for name, resources in taken.items():
+                    kernels.setdefault(name, {"name": name}).setdefault("resources", {})[image.architecture] = vars(
+                        resources
+                    )
     return {
         "file": str(library.path),
         "bytes": library.path.stat().st_size,

@@ -396,11 +396,11 @@ def test_verify_refuses_another_shared_library(capsys):
 
 
 def test_verify_runs_an_artifact_of_this_cpu(demo, tmp_path, capsys):
-    assert main(["verify", str(demo), "--json"]) == 0
+    assert main(["verify", str(demo), "--run", "--json"]) == 0
     reports = {report["target"]: report for report in json.loads(capsys.readouterr().out)}
     checks = {check["check"]: check["status"] for check in reports["llvm"]["checks"]}
     assert checks == {"checksum": "passed", "symbols": "passed", "run": "passed"}
-    assert main(["verify", reports["llvm"]["file"], "--json"]) == 0
+    assert main(["verify", reports["llvm"]["file"], "--run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [reports["llvm"]]
     folder = tmp_path / demo.name
     shutil.copytree(demo, folder)

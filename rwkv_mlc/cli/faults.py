@@ -1,0 +1,47 @@
+"""What becomes of an exception that no command expected: a sentence for the user, and a log for who mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import traceback
+
+from ..escaping import LAYOUT, MESSAGE_LENGTH, escaped, shortened
+
+TRACEBACKS = "RWKV_MLC_TRACEBACKS"
+"""The variable of the environment that has such exceptions end the process as Python ends it, for developers and tests."""
+
+
+def say_error(message: str) -> None:
+    """One line on stderr, which may be closed or full."""
+    with contextlib.suppress(OSError):
+        print(f"error: {shortened(escaped(message), MESSAGE_LENGTH)}", file=sys.stderr, flush=True)
+
+
+def sentence(error: Exception) -> str:
+    """What happened, in one sentence with the path of a log that holds the traceback; raises ``error`` again where
+    ``RWKV_MLC_TRACEBACKS`` is set."""
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for this; free some, or raise the limit (ulimit -v)."
+    if os.environ.get(TRACEBACKS):
+        raise error
+    what = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"rwkv-mlc failed in a way that it did not expect ({shortened(what, 300)}); {_log(error)}."
+
+
+def _log(error: Exception) -> str:
+    try:
+        handle, path = tempfile.mkstemp(prefix="rwkv-mlc-", suffix=".log")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{escaped(' '.join(sys.argv))}\n\n")
+            file.writelines(traceback.format_exception(error))
+    except OSError:
+        return f"set {TRACEBACKS}=1 to see where"
+    return f"please report it with {path}"
+
+
+def say(text: str) -> None:
+    """Print lines that hold text of files; what would move a cursor is escaped, which JSON reads back."""
+    print(escaped(text, LAYOUT))

@@ -1,0 +1,277 @@
+"""What becomes of a command when its arguments, its streams, its disk or its memory are not what it hopes for: one
+sentence, before any work is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rwkv_mlc.cli import chat, inspect
+from rwkv_mlc.cli.faults import TRACEBACKS
+from rwkv_mlc.cli.main import main
+from rwkv_mlc.engine.engine import Engine
+from rwkv_mlc.escaping import escaped, listed, shortened
+from support.synthetic import synthetic_checkpoint
+
+COMMAND = [sys.executable, "-m", "rwkv_mlc"]
+BARE = {name: value for name, value in os.environ.items() if name != TRACEBACKS}
+LONG = "x/" * 2500
+
+
+def shell(command: str, **options) -> subprocess.CompletedProcess:
+    """A line of sh, in which ``rwkv-mlc`` is this one."""
+    line = command.replace("rwkv-mlc", " ".join(COMMAND))
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=240, env=BARE, **options)
+
+
+def assert_sentence(result: subprocess.CompletedProcess, message: str) -> None:
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert message in result.stderr and result.stderr.startswith(("error: ", "usage: "))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["bench", "D", "--batch", "100000000000"], "expected an integer from 1 to"),
+        (["bench", "D", "--decode", "1000000000"], "expected an integer from 1 to 1048576"),
+        (["bench", "D", "--prefill", "8,1000000000"], "expected lengths with commas between them"),
+        (["compare", "A", "B", "--rtol", "nan"], "expected a number above 0, found 'nan'"),
+        (["compare", "A", "B", "--rtol", "inf"], "expected a number above 0, found 'inf'"),
+        (["compare", "A", "B", "--rtol", "-1"], "expected a number above 0, found '-1'"),
+        (["inspect", "D", "--head-size-divisor", "-1"], "expected an integer from 1 to"),
+        (["dump", "D", "--decode", "-3"], "expected an integer from 0 to"),
+        (["logits", "D", "--tokens", "9" * 5000, "--out", "x"], "expected token ids with commas between them"),
+        (["build", "--model", "M", "--seed", "-1"], "expected an integer from 0 to"),
+        (["chat", LONG], "File name too long"),
+        (["verify", "y" * 300], "File name too long"),
+        (["inspect", LONG], "File name too long"),
+        (["build", "--model", LONG], "File name too long"),
+        (["generate", "D", "--prompt-file", LONG], "File name too long"),
+        (["generate", "D", "--state", LONG], "File name too long"),
+        (["dump", LONG], "File name too long"),
+        (["debug", "D", "--against", LONG], "File name too long"),
+        (["compare", "A", LONG], "File name too long"),
+    ],
+)
+def test_arguments_that_no_command_could_use(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu:99999999999999999999", "cpu:-1", "cpu:", "cpu:\u0661", "\x1b[31m", "z" * 5000])
+def test_devices_that_cannot_be(demo, device, capsys):
+    assert main(["generate", str(demo), "--prompt", "x", "--device", device]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: Unknown device ") and "\x1b" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "vulkan -max_num_threads=0",
+        "vulkan -max_num_threads=99999999999999999999",
+        "vulkan -thread_warp_size=0",
+        "cuda -max_threads_per_block=0",
+        "opencl -max_shared_memory_per_block=0",
+        "llvm -opt-level=99999999999999999999",
+        '{"kind": ' + "[" * 50_000,
+        '{"kind": "llvm", "mcpu": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        '{"kind": "llvm", "num-cores": ' + "9" * 5000 + "}",
+        '{"kind": {"a": 1}}',
+    ],
+)
+def test_targets_that_cannot_be(demo, target, capsys):
+    assert main(["compile", str(demo), "--target", target]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and len(message) < 7000
+
+
+# What is to be written is looked at before the work
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "DIST", "--json", "OUT"],
+        ["logits", "DIST", "--tokens", "1", "--out", "OUT"],
+        ["generate", "DIST", "--prompt", "x", "--save-state", "OUT"],
+        ["compare", "A", "B", "--html", "OUT"],
+        ["debug", "DIST", "--against", "M", "--html", "OUT"],
+    ],
+)
+@pytest.mark.parametrize("out", ["missing/file", "folder"])
+def test_outputs_are_checked_first(demo, tmp_path, monkeypatch, arguments, out, capsys):
+    def work(*_, **__):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(Engine, "__init__", work)
+    (tmp_path / "folder").mkdir()
+    words = {"DIST": str(demo), "OUT": str(tmp_path / out)}
+    assert main([words.get(word, word) for word in arguments]) == 2
+    assert f"{out} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["dump"], ["debug", "--against", "M"]])
+def test_folders_of_dumps_are_checked_first(demo, tmp_path, command, monkeypatch, capsys):
+    monkeypatch.setattr(Engine, "__init__", lambda *_: pytest.fail("the work began"))
+    out = tmp_path / "out" / ("library" if command[0] == "debug" else "")
+    out.mkdir(parents=True)
+    (out / "mine").touch()
+    assert main([command[0], str(demo), *command[1:], "--out", str(tmp_path / "out")]) == 2
+    assert "is there and is no dump" in capsys.readouterr().err and (out / "mine").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full")
+@pytest.mark.parametrize("command", ["inspect DEMO", "inspect DEMO --json", "generate DEMO --prompt x"])
+def test_a_full_output(demo, command):
+    result = shell(f"rwkv-mlc {command.replace('DEMO', str(demo))} >/dev/full")
+    assert_sentence(result, "The output cannot be written (No space left on device); free some space and repeat.")
+    assert result.stderr.count("\n") == 1
+
+
+def test_closed_streams(demo):
+    assert_sentence(shell(f"rwkv-mlc generate {demo} <&-"), "Standard input is closed; give the prompt with --prompt")
+    assert shell(f"rwkv-mlc chat {demo} <&-").returncode == 0
+    assert shell(f"rwkv-mlc generate {demo} --prompt x --max-tokens 1 >&-").returncode == 0
+    assert shell(f"rwkv-mlc inspect {demo} >&- 2>&-").returncode == 0
+    assert shell("rwkv-mlc inspect nowhere >&- 2>&-").returncode == 2
+
+
+def test_too_little_memory(monkeypatch, capsys):
+    monkeypatch.setattr(inspect, "run", lambda _: bytearray(1 << 60))
+    assert main(["inspect", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "error: There is not enough memory for this; free some, or raise the limit (ulimit -v).\n"
+    )
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="a limit of memory")
+@pytest.mark.parametrize("gigabytes", [0.25, 0.5, 1.0, 1.5])
+def test_a_limit_of_memory(demo, gigabytes):
+    """No traceback, wherever the memory ends."""
+    limit = int(gigabytes * (1 << 20))
+    result = shell(f"ulimit -v {limit}; rwkv-mlc inspect {demo}")
+    assert result.returncode in (0, 2, 70) and "Traceback" not in result.stderr
+
+
+# Faults of ours
+
+
+def fault(_):
+    raise KeyError("a bug\x1b[31m\nof ours")
+
+
+def test_a_fault_is_a_sentence_with_a_log(monkeypatch, capsys):
+    monkeypatch.delenv(TRACEBACKS)
+    monkeypatch.setattr(inspect, "run", fault)
+    assert main(["inspect", "x"]) == 70
+    message = capsys.readouterr().err
+    found = re.fullmatch(
+        r"error: rwkv-mlc failed in a way that it did not expect \(KeyError: .*\); please report it with (\S+)\.\n",
+        message,
+    )
+    assert found and "\x1b" not in message
+    log = Path(found[1])
+    assert "Traceback" in log.read_text() and "in fault" in log.read_text() and log.stat().st_mode & 0o77 == 0
+    log.unlink()
+
+
+def test_a_fault_is_a_traceback_for_developers(monkeypatch):
+    monkeypatch.setattr(inspect, "run", fault)
+    with pytest.raises(KeyError):
+        main(["inspect", "x"])
+
+
+def test_an_interrupt_that_comes_as_another_exception(monkeypatch):
+    """As from TVM, in whose calls Ctrl-C becomes a RuntimeError."""
+
+    def interrupted(_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                pass
+        except KeyboardInterrupt:
+            raise RuntimeError("KeyboardInterrupt") from None
+
+    monkeypatch.delenv(TRACEBACKS)
+    monkeypatch.setattr(inspect, "run", interrupted)
+    assert main(["inspect", "x"]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# A chat goes on
+
+
+def test_a_chat_survives_what_its_commands_do(demo, monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv(TRACEBACKS)
+    monkeypatch.setattr(chat.Session, "_load", fault)
+    lines = [
+        "Hello",
+        "/save ~nosuchuser/x",
+        f"/save {LONG}",
+        f"/save {tmp_path}",
+        "/load x",
+        f"/save {tmp_path}/s",
+        "/exit",
+    ]
+    monkeypatch.setattr(chat, "_lines", lambda _: iter(lines))
+    assert main(["chat", str(demo), "--temperature", "0"]) == 0
+    captured = capsys.readouterr()
+    errors = captured.err.splitlines()
+    assert [line[:7] for line in errors] == ["error: "] * 4
+    assert "~nosuchuser/x is no path" in errors[0] and "File name too long" in errors[1]
+    assert "did not expect" in errors[3] and (tmp_path / "s").is_file()
+
+
+# Text of files
+
+
+def test_text_of_files_does_not_reach_the_terminal_raw(demo, tmp_path, capsys):
+    evil = "\x1b]0;title\x07\x9b31m\u202e"
+    folder = Path(shutil.copytree(demo, tmp_path / demo.name))
+    record = json.loads((folder / "build-record.json").read_text(encoding="utf-8"))
+    record |= {"source": f"model{evil}", "time": evil, "versions": {evil: evil}, "source_format": evil}
+    (folder / "build-record.json").write_text(json.dumps(record), encoding="utf-8")
+    config = json.loads((folder / "params/mlc-chat-config.json").read_text(encoding="utf-8"))
+    config["conv_template"]["name"] = evil
+    (folder / "params/mlc-chat-config.json").write_text(json.dumps(config), encoding="utf-8")
+    for arguments in (["inspect", str(folder)], ["inspect", str(folder), "--json"]):
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        assert not set("\x1b\x07\x9b\u202e") & set(out) and "\\u001b]0;title\\u0007\\u009b31m\\u202e" in out
+    assert json.loads(out)["source"]["source"] == f"model{evil}"
+    weights = synthetic_checkpoint("5.2")
+    save_file({**weights, f"x{evil}": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    assert main(["inspect", str(tmp_path / "model.safetensors")]) == 2
+    assert "\x1b" not in (message := capsys.readouterr().err) and "unknown x\\u001b]0;title" in message
+
+
+def test_names_that_look_like_markup(tmp_path, demo, capsys):
+    """Rich would take them for its own."""
+    save_file(synthetic_checkpoint("5.2"), tmp_path / "a[red]b[" )  # fmt: skip
+    assert main(["debug", str(demo), "--against", str(tmp_path / "a[red]b[")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_escaping():
+    assert escaped("a\x1bb\n\x85\u202e\ud800é") == "a\\u001bb\\u000a\\u0085\\u202e\\ud800é"
+    assert escaped("a\tb\n\x1b", "\t\n") == "a\tb\n\\u001b"
+    assert (
+        (shortened("x" * 100) == "x" * 100
+        and shortened("a" * 999 + "b") == "a" * 50 + "..." + "a" * 49 + "b")
+        or len(shortened("x" * 1000)) < 110
+    )
+    assert listed([str(i) for i in range(10_000)]) == "0, 1, 2, 3, 4, 5, 6, 7, and 9,992 more"
+    assert listed(["a", "b"], "; ") == "a; b"
