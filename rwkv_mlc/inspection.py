@@ -12,9 +12,8 @@ import numpy as np
 
 from .artifact import Artifact, LibraryRecord
 from .config import RWKVConfig
-from .engine.compatibility import check_library
+from .engine.compatibility import check_library, read_metadata
 from .engine.devices import device_of, open_device
-from .engine.runner import open_library
 from .errors import UserError
 from .models import ModelOptions, Parameter, generation_of, resolve
 from .quantization.schemes import FloatForm, Scheme
@@ -197,8 +196,8 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
     problem = memory = None
     try:
         check_library(artifact.library(target))
-        *_, metadata = open_library(library.path, open_device(device_of(target)))
-        memory = chat_memory(metadata, artifact.chat_config.prefill_chunk_size)
+        open_device(device_of(target))
+        memory = chat_memory(read_metadata(library.path), artifact.chat_config.prefill_chunk_size)
     except UserError as error:
         problem = str(error)
     return {

@@ -156,7 +156,7 @@ class LibraryMetadata(Schema):
         return sum(math.prod(spec.shape) * ITEM_BYTES[spec.dtype] for spec in self.states)
 
     @classmethod
-    def read(cls, text: str, library: Path | str = "The library") -> LibraryMetadata:
+    def read(cls, text: str | bytes, library: Path | str = "The library") -> LibraryMetadata:
         """The types of JSON text. Raises UserError for text that does not fit."""
         return parse(cls, text, f"The metadata of {library}", "build it again")
 

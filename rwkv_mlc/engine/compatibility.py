@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import mmap
+import re
 import struct
 import sys
 from pathlib import Path
@@ -11,12 +12,16 @@ from pathlib import Path
 from ..artifact import LibraryRecord
 from ..errors import UserError
 from ..machine.cpu_features import host_architecture, host_features
+from ..schema import LibraryMetadata
+from ..typed_json import LARGEST_FILE
+from .older_libraries import described
 
 MACHINES = {"x86_64": 62, "aarch64": 183}  # of ELF
 HEADER, SEGMENT = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ")
 SHARED_OBJECT, BITS_64, LITTLE_ENDIAN = 3, 2, 1
 MODULES = b"__tvm_ffi__library_bin"
 """The symbol that every library of TVM's has."""
+METADATA = re.compile(rb'(.{8})(\{"(?:interface|model_config)":)', re.DOTALL)
 
 
 def _check_elf(path: Path, architecture: str) -> None:
@@ -40,6 +45,17 @@ def _check_elf(path: Path, architecture: str) -> None:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.find(MODULES) < 0:
                 raise UserError(f"{path} is no library that rwkv-mlc wrote; {again}.")
+
+
+def read_metadata(path: Path) -> LibraryMetadata:
+    """What a library says of itself, read off the file: the constant that its function ``_metadata`` returns, a string behind
+    its length. Nothing of it is loaded. Raises UserError where it says nothing."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for match in METADATA.finditer(content):
+            (size,) = struct.unpack("<Q", match[1])
+            if size <= LARGEST_FILE:
+                return described(LibraryMetadata.read(content[match.start(2) : match.start(2) + size], path))
+    raise UserError(f"{path} does not describe itself: it is no library that rwkv-mlc wrote; build it again.")
 
 
 def check_library(library: LibraryRecord) -> None:

@@ -269,9 +269,7 @@ def test_escaping():
     assert escaped("a\x1bb\n\x85\u202e\ud800é") == "a\\u001bb\\u000a\\u0085\\u202e\\ud800é"
     assert escaped("a\tb\n\x1b", "\t\n") == "a\tb\n\\u001b"
     assert (
-        (shortened("x" * 100) == "x" * 100
-        and shortened("a" * 999 + "b") == "a" * 50 + "..." + "a" * 49 + "b")
-        or len(shortened("x" * 1000)) < 110
-    )
+        shortened("x" * 100) == "x" * 100 and shortened("a" * 999 + "b") == "a" * 50 + "..." + "a" * 49 + "b"
+    ) or len(shortened("x" * 1000)) < 110
     assert listed([str(i) for i in range(10_000)]) == "0, 1, 2, 3, 4, 5, 6, 7, and 9,992 more"
     assert listed(["a", "b"], "; ") == "a; b"

@@ -182,3 +182,12 @@ def test_damaged_anywhere(demo, tmp_path):
         archive.add(library_of(demo), "lib0.o")
     (tmp_path / "whole.tar").write_bytes(objects.getvalue())
     assert outcome(code, tmp_path / "whole.tar", tmp_path / "x.tar") == "no error"
+
+
+def test_metadata_is_read_without_loading(demo):
+    code = (
+        "from pathlib import Path; from rwkv_mlc.engine.compatibility import read_metadata\n"
+        "    assert read_metadata(Path(sys.argv[1])).target == 'llvm'\n"
+        "    assert sys.argv[1] not in Path('/proc/self/maps').read_text()"
+    )
+    assert outcome(code, library_of(demo)) == "no error"
