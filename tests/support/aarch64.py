@@ -22,6 +22,7 @@ from tvm.contrib import tvmjs
 from tvm.tirx import PrimFunc
 
 from rwkv_mlc.compiler.link import find_linker
+from rwkv_mlc.compiler.pipeline import lowering
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.engine.tvm_runtime import POOLED_ALLOCATOR
@@ -106,7 +107,9 @@ class Machine:
         """All functions, compiled for ``target`` into one library in ``folder``."""
         resolved, path = resolve_target(target), Path(tempfile.mkdtemp(dir=folder)) / "kernels.so"
         module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
-        tvm.compile(module, target=resolved.tvm).export_library(str(path), fcompile=find_linker(resolved, ".so"))
+        with lowering("cpu"):
+            built = tvm.compile(module, target=resolved.tvm)
+        built.export_library(str(path), fcompile=find_linker(resolved, ".so"))
         library = self.load(path)
         return {name: RemoteFunction(library[name], self.device) for name in functions}
 

@@ -27,11 +27,11 @@ from tvm import tirx
 from rwkv_mlc.compiler import cuda
 from rwkv_mlc.compiler.kernel_source import kernels_as_source
 from rwkv_mlc.compiler.link import export_library
+from rwkv_mlc.compiler.pipeline import lowering
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.tvm_runtime import Device
 from rwkv_mlc.verification.fatbin import MACHINE_CODE, MAGIC, PTX
-from support.opencl_device import NO_CSE
 
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
@@ -97,7 +97,7 @@ class CudaOnCpu:
         named = {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
         with pytest.MonkeyPatch.context() as patch, target.tvm, kernels_as_source():
             patch.setattr(cuda, "find_compiler", lambda _: CpuCompiler(self, change=change))
-            with tvm.transform.PassContext(config=NO_CSE):
+            with lowering("gpu"):
                 export_library(tvm.compile(tvm.IRModule(named), target=target.tvm), target, path)
         device, library = open_device("cuda"), tvm_ffi.load_module(path)  # which needs the runtime
         return {name: OnDevice(library[name], device) for name in kernels}

@@ -9,13 +9,16 @@ import tvm
 from tvm.target.codegen import llvm_get_system_cpu
 from tvm.tirx import PrimFunc
 
+from rwkv_mlc.compiler.pipeline import lowering
+
 HOST_TARGET = {"kind": "llvm", "mcpu": llvm_get_system_cpu()}
 
 
 def build(functions: Mapping[str, PrimFunc], target=HOST_TARGET) -> tvm.runtime.Executable:
     """All functions in one module, each under its name."""
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
-    return tvm.compile(module, target=target)
+    with lowering("cpu"):
+        return tvm.compile(module, target=target)
 
 
 def call(function, *arrays: np.ndarray, written: Sequence[int]) -> list[np.ndarray]:

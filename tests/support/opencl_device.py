@@ -14,10 +14,10 @@ from tvm.sym import Analyzer
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from rwkv_mlc.compiler.kernel_source import kernels_as_source
+from rwkv_mlc.compiler.pipeline import lowering
 from support.kernel_build import HOST_TARGET
 
 TARGET = {"kind": "opencl", "max_num_threads": 256}
-NO_CSE = {"tirx.disable_cse_tir": True}
 
 
 def source_of(kernels: Mapping[str, tirx.PrimFunc], target: dict) -> str:
@@ -25,7 +25,7 @@ def source_of(kernels: Mapping[str, tirx.PrimFunc], target: dict) -> str:
     target = tvm.target.Target(target, host=HOST_TARGET)
     module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
     lower, _, finish = tirx.get_default_tir_pipeline(target)
-    with tvm.transform.PassContext(config=NO_CSE), kernels_as_source():
+    with lowering("gpu"), kernels_as_source():
         _, devices = split_host_device_mods(lower(tirx.transform.BindTarget(target)(module)))
         (device,) = devices.values()
         return codegen_build(finish()(device), target).inspect_source()
