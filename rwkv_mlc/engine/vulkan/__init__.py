@@ -8,14 +8,12 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
-from filelock import FileLock
-
 from ...errors import UserError
+from ..kept_library import kept_library
 from ..tvm_runtime import libinfo, tvm_folder
 
 LIBRARY = "libtvm_runtime_vulkan.so"
@@ -43,16 +41,10 @@ def build() -> Path:
     Raises UserError where a compiler or headers are missing, or the cache cannot be written."""
     sources = sorted(Path(__file__).parent.glob("*.cc"))
     folder = _cache() / f"vulkan-{_key()}"
-    library = folder / LIBRARY
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
-            if not library.exists():
-                with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                    _compile(sources, Path(temporary)).replace(library)
+        return kept_library(folder, LIBRARY, "The Vulkan runtime", lambda scratch: _compile(sources, scratch))
     except OSError as error:
         raise UserError(f"The Vulkan runtime cannot be written to {folder}: {error}; set XDG_CACHE_HOME.") from None
-    return library
 
 
 def _cache() -> Path:
