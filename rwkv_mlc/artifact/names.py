@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+from ..errors import UserError
+from ..escaping import shortened
+from ..typed_json import file_name
+
 PARAMS = "params"
 CHAT_CONFIG = "mlc-chat-config.json"
 BUILD_RECORD = "build-record.json"
@@ -16,7 +20,21 @@ CONFIG_FILES = (CHAT_CONFIG, "rwkv_vocab.txt", "tokenizer_model", "tokenizer.jso
 
 
 def artifact_name(model: str, quantization: str) -> str:
-    return f"{model}-{quantization}"
+    """Raises UserError for a model whose name is none of a folder's."""
+    name = f"{model}-{quantization}"
+    check_artifact_name(name)
+    return name
+
+
+def check_artifact_name(name: str) -> None:
+    """Raises UserError for a name that the files of an artifact cannot begin with."""
+    try:
+        file_name(name)
+    except ValueError:
+        raise UserError(
+            f"An artifact cannot be called {shortened(repr(name))}; give the checkpoint, or the folder, a short name of "
+            "printable characters."
+        ) from None
 
 
 def library_name(name: str, target: str, suffix: str) -> str:

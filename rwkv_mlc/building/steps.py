@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..artifact import CHAT_CONFIG, PARAMS, Artifact, LibraryRecord, artifact_name
-from ..artifact.names import BUILD_RECORD, CONFIG_FILES
+from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..quantization.schemes import Scheme, get_scheme
@@ -187,6 +187,7 @@ def _is_no_config(file: str) -> bool:
 
 def _check_output(folder: Path) -> None:
     """Raises UserError where an artifact would take the place of something else."""
+    check_artifact_name(folder.resolve().name)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name another folder for the artifact.")
     marks = (BUILD_RECORD, f"{PARAMS}/{CHAT_CONFIG}")

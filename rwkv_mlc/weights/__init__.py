@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint, LazyTensor
 __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
 
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
 WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+\r?\n")
 
 
@@ -22,6 +23,8 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
     Formats are told apart by content. ``revision`` is a branch, tag or commit of a hub repository. No tensor is read yet.
     Raises UserError when the source is missing, damaged, of an unknown format, or would run code."""
+    if SURROGATE.search(source):
+        raise UserError(f"The path {source} is not UTF-8; rename the file or folder.")
     path, name = Path(source), Path(os.path.abspath(source)).name  # noqa: PTH100  links keep their names
     if not path.exists():
         in_a_folder = path.parent != Path() and path.parent.is_dir()
