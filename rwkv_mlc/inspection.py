@@ -99,11 +99,15 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
 def chat_memory(metadata: LibraryMetadata, chunk: int) -> dict[str, int]:
     """Bytes that a chat takes at most of the device's memory, by what they are for: the ``parameters``, two ``states``, as a
     chat keeps the one before a message until that is answered, and the largest ``call``, which reads ``chunk`` tokens. On a
-    CPU the program itself comes on top: Python, TVM's runtime and the vocabulary."""
+    CPU the program itself comes on top: Python, TVM's runtime and the vocabulary. Raises UserError where the library does not
+    say."""
+    prefill, decode = (metadata.functions.get(name) for name in ("prefill", "decode"))
+    if prefill is None or decode is None or prefill.memory is None or decode.memory is None:
+        raise UserError("The library does not say what its calls allocate; build it again.")
     memory = {
         "parameters": metadata.parameter_bytes,
         "states": 2 * metadata.state_bytes,
-        "call": metadata.functions["prefill"].allocated(T=chunk, B=1) + metadata.functions["decode"].allocated(),
+        "call": prefill.allocated(T=chunk, B=1) + decode.allocated(),
     }
     return memory | {"total": sum(memory.values())}
 

@@ -46,5 +46,9 @@ def check_inside(path: Path, folder: Path) -> Path:
 
 def check_name(path: Path) -> None:
     """Raises OSError for a path that no file system takes."""
-    if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) >= 4096:
+    try:
+        longest, length = max((len(os.fsencode(part)) for part in path.parts), default=0), len(os.fsencode(path))
+    except UnicodeEncodeError:
+        raise OSError(errno.EILSEQ, os.strerror(errno.EILSEQ), str(path)) from None
+    if longest > 255 or length >= 4096:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))

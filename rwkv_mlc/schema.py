@@ -26,6 +26,15 @@ from .quantization.layouts import LAYOUTS
 from .typed_json import Bytes, Count, Extent, FileName, Schema, file_name, parse
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint32": 4}
+
+
+def _stored(dtype: str) -> str:
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"one of {', '.join(ITEM_BYTES)}")
+    return dtype
+
+
+StoredDtype = Annotated[str, AfterValidator(_stored)]
 Shape = Annotated[tuple[Extent, ...], Field(max_length=8)]
 
 
@@ -48,7 +57,7 @@ class ParameterSpec(Schema):
     """The tensor's name in ``tensor-cache.json``."""
     shape: Shape
     """The shape in memory, after the layout."""
-    dtype: str
+    dtype: StoredDtype
     """The dtype, which is that of the stored tensor."""
     layout: str
     """How the stored tensor is permuted when it is loaded; see Layouts."""
@@ -72,7 +81,7 @@ class StateSpec(Schema):
     """Its name within the layer."""
     shape: Shape
     """The shape of what belongs to one sequence."""
-    dtype: str = "float32"
+    dtype: StoredDtype = "float32"
     """The dtype, which is the same for every state tensor today."""
     initial: float = 0.0
     """What every element is before the first token."""

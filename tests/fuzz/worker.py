@@ -1,0 +1,75 @@
+"""The process that runs cases: ``python -m fuzz.worker SEEDS`` reads a target and a number a line and answers each with a line
+of JSON. A case that kills it, or that it hangs in, is its parent's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from rwkv_mlc.cli.faults import TRACEBACKS
+from rwkv_mlc.errors import UserError
+
+from .targets import TARGETS, Place
+
+SECONDS = 10  # of the CPU
+BYTES = 3 << 30  # beside what a process with TVM's runtime has
+
+
+class Hang(BaseException):
+    pass
+
+
+def hang(number: int, frame: FrameType | None) -> None:
+    raise Hang(f"more than {SECONDS} seconds of the CPU")
+
+
+def run(name: str, number: int, place: Place) -> dict[str, str] | None:
+    """A finding, None for a result or a UserError."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        TARGETS[name](place, random.Random(f"{name} {number}"))
+    except UserError as error:
+        if len(str(error)) > 8000:
+            return {"what": "a sentence of more than 8,000 characters", "where": name, "trace": str(error)[:500]}
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = next((f for f in reversed(frames) if "/rwkv_mlc/" in f.filename), frames[-1])
+        where = f"{Path(ours.filename).name}:{ours.lineno}"
+        return {
+            "what": f"{type(error).__name__}: {error}"[:200],
+            "where": where,
+            "trace": traceback.format_exc()[-3000:],
+        }
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return None
+
+
+def main(seeds: str) -> None:
+    os.environ[TRACEBACKS] = "1"
+    signal.signal(signal.SIGPROF, hang)
+    answers = os.fdopen(os.dup(1), "w")  # commands may close or print to the standard ones
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + BYTES
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Place(Path(seeds), Path(scratch))
+        limited = False
+        for line in sys.stdin:
+            name, number = json.loads(line)
+            if not limited and name not in ("chat", "command", "target"):
+                resource.setrlimit(resource.RLIMIT_AS, (limit + (8 << 30), limit + (8 << 30)))
+                limited = True
+            print(json.dumps(run(name, number, place)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
