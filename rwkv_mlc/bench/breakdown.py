@@ -18,8 +18,9 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.runner import Runner
+from ..engine.tvm_runtime import synchronize
 from ..models.parameter import NORMS
-from .timing import is_enough, seconds_of, synchronize
+from .timing import is_enough, seconds_of
 
 HALF_BLOCKS = {
     "pre_ln": None,  # before the first half block

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine.engine import Engine
-from ..engine.tvm_runtime import CPU, Device, Tensor, empty, tensor
-from .timing import synchronize
+from ..engine.tvm_runtime import CPU, Device, Tensor, empty, synchronize, tensor
 
 STREAM_BYTES = 1 << 30
 STREAM_ROW = 1 << 16  # elements that a thread, or a block of them, adds up

@@ -15,6 +15,7 @@ from ..engine.engine import Engine
 from ..engine.threads import start_threads
 from ..errors import UserError
 from ..models import Parameter
+from .answers import time_answers
 from .breakdown import breakdown as time_breakdown
 from .limits import GemmPeak, read_bandwidth
 from .memory import device_memory, peak_memory
@@ -81,6 +82,7 @@ def bench(
             "read_bandwidth": decoding.limits,
             "bandwidth_fraction": weight_bytes * decoding.unit_fraction,
         },
+        "generate": time_answers(engine, text, batch, decode),
         "prefill": [
             {
                 "tokens": length,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine.tvm_runtime import Device, tvm_ffi
-
 MIN_RUNS = 10
 MIN_SECONDS = 2.0
 FEW_RUNS = 5  # enough for calls that have taken MAX_SECONDS by then
@@ -21,11 +19,6 @@ def seconds_of(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def synchronize(device: Device) -> None:
-    """Wait until the device has done all that it was given."""
-    tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, 0)
 
 
 def is_enough(seconds: list[float], min_runs: int = 1) -> bool:

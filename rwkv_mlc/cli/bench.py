@@ -76,6 +76,9 @@ def _print(result: dict) -> None:
     table = Table("", "tok/s", "p10", "p90", "of the limit", "runs")
     decode = result["decode"]
     rows = [(f"decode, batch {decode['batch']}", decode, f"{decode['bandwidth_fraction']:.2f} of bandwidth")]
+    generate = result["generate"]
+    choice = generate["choice_seconds"] * generate["tokens_per_second"]["median"] / generate["batch"]
+    rows += [(f"generate, batch {generate['batch']}", generate, f"{choice:.1%} choosing tokens")]
     rows += [(f"prefill {p['tokens']}", p, f"{p['gemm_fraction']:.2f} of GEMM peak") for p in result["prefill"]]
     for name, row, limit in rows:
         rates = (f"{row['tokens_per_second'][key]:.1f}" for key in ("median", "p10", "p90"))

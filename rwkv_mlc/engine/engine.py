@@ -13,6 +13,7 @@ import numpy as np
 from ..artifact import Artifact
 from ..errors import UserError
 from ..tokenizer import END_OF_TEXT, load_tokenizer
+from .choice import Chooser
 from .compatibility import check_library
 from .devices import check_name, choose_device, open_device, target_of
 from .runner import Runner, State
@@ -48,8 +49,9 @@ class Answer(Sequence):
     def read_rest(self) -> None:
         """Have the state read the tokens that it has not, so that it can go on after the whole answer."""
         if rest := self.tokens[len(self.fed) :]:
-            self.logits = self.engine.prefill(rest, self.state)
-            self.read += len(rest)
+            reading = Reading(rest)
+            self.engine.read(reading, self.state)
+            self.read, self.last = self.read + len(rest), reading.last
 
 
 class Engine:
@@ -86,6 +88,7 @@ class Engine:
             raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")
         self.config = self.artifact.config
         self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
+        self.choose = Chooser(self.runner, self.valid_ids)
         self.template = Template.of(settings.conv_template)
         self.defaults = SamplingParams(**settings.sampling)
         self.stats = Stats()
@@ -108,12 +111,11 @@ class Engine:
         outside the vocabulary."""
         reading = Reading(tokens)
         self.read(reading, state)
-        assert reading.logits is not None
         return reading.logits
 
     def alone(self, sequence: Reading, state: State) -> Scheduler:
         """A scheduler that has one sequence, in a state of the caller's."""
-        scheduler = Scheduler(StatePool(self.runner, state), self.prefill_chunk, self.stats)
+        scheduler = Scheduler(StatePool(self.runner, state), self.choose, self.prefill_chunk, self.stats)
         scheduler.add(sequence, slot=0)
         return scheduler
 
@@ -147,7 +149,7 @@ class Engine:
 
     def scheduler(self, slots: int) -> Scheduler:
         """Runs up to ``slots`` sequences at a time, each in a state of its own; more wait their turn."""
-        return Scheduler(StatePool.of_slots(self.runner, slots), self.prefill_chunk, self.stats)
+        return Scheduler(StatePool.of_slots(self.runner, slots), self.choose, self.prefill_chunk, self.stats)
 
     def sequence(self, prompt: str | bytes | Tokens, params: SamplingParams | None = None, **changes: Any) -> Sequence:
         """A prompt and its answer for a scheduler; arguments as for ``stream``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +96,27 @@ class Runner:
         """``blocks.{layer}.{role}`` of each state tensor, in order."""
         return [state.name for state in self.metadata.states]
 
-    def check_tokens(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Token ids as an array. Raises UserError for one outside the vocabulary."""
-        tokens = np.asarray(tokens)
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+    def check_tokens(self, tokens: Sequence[int] | np.ndarray) -> None:
+        """Raises UserError for an id outside the vocabulary."""
+        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
             raise UserError(
-                f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {tokens.min()} to {tokens.max()}."
+                f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {min(tokens)} to {max(tokens)}."
             )
-        return tokens
+
+    def call(
+        self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int] | None = None
+    ) -> Tensor:
+        """``run``, with the logits where the library left them: float32 [1, rows, V]."""
+        tokens = list(chain.from_iterable(sequences))
+        self.check_tokens(tokens)
+        ends = list(accumulate(map(len, sequences)))
+        chosen = range(len(sequences)) if slots is None else slots
+        inputs = [np.array(values, np.int32) for values in (tokens, ends, chosen)]  # alive until the logits are there
+        if function == "decode" and self.uses_graphs:
+            state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
+            return duplicate(state.graph(inputs))
+        self.memory.make_room(function, len(tokens), len(sequences))
+        return self.functions[function](*(lend(array, self.device) for array in inputs), state.packed, self.params)
 
     def run(
         self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int] | None = None
@@ -113,18 +126,7 @@ class Runner:
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position."""
-        tokens = self.check_tokens(np.concatenate([np.asarray(tokens) for tokens in sequences]))
-        ends = np.array([*accumulate(map(len, sequences))], np.int32)
-        chosen = np.asarray(range(len(sequences)) if slots is None else slots, np.int32)
-        inputs = (tokens.astype(np.int32), ends, chosen)  # alive until the logits are there
-        if function == "decode" and self.uses_graphs:
-            state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
-            logits = state.graph(inputs)
-        else:
-            self.memory.make_room(function, len(tokens), len(sequences))
-            lent = (lend(array, self.device) for array in inputs)
-            logits = self.functions[function](*lent, state.packed, self.params)
-        return view(logits).reshape(-1, self.config.vocab_size)
+        return view(self.call(function, sequences, state, slots))[0]
 
 
 def open_library(library: Path, device: Device) -> tuple[Module, Module, LibraryMetadata]:

@@ -19,6 +19,8 @@ _RANGES = {
     "repetition_penalty": (1.0, 10.0),
     "penalty_decay": (0.0, 1.0),
 }
+UNIT = 2**32  # parts of 1 in which ``top_p`` and random numbers are taken
+HEAVIEST = np.float32(2**36)  # the weight of the likeliest token; weights are integers
 _INTEGER_RANGES = {"top_k": (0, 2**31 - 1), "max_tokens": (1, 2**31 - 1), "seed": (0, 2**64 - 1)}
 
 
@@ -79,85 +81,94 @@ class SplitMix64:
 
 
 class Sampler:
-    """Chooses the tokens of one answer; it counts them for the penalties. ``seed`` is the one in use."""
+    """Chooses the tokens of one answer; it counts them for the penalties. ``seed`` is the one in use.
+
+    ``sample`` follows the rules by itself; ``choose`` has them followed on a device, from ``draw`` and ``penalties``."""
 
     def __init__(self, params: SamplingParams, valid_ids: np.ndarray):
         """``valid_ids``, bool [V], is False for ids never to be chosen (``Tokenizer.valid_ids``)."""
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else int(params.seed)
+        self.inverse_temperature = np.float32(1 / params.temperature if params.temperature else 0)
+        self.top_p = max(round(params.top_p * UNIT), 1)
+        self.penalizes = params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
         self._random = SplitMix64(self.seed)
         self._invalid = np.flatnonzero(~valid_ids)
-        self._counts = np.zeros(len(valid_ids), dtype=np.float32)
-        self._generated = np.zeros(len(valid_ids), dtype=bool)
-        self._scores, self._distances, self._weights = np.empty((3, len(valid_ids)), dtype=np.float32)
+        self._generated: dict[int, int] = {}  # where the count of a token is
+        self._ids, self._counts = np.empty(0, np.int32), np.empty(0, np.float32)
+        self._scores = np.empty(len(valid_ids), dtype=np.float32)
 
     def sample(self, logits: np.ndarray) -> int:
         """The next token for logits [V] (read as float32, not changed). Raises UserError where the model failed to give
         finite ones."""
-        params = self.params
         np.copyto(self._scores, logits.reshape(-1), casting="same_kind")
         self._scores[self._invalid] = -np.inf
-        if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
-            self._penalize(np.flatnonzero(self._generated))
+        if self.penalizes:
+            self._penalize()
         token = int(np.argmax(self._scores))
         if not math.isfinite(self._scores[token]):
             raise UserError(
                 f"The model's logits are not finite (token {token}: {self._scores[token]}), as happens when 16-bit "
                 "activations overflow; build it with a quantization of 32-bit activations, such as q4f32_1 or q0f32."
             )
-        if params.temperature:
-            token = self._draw(self._scores[token])
-        self._counts *= np.float32(params.penalty_decay)
-        self._counts[token] += 1
-        self._generated[token] = True
+        if self.params.temperature:
+            token = self._choose(self._scores[token], self.draw())
+        self.count(token)
         return token
 
-    def _penalize(self, ids: np.ndarray) -> None:
-        scores = self._scores[ids]
-        repetition = np.float32(self.params.repetition_penalty)
-        scores = np.where(scores > 0, scores / repetition, scores * repetition)
-        frequency = self._counts[ids] * np.float32(self.params.frequency_penalty)
-        self._scores[ids] = scores - (np.float32(self.params.presence_penalty) + frequency)
+    def draw(self) -> int:
+        """The upper 32 bits of the next random number; 0, and none is taken, with temperature 0."""
+        return self._random.next() >> 32 if self.params.temperature else 0
 
-    def _draw(self, best: np.float32) -> int:
+    def penalties(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens chosen so far, int32 [n], and what is subtracted from the logit of each, float32 [n]."""
+        frequency = self._counts * np.float32(self.params.frequency_penalty)
+        return self._ids, np.float32(self.params.presence_penalty) + frequency
+
+    def count(self, token: int) -> None:
+        """Note that a token was chosen."""
+        if not self.penalizes:
+            return
+        self._counts *= np.float32(self.params.penalty_decay)
+        if token not in self._generated:
+            self._generated[token] = len(self._ids)
+            self._ids, self._counts = np.append(self._ids, np.int32(token)), np.append(self._counts, np.float32(0))
+        self._counts[self._generated[token]] += 1
+
+    def _penalize(self) -> None:
+        ids, amounts = self.penalties()
+        scores, repetition = self._scores[ids], np.float32(self.params.repetition_penalty)
+        self._scores[ids] = np.where(scores > 0, scores / repetition, scores * repetition) - amounts
+
+    def _choose(self, best: np.float32, drawn: int) -> int:
+        weights = self._scores  # in its place
         with np.errstate(over="ignore"):
-            distances = np.subtract(best, self._scores, out=self._distances)
-        weights = self._weigh(distances, out=self._weights)
-        ids = None
-        if 0 < self.params.top_k < len(distances):
-            limit = np.partition(distances, self.params.top_k - 1)[self.params.top_k - 1]
-            ids = _closest(distances, limit, self.params.top_k)
-            distances, weights = distances[ids], weights[ids]
-        if self.params.top_p < 1:
-            nucleus = self._nucleus(distances, weights)
-            ids = nucleus if ids is None else ids[nucleus]
-            weights = weights[nucleus]
-        cumulative = np.cumsum(weights.astype(np.float64))
-        target = min(self._random.uniform() * cumulative[-1], np.nextafter(cumulative[-1], 0))
-        index = int(np.searchsorted(cumulative, target, side="right"))
-        return index if ids is None else int(ids[index])
+            np.subtract(best, self._scores, out=weights)
+            np.multiply(weights, -self.inverse_temperature, out=weights)
+        np.floor(np.multiply(np.exp(weights, out=weights), HEAVIEST, out=weights), out=weights)
+        ids = np.arange(len(weights))
+        if 0 < self.params.top_k < len(weights):
+            limit = np.partition(weights, -self.params.top_k)[-self.params.top_k]
+            ids = _heaviest(weights, limit, self.params.top_k)
+        if self.top_p < UNIT:
+            ids = ids[self._nucleus(weights[ids])]
+        cumulative = np.cumsum(weights[ids], dtype=np.float64)
+        return int(ids[np.searchsorted(cumulative, drawn * int(cumulative[-1]) // UNIT, side="right")])
 
-    def _weigh(self, distances: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            weights = np.divide(distances, np.float32(-self.params.temperature), out=out)
-        return np.exp(weights, out=out)
+    def _nucleus(self, weights: np.ndarray) -> np.ndarray:
+        """Rising indices of the fewest and heaviest weights that come up to ``top_p`` of all.
 
-    def _nucleus(self, distances: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Rising indices of the fewest closest tokens that weigh ``top_p`` of all.
-
-        Only tokens heavy enough are sorted: the others together weigh less than half of what ``top_p`` leaves out."""
-        top_p = self.params.top_p
-        total = weights.sum(dtype=np.float64)
-        closest = np.sort(distances[weights >= 0.5 * (1 - top_p) * total / len(weights)])
-        cumulative = np.cumsum(self._weigh(closest).astype(np.float64))
-        count = min(int(np.searchsorted(cumulative, top_p * total)) + 1, len(closest))
-        return _closest(distances, closest[count - 1], count)
+        Only those heavy enough are sorted: the others together are less than half of what ``top_p`` leaves out."""
+        total = int(weights.sum(dtype=np.float64))
+        heavy = np.sort(weights[weights >= 0.5 * (1 - self.top_p / UNIT) * total / len(weights)])[::-1]
+        count = int(np.searchsorted(np.cumsum(heavy, dtype=np.float64), -(-self.top_p * total // UNIT))) + 1
+        return _heaviest(weights, heavy[count - 1], count)
 
 
-def _closest(distances: np.ndarray, limit: np.float32, count: int) -> np.ndarray:
-    """Rising indices of the ``count`` smallest distances, whose largest is ``limit``; of equal ones, the first."""
-    candidates = np.flatnonzero(distances <= limit)
-    ties = candidates[distances[candidates] == limit]
+def _heaviest(weights: np.ndarray, limit: np.float32, count: int) -> np.ndarray:
+    """Rising indices of the ``count`` largest weights, whose smallest is ``limit``; of equal ones, the first."""
+    candidates = np.flatnonzero(weights >= limit)
+    ties = candidates[weights[candidates] == limit]
     surplus = len(candidates) - count
     return np.setdiff1d(candidates, ties[len(ties) - surplus :], assume_unique=True)
 

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Iterable
 
 from ..errors import UserError
-from .sequence import Reading
+from .choice import Chooser, Logits
+from .sequence import Reading, Sequence
 from .state_pool import StatePool
 from .stats import Stats
+from .tvm_runtime import synchronize
 
 FEW_TOKENS = 8  # up to here one step a token is faster than a prefill, which expands all weights first
 
@@ -25,8 +27,8 @@ class Scheduler:
     An exception ends the sequences that it concerns, with "error", and leaves ``step``; the next step goes on with the
     others."""
 
-    def __init__(self, pool: StatePool, prefill_chunk: int, stats: Stats | None = None):
-        self.pool, self.prefill_chunk, self.stats = pool, prefill_chunk, stats or Stats()
+    def __init__(self, pool: StatePool, choose: Chooser, prefill_chunk: int, stats: Stats | None = None):
+        self.pool, self.choose, self.prefill_chunk, self.stats = pool, choose, prefill_chunk, stats or Stats()
         self.running: dict[Reading, int] = {}
         self.waiting: deque[Reading] = deque()
         self._allocated: set[int] = set()
@@ -63,8 +65,7 @@ class Scheduler:
 
         Returns the sequences of which more text became certain, with that text, and those that are finished. Raises UserError
         where the logits of a sequence are not finite, and where none runs and those that wait can get no slot."""
-        for sequence in [s for s in self.running if not s.pending]:
-            self._go_on(sequence)
+        self._go_on()
         while self.waiting and self.pool.free_slots:
             self._admit(self.waiting.popleft())
         if self.running:
@@ -78,28 +79,51 @@ class Scheduler:
         self.running[sequence] = slot = self.pool.allocate()
         self._allocated.add(slot)
 
-    def _go_on(self, sequence: Reading) -> None:
+    def _go_on(self) -> None:
+        """Finish what is read, and choose the next token of all others that have nothing pending."""
+        ready = [sequence for sequence in self.running if not sequence.pending]
+        answers = [sequence for sequence in ready if isinstance(sequence, Sequence)]
+        for reading in ready:
+            if not isinstance(reading, Sequence):
+                reading.finish("read")
+                self._news.append((reading, ""))
+                self._leave(reading)
+        if not answers:
+            return
+        began = time.perf_counter()
         try:
-            text = sequence.go_on()
+            logits = [answer.last for answer in answers if answer.last]
+            tokens = self.choose([answer.sampler for answer in answers], logits)
         except BaseException:
-            self._fail([sequence])
+            self._fail(answers)
             raise
-        if text or sequence.finish_reason:
-            self._news.append((sequence, text))
-        if sequence.finish_reason:
-            self._leave(sequence)
+        self.stats.add_choice(time.perf_counter() - began)
+        faults = [token for token in tokens if isinstance(token, UserError)]
+        for answer, token in zip(answers, tokens, strict=True):
+            if isinstance(token, UserError):
+                self._fail([answer])
+                continue
+            text = answer.take(token)
+            if text or answer.finish_reason:
+                self._news.append((answer, text))
+            if answer.finish_reason:
+                self._leave(answer)
+        if faults:
+            raise faults[0]
 
     def _call(self) -> None:
         function, parts = self._next_call()
         try:
             began = time.perf_counter()
             slots = [self.running[sequence] for sequence in parts]
-            logits = self.pool.runner.run(function, list(parts.values()), self.pool.state, slots)
-            seconds = time.perf_counter() - began
+            logits = self.pool.runner.call(function, list(parts.values()), self.pool.state, slots)
             prompts = sum(len(part) for sequence, part in parts.items() if sequence.read < len(sequence.prompt))
+            if prompts:  # what answers wait for is counted when their tokens are chosen
+                synchronize(self.pool.runner.device)
+            seconds = time.perf_counter() - began
             self.stats.add(prompts, sum(map(len, parts.values())) - prompts, seconds)
-            for (sequence, part), row in zip(parts.items(), logits, strict=True):
-                sequence.advance(len(part), row)
+            for row, (sequence, part) in enumerate(parts.items()):
+                sequence.advance(len(part), Logits(logits, row))
         except BaseException:
             self._fail(parts)
             raise

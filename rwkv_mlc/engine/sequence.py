@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..tokenizer import Tokenizer
+from .choice import Logits
 from .sampler import Sampler, SamplingParams
 from .stream import TextStream
 
@@ -20,32 +21,34 @@ Tokens: TypeAlias = abc.Sequence[int]
 class Reading:
     """Ids for a state slot to read; it is finished once it has.
 
-    ``prompt`` are the ids as given, ``pending`` those still to be read, ``read`` counts the others. ``logits``, float32 [V],
-    follow the last one read and are empty before. ``finish_reason`` is None until the end, then "read", or "error" where a
-    call for it raised. The ``Scheduler`` that runs it knows its slot."""
+    ``prompt`` are the ids as given, ``pending`` those still to be read, ``read`` counts the others. ``last`` are the logits
+    after the last one read, None before. ``finish_reason`` is None until the end, then "read", or "error" where a call for
+    it raised. The ``Scheduler`` that runs it knows its slot."""
 
     def __init__(self, prompt: Tokens):
         self.prompt = prompt
         self.pending: list[int] = np.asarray(prompt).tolist()
         self.read = 0
-        self.logits = np.empty(0, np.float32)
+        self.last: Logits | None = None
         self.finish_reason: str | None = None
 
-    def advance(self, count: int, logits: np.ndarray) -> None:
+    @property
+    def logits(self) -> np.ndarray:
+        """Those after the last id read, float32 [V]; empty before."""
+        return np.empty(0, np.float32) if self.last is None else self.last.array()
+
+    def advance(self, count: int, logits: Logits) -> None:
         """Note that the slot has read the first ``count`` pending ids, and the logits after them."""
         del self.pending[:count]
         self.read += count
-        self.logits = logits
+        self.last = logits
 
-    def go_on(self) -> str:
-        """Choose what comes next, when nothing is pending; returns the text that this makes certain."""
-        self._finish("read")
-        return ""
-
-    def _finish(self, reason: str) -> None:
+    def finish(self, reason: str) -> None:
         """End, and hold no longer what serves those that run: of the logits of the last call, which has those of others
         too, its own."""
-        self.finish_reason, self.logits = reason, self.logits.copy()
+        self.finish_reason = reason
+        if self.last:
+            self.last = self.last.alone()
 
 
 class Sequence(Reading):
@@ -69,10 +72,10 @@ class Sequence(Reading):
         self.params = params
         self.tokens: list[int] = []
         self.text = ""
-        self._sampler = Sampler(params, valid_ids)
+        self.sampler = Sampler(params, valid_ids)
         self._stream = TextStream(params.stop)
         self._token_bytes, self._end_ids = tokenizer.token_bytes, end_ids
-        self.seed = self._sampler.seed
+        self.seed = self.sampler.seed
 
     @property
     def fed(self) -> list[int]:
@@ -83,21 +86,19 @@ class Sequence(Reading):
         """Bytes of ``text``, before the stop string."""
         return bytes(self._stream.released)
 
-    def go_on(self) -> str:
-        """Choose a token, which becomes pending unless it is the last. Raises UserError where the logits are not finite."""
-        assert self.logits is not None  # after the prompt was read
-        token = self._sampler.sample(self.logits)
+    def take(self, token: int) -> str:
+        """Go on with a token, which becomes pending unless it is the last; returns the text that it makes certain."""
         self.tokens.append(token)
         ended = token in self._end_ids
         text = "" if ended else self._stream.push(self._token_bytes(token))
         if ended or self._stream.stopped:
-            self._finish("stop")
+            self.finish("stop")
         elif len(self.tokens) >= self.params.max_tokens:
-            self._finish("length")
+            self.finish("length")
         else:
             self.pending.append(token)
         if self.finish_reason:
             text += self._stream.finish()
-            del self._sampler  # several times the size of the logits
+            del self.sampler  # of the size of the logits
         self.text += text
         return text

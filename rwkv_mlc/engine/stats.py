@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass
 class Stats:
-    """Tokens read and written, and the seconds that took."""
+    """Tokens read and written, and the seconds that took; those of writing include choosing, ``choice_seconds``."""
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
+    choice_seconds: float = 0.0
 
     def add(self, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
         """Count a call that read so many tokens of prompts and of answers; each took its part of the time."""
@@ -21,6 +22,11 @@ class Stats:
         self.prefill_seconds += prefill_tokens * part
         self.decode_tokens += decode_tokens
         self.decode_seconds += decode_tokens * part
+
+    def add_choice(self, seconds: float) -> None:
+        """Count what choosing tokens from logits took."""
+        self.decode_seconds += seconds
+        self.choice_seconds += seconds
 
     @property
     def prefill_rate(self) -> float:

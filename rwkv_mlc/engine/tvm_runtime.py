@@ -47,6 +47,7 @@ _copy_to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
 _copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
 _create_view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
 _clear_pools = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")
+_synchronize = tvm_ffi.get_global_func("runtime.Device_StreamSync")
 CPU = tvm_ffi.device("cpu")
 
 
@@ -89,6 +90,11 @@ def virtual_machine(executable: Module, device: Device) -> Module:
 def free_pools() -> None:
     """Free the memory that virtual machines keep for later calls, of all in this process; what is in use stays."""
     _clear_pools()
+
+
+def synchronize(device: Device) -> None:
+    """Wait until the device has done all that it was given."""
+    _synchronize(device, 0)
 
 
 def empty(shape: Sequence[int], dtype: str, device: Device) -> Tensor:

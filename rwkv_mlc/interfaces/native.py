@@ -4,7 +4,7 @@
 states, params): the tokens of B sequences one after the other, where each ends, the state slot of each, the tuple of state
 tensors [S, ...] and the tuple of parameters, both in the order of the metadata. ``prefill``, ``batch_decode`` (one token a
 sequence, T = B) and ``decode`` (T = B = 1) return the logits after each sequence's last token, float32 [1, B, V]; ``score``
-those at every position, [1, T, V].
+those at every position, [1, T, V]. ``sample`` chooses tokens from logits.
 """
 
 from __future__ import annotations
@@ -83,11 +83,15 @@ class Native(Interface):
         return {name: spec(function) for name, function in FUNCTIONS.items()}
 
     def emit(self, builder: relax.BlockBuilder, model: GraphModel) -> LibraryMetadata:
+        from tir_kernels.sampling import MAX_VOCAB
+
         values = {}
         for name in FUNCTIONS:
             ops = _emit_function(builder, name, model)
             values[name] = () if _is_merged(name, model) else tuple(ops.values)
         ops.emit_probes()
+        if model.config.vocab_size <= MAX_VOCAB:
+            ops.emit_sample()
         functions = self.functions(model.config)
         captured = {f"{CAPTURED_PREFIX}{name}": functions[name] for name in FUNCTIONS if _is_captured(name, model)}
         return LibraryMetadata(
@@ -104,7 +108,7 @@ class Native(Interface):
                 StateSpec(layer=state.layer, role=state.role, shape=shape, initial=initial)
                 for state, (shape, initial) in model.states.items()
             ),
-            functions=functions | captured | ops.probes,
+            functions=functions | captured | ops.further,
             values=values,
         )
 

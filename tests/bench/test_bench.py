@@ -43,6 +43,9 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
         assert result["weight_bytes"] - unread - 1 <= decode["read_bytes"] < result["weight_bytes"]
         ratio = decode["read_fraction"] / decode["bandwidth_fraction"]
         assert ratio == pytest.approx(decode["read_bytes"] / result["weight_bytes"])
+    generate = result["generate"]
+    assert generate["batch"] == batch and generate["runs"] >= 4
+    assert min(generate[f"{part}_seconds"] for part in ("call", "choice", "other")) > 0
     assert [p["tokens"] for p in result["prefill"]] == [3, 20]
     work = operations_of(Artifact.open(demo).model_parameters)
     for prefill in result["prefill"]:

@@ -37,13 +37,13 @@ def greedy(engine: Engine, **changes) -> Chat:
 def read(reciting, monkeypatch) -> list[int]:
     """Every token that the reciter's library reads from here on."""
     tokens: list[int] = []
-    run = reciting.runner.run
+    call = reciting.runner.call
 
     def listening(function, sequences, *where):
         tokens.extend(sequences[0])
-        return run(function, sequences, *where)
+        return call(function, sequences, *where)
 
-    monkeypatch.setattr(reciting.runner, "run", listening)
+    monkeypatch.setattr(reciting.runner, "call", listening)
     return tokens
 
 

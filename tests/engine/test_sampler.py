@@ -48,26 +48,27 @@ class SlowSampler:
             score = score / repetition if score > 0 else score * repetition
             scores[token] = score - (f32(params.presence_penalty) + f32(count * f32(params.frequency_penalty)))
         best = max(scores.values())
-        ranked = sorted(scores, key=lambda token: (best - scores[token], token))
         if params.temperature == 0:
-            token = ranked[0]
+            token = min(token for token, score in scores.items() if score == best)
         else:
-            weight = {t: math.exp(-float((best - scores[t]) / f32(params.temperature))) for t in ranked}
+            inverse = f32(1 / params.temperature)
+            weight = {
+                t: math.floor(2.0**36 * math.exp(-float((best - score) * inverse))) for t, score in scores.items()
+            }
+            ranked = sorted(scores, key=lambda token: (-weight[token], token))
             if params.top_k:
                 ranked = ranked[: params.top_k]
             if params.top_p < 1:
-                total, cumulative, count = math.fsum(weight[t] for t in ranked), 0.0, 0
-                while count < len(ranked):
+                total, cumulative, count = sum(weight[t] for t in ranked), 0, 0
+                while count == 0 or cumulative * 2**32 < round(params.top_p * 2**32) * total:
                     cumulative += weight[ranked[count]]
                     count += 1
-                    if cumulative >= params.top_p * total:
-                        break
                 ranked = ranked[:count]
             ranked.sort()
-            target, cumulative = self.random.uniform() * math.fsum(weight[t] for t in ranked), 0.0
+            drawn, total, cumulative = self.random.next() >> 32, sum(weight[t] for t in ranked), 0
             for token in ranked:
                 cumulative += weight[token]
-                if cumulative > target:
+                if cumulative > drawn * total // 2**32:
                     break
         self.counts = {t: count * f32(params.penalty_decay) for t, count in self.counts.items()}
         self.counts[token] = self.counts.get(token, f32(0)) + f32(1)

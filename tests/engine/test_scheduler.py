@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from rwkv_mlc import Engine, UserError
+from rwkv_mlc.engine.choice import Logits
 from rwkv_mlc.engine.scheduler import FEW_TOKENS, Scheduler
 from rwkv_mlc.engine.sequence import Reading
+from rwkv_mlc.engine.tvm_runtime import CPU, tensor
 from support.paths import DEMO
 
 STORY = (DEMO.parent / "heldout.txt").read_text(encoding="utf-8")
@@ -37,13 +39,13 @@ def small_chunks(engine, monkeypatch) -> None:
 def calls(engine, monkeypatch) -> list[tuple[str, list[int], list[int]]]:
     """The function, the number of ids of each sequence and the slots of every call of the library from here on."""
     calls: list[tuple[str, list[int], list[int]]] = []
-    run = engine.runner.run
+    call = engine.runner.call
 
     def recording(function, sequences, state, slots):
         calls.append((function, [len(tokens) for tokens in sequences], list(slots)))
-        return run(function, sequences, state, slots)
+        return call(function, sequences, state, slots)
 
-    monkeypatch.setattr(engine.runner, "run", recording)
+    monkeypatch.setattr(engine.runner, "call", recording)
     return calls
 
 
@@ -78,6 +80,30 @@ def test_each_gives_what_it_gives_alone(engine, calls, slots):
         assert (pieces[sequence], sequence.finish_reason) == (answer.text, answer.finish_reason)
     assert scheduler.pool.free_slots == slots
     assert {slot for _, _, used in calls for slot in used} == set(range(min(slots, len(REQUESTS))))
+
+
+def test_libraries_that_choose_no_tokens_answer_the_same(engine, monkeypatch):
+    expected = [engine.generate(prompt, **settings).tokens for _, prompt, settings in REQUESTS]
+    assert engine.choose.function is not None
+    monkeypatch.setattr(engine.choose, "function", None)
+    assert [engine.generate(prompt, **settings).tokens for _, prompt, settings in REQUESTS] == expected
+
+
+def test_one_call_chooses_for_all(engine, monkeypatch):
+    """Tokens after a shared prefill and after steps of several; those of a call alone."""
+    requests: list[int] = []
+    sample = engine.choose.function
+
+    def counting(logits, rows, *rest):
+        requests.append(rows.shape[0])
+        return sample(logits, rows, *rest)
+
+    monkeypatch.setattr(engine.choose, "function", counting)
+    scheduler = engine.scheduler(3)
+    for length in (20, 30, 3):
+        scheduler.add(engine.sequence([1] * length, temperature=0, max_tokens=4, stop=()))
+    run_all(scheduler)
+    assert requests == [2, 2, 2, 3, 1, 1, 1]
 
 
 def test_one_sequence_takes_the_calls_of_an_answer(engine, calls):
@@ -206,7 +232,7 @@ def test_ids_outside_the_vocabulary_stop_at_the_door(engine, tokens):
 def test_a_call_that_fails_ends_those_in_it_only(engine, monkeypatch):
     expected = engine.generate(STORY[:600], temperature=0, max_tokens=10).text
     again = engine.generate(QUESTION, temperature=0, max_tokens=10).text
-    scheduler, run = engine.scheduler(3), engine.runner.run
+    scheduler, call = engine.scheduler(3), engine.runner.call
     short = [engine.sequence(prompt, temperature=0, max_tokens=10) for prompt in ("Tom", "Mia")]
     long = engine.sequence(STORY[:600], temperature=0, max_tokens=10)
     for sequence in (*short, long):
@@ -215,10 +241,10 @@ def test_a_call_that_fails_ends_those_in_it_only(engine, monkeypatch):
     def failing(function, *arguments):
         if function == "batch_decode":
             raise RuntimeError("The device is lost.")
-        return run(function, *arguments)
+        return call(function, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="The device is lost"):
-        patch.setattr(engine.runner, "run", failing)
+        patch.setattr(engine.runner, "call", failing)
         run_all(scheduler)
     assert [sequence.finish_reason for sequence in short] == ["error", "error"]
     assert list(scheduler.running) == [long] and scheduler.pool.free_slots == 2
@@ -238,7 +264,7 @@ def test_logits_that_are_not_finite_end_one_sequence(engine):
     pieces = ""
     while broken.read < 5:
         pieces += "".join(text for sequence, text in scheduler.step() if sequence is sound)
-    broken.logits = np.full_like(broken.logits, np.nan)
+    broken.last = Logits(tensor(np.full((1, 1, engine.config.vocab_size), np.nan, np.float32), CPU), 0)
     with pytest.raises(UserError, match="logits are not finite"):
         scheduler.step()
     assert broken.finish_reason == "error" and list(scheduler.running) == [sound]

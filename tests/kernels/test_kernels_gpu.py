@@ -19,6 +19,7 @@ from support.gpu_kernels import (
     LENGTHS,
     PRODUCTS,
     SLOTS,
+    TOKENS,
     VOCAB,
     WIDTHS,
     all_kernels,
@@ -34,6 +35,8 @@ from support.gpu_kernels import (
 )
 from support.kernel_build import call, error
 from support.opencl_device import source_of
+from support.sampling import check_choices, check_faults
+from tir_kernels.gpu.sample import memory_shape
 
 CASES_ON = {
     "opencl": CASES,
@@ -137,6 +140,12 @@ def test_fill_writes_everything(kernels):
 def test_wkv(kernels):
     check_wkv4(kernels["wkv4"])
     check_wkv5(kernels["wkv5"])
+
+
+def test_sample(kernels):
+    kinds = ["random weights", "peaked", "tied", "impossible ones"]
+    check_choices(kernels["sample"], TOKENS, memory_shape(TOKENS), kinds=kinds)
+    check_faults(kernels["sample"], TOKENS, memory_shape(TOKENS))
 
 
 @pytest.mark.parametrize("target", ["cuda", "metal", "webgpu"])

@@ -19,6 +19,7 @@ from tir_kernels.gpu.group_norm import group_norm
 from tir_kernels.gpu.last_rows import last_rows
 from tir_kernels.gpu.layer_norm import layer_norm
 from tir_kernels.gpu.norm_shift_mix import norm_shift_mix
+from tir_kernels.gpu.sample import sample
 from tir_kernels.gpu.stream import stream
 from tir_kernels.gpu.wkv4 import wkv4
 from tir_kernels.gpu.wkv5 import wkv5
@@ -73,6 +74,7 @@ KERNELS = {"gemv": (gemv, {}), "gemv of 4 tokens": (gemv, {"tokens": 4}), "gemm"
 WIDTHS = [48, 50, 1024, 1600]
 HEADS = [(2, 64), (3, 8), (5, 12), (3, 97)]
 VOCAB, CHANNELS = 23, 300
+TOKENS = 1003  # some threads have none, one less than the others
 EPS = 64e-5
 LENGTHS, SLOTS, POOL = [5, 1, 17, 2], [4, 0, 6, 2], 7
 
@@ -107,6 +109,7 @@ def all_kernels(cases: Sequence[tuple[str, str]] = CASES) -> dict:
     kernels |= {"last_rows": last_rows(CHANNELS), "stream": stream(), "fill": fill()}
     kernels["wkv4"] = wkv4(50, "prefill", in_place=True, dtype="float16")
     kernels["wkv5"] = wkv5(2, 8, "prefill", in_place=True)
+    kernels["sample"] = sample(TOKENS)
     return kernels
 
 

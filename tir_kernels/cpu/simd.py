@@ -59,13 +59,13 @@ def sum_lanes(x):
     return intrinsic("llvm.vector.reduce.add", "int32", x)
 
 
-def reduce_add(x, width: int):
-    """Sum of float32 lanes, pairwise."""
+def reduce_add(x, width: int, dtype: str = "float32"):
+    """Sum of the lanes of floats, pairwise."""
     if width == 1:
         return x
     while width > 2:
         width //= 2
-        part = vector_type("float32", width)
+        part = vector_type(dtype, width)
         x = T.bind(T.vectorlow(part, x) + T.vectorhigh(part, x))
     return T.Shuffle([x], [0]) + T.Shuffle([x], [1])
 

@@ -2,12 +2,14 @@
 
 Only what every GPU API has: at most 256 threads and 16 KiB of shared memory a block, vectors of four elements (of float16 as
 many as ``float16_lanes`` says), sums through shared memory instead of subgroups, whose size differs from device to device.
-Barriers stand outside every branch. ``gemm_tensor_core``, for one kind of GPU, takes more.
+Barriers stand outside every branch, and in no loop but those of which all threads of a block do the same number of steps.
+``gemm_tensor_core``, for one kind of GPU, takes more.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -91,9 +93,9 @@ def each(extent: int, thread, threads: int, width: int, emit: Callable, unrolled
         step(i)
 
 
-def totals(values: list, thread, lanes: int, scratch) -> list:
-    """The sums of each value over groups of ``lanes`` threads in a row, a power of two, in every thread. ``scratch`` is
-    shared, float32 [values, threads]."""
+def totals(values: list, thread, lanes: int, scratch, add: Callable = operator.add) -> list:
+    """The sums of each value over groups of ``lanes`` threads in a row, a power of two, in every thread; or what else ``add``
+    makes of two values. ``scratch`` is shared, [values, threads] of their dtype."""
     stride = 1
     while stride < lanes:
         step = min(RADIX, lanes // stride)
@@ -102,7 +104,7 @@ def totals(values: list, thread, lanes: int, scratch) -> list:
         barrier()
         first = T.bind(thread // (stride * step) * (stride * step) + thread % stride)
         parts = [[scratch[j, first + stride * k] for k in range(step)] for j in range(len(values))]
-        values = [T.bind(reduce(lambda a, b: a + b, part)) for part in parts]
+        values = [T.bind(reduce(add, part)) for part in parts]
         barrier()
         stride *= step
     return values

@@ -23,6 +23,7 @@ from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, Tiled, Tile
 from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
 from tir_kernels.cpu.quantize_int8 import quantize_int8
+from tir_kernels.cpu.sample import sample
 from tir_kernels.cpu.simd import LANES
 from tir_kernels.cpu.sparse_gemv import sparse_gemv
 from tir_kernels.cpu.stream import stream
@@ -78,6 +79,9 @@ class CPUOps(KernelOps):
 
     def matrix_dtype(self, *names: str) -> str:
         return "float32"
+
+    def emit_sample(self) -> None:
+        self.add_sample(sample(self.config.vocab_size), lambda _: [])
 
     def layer_norm(self, x, norm: Norm):
         kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon)

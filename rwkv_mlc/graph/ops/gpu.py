@@ -17,6 +17,7 @@ from tir_kernels.gpu.halve import halve
 from tir_kernels.gpu.last_rows import last_rows
 from tir_kernels.gpu.layer_norm import layer_norm
 from tir_kernels.gpu.norm_shift_mix import norm_shift_mix
+from tir_kernels.gpu.sample import memory_shape, sample
 from tir_kernels.gpu.stream import stream
 from tir_kernels.product import Matrix
 from tir_kernels.rows import RowFloat, Rows
@@ -57,6 +58,12 @@ class GPUOps(KernelOps):
     def matrix_dtype(self, *names: str) -> str:
         return "float32" if any(map(self.config.is_float32, names)) else self.model.scheme.float_dtype
 
+    def emit_sample(self) -> None:
+        shape = memory_shape(self.config.vocab_size)
+        self.add_sample(
+            sample(self.config.vocab_size), lambda batch: [relax.TensorType([batch, *shape], "float32")] * 2
+        )
+
     def emit_probes(self) -> None:
         """Beside those of every family ``matmul_peak`` (x [1, T, N], weight [N, N] -> out [1, T, N]), N = ``PEAK_SIZE``, which
         is the product with which prompts are read."""
@@ -64,7 +71,7 @@ class GPUOps(KernelOps):
         size, rows, dtype = PEAK_SIZE, tirx.Var("rows", "int64"), self.model.scheme.float_dtype
         kernel = self._product_of_prompts((Matrix(size),), size, RowFloat(dtype), dtype)
         inputs = {"x": relax.TensorType([1, rows, size], dtype), "weight": relax.TensorType([size, size], dtype)}
-        self.add_probe("matmul_peak", kernel, inputs, relax.TensorType([1, rows, size], "float32"))
+        self.add_function("matmul_peak", kernel, inputs, relax.TensorType([1, rows, size], "float32"))
 
     def layer_norm(self, x, norm: Norm):
         """The first one begins the residual stream, the last one is what the head reads."""

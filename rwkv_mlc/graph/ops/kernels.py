@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tvm import relax, tirx
 
+from tir_kernels.sampling import Request
+
 from ...config import RWKVConfig
 from ...models.generation import Device
 from ...schema import FunctionSpec, KernelValues, TensorSpec
@@ -73,7 +75,7 @@ class KernelOps(ABC):
     int8_activations: bool = False
     values: list[KernelValues] = field(default_factory=list, init=False)
     names: dict[relax.Expr, Names] = field(default_factory=dict, init=False)
-    probes: dict[str, FunctionSpec] = field(default_factory=dict, init=False)
+    further: dict[str, FunctionSpec] = field(default_factory=dict, init=False)
 
     @property
     def config(self) -> RWKVConfig:
@@ -196,32 +198,49 @@ class KernelOps(ABC):
     def matrix_dtype(self, *names: str) -> str:
         """The dtype of values of these names that matrices read."""
 
+    @abstractmethod
+    def emit_sample(self) -> None:
+        """Add the function that chooses tokens: ``add_sample``."""
+
+    def add_sample(self, kernel: tirx.PrimFunc, memory: Callable[[tirx.PrimExpr], list[relax.TensorType]]) -> None:
+        """Add ``sample`` (logits, requests, penalties, padding -> tokens), whose arguments ``tir_kernels.sampling`` explains;
+        ``memory`` gives what the kernel needs to work in for so many tokens."""
+        batch, rows, entries, ids = (tirx.Var(name, "int64") for name in ("B", "rows", "N", "M"))
+        shapes = {"requests": [batch, len(Request._fields)], "penalties": [entries, 2], "padding": [ids]}
+        integers = {name: relax.TensorType(shape, "int32") for name, shape in shapes.items()}
+        logits = relax.TensorType([1, rows, self.config.vocab_size], "float32")
+        tokens = relax.TensorType([batch], "int32")
+        self.add_function("sample", kernel, {"logits": logits, **integers}, tokens, memory(batch))
+
     def emit_probes(self) -> None:
         """Add functions that measure the machine: ``stream`` (x float32 [blocks, n] -> sums [blocks]) and ``fill`` (x) read and
         write x at the memory's speed."""
         blocks, extent = tirx.Var("blocks", "int64"), tirx.Var("extent", "int64")
         x = relax.TensorType([blocks, extent], "float32")
-        self.add_probe("stream", self.kernels.stream(), {"x": x}, relax.TensorType([blocks], "float32"))
-        self.add_probe("fill", self.kernels.fill(), {"x": x})
+        self.add_function("stream", self.kernels.stream(), {"x": x}, relax.TensorType([blocks], "float32"))
+        self.add_function("fill", self.kernels.fill(), {"x": x})
 
-    def add_probe(
+    def add_function(
         self,
         name: str,
         kernel: tirx.PrimFunc,
         inputs: dict[str, relax.TensorType],
         result: relax.TensorType | None = None,
+        memory: Sequence[relax.TensorType] = (),
     ) -> None:
-        """Add a function of one kernel; without a ``result`` it writes to its first input."""
+        """Add a function of one kernel; without a ``result`` it writes to its first input. ``memory`` are outputs of the
+        kernel that nobody wants."""
         args = [relax.Var(name, kind) for name, kind in inputs.items()]
         with self.builder.function(name, args):
-            function = self.builder.add_func(kernel, f"{name}_probe")
+            function = self.builder.add_func(kernel, f"{name}_alone")
             if result is None:
                 call = relax.op.call_tir_inplace(function, args, [0], [args[0].ty])
             else:
-                call = relax.call_tir(function, args, result)
-            self.builder.emit_func_output(self.builder.emit(call))
+                call = relax.call_tir(function, args, [result, *memory] if memory else result)
+            emitted = self.builder.emit(call)
+            self.builder.emit_func_output(self.builder.emit(emitted[0]) if memory else emitted)
         arguments = tuple(_spec(name, kind) for name, kind in inputs.items())
-        self.probes[name] = FunctionSpec(arguments=arguments, result=_spec("out", result or args[0].ty))
+        self.further[name] = FunctionSpec(arguments=arguments, result=_spec("out", result or args[0].ty))
 
     def _record(self, kernel, first: int, results: list[relax.Expr], names: Sequence[Names]) -> None:
         named = dict(zip(results, names))
