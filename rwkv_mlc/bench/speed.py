@@ -14,6 +14,7 @@ import numpy as np
 from ..engine.engine import Engine
 from ..engine.threads import start_threads
 from ..errors import UserError
+from ..machine.memory import available_memory
 from ..models import Parameter
 from .answers import time_answers
 from .breakdown import breakdown as time_breakdown
@@ -48,6 +49,7 @@ def bench(
     engine.prefill([1], engine.new_state())
     load_seconds = time.perf_counter() - began
 
+    _check_batch(engine, batch)
     text = own_text(engine, TEXT_TOKENS)
     step = _decoding(engine, text, batch)
     prompts = {length: partial(engine.prefill, np.resize(text, length), engine.new_state()) for length in prefill}
@@ -110,6 +112,16 @@ def bench(
         for length, call in prompts.items():
             result["breakdown"][f"prefill {length}"] = time_breakdown(engine, call, length)
     return result
+
+
+def _check_batch(engine: Engine, batch: int) -> None:
+    """Raises UserError for more sequences than this machine's memory has room for the states of."""
+    needed, available = batch * engine.runner.metadata.state_bytes, available_memory()
+    if available is not None and needed > available:
+        raise UserError(
+            f"The states of {batch} sequences take {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free; give a "
+            "smaller batch."
+        )
 
 
 def own_text(engine: Engine, count: int) -> list[int]:

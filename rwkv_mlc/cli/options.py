@@ -24,7 +24,10 @@ SAMPLING = {
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="DIST", type=named_path, help="artifact folder, such as dist/rwkv-5-village-q4f16_1"
+        "model",
+        metavar="DIST",
+        type=named_path,
+        help="artifact folder, such as dist/rwkv-5-village-q4f16_1; its library is code, which runs with your rights",
     )
     parser.add_argument(
         "--device",

@@ -98,6 +98,11 @@ def test_targets_that_cannot_be(demo, target, capsys):
     assert message.startswith("error: ") and len(message) < 7000
 
 
+def test_a_batch_that_memory_does_not_hold(demo, capsys):
+    assert main(["bench", str(demo), "--batch", "100000000", "--decode", "1", "--prefill", "1"]) == 2
+    assert "The states of 100000000 sequences take" in capsys.readouterr().err
+
+
 # What is to be written is looked at before the work
 
 
