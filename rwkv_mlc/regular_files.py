@@ -22,6 +22,7 @@ KINDS = {
 
 def size_of(path: Path) -> int:
     """The bytes of a regular file, which a link may lead to."""
+    check_name(path)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         what = KINDS.get(stat.S_IFMT(status.st_mode), "it is no regular file")
@@ -46,6 +47,8 @@ def check_inside(path: Path, folder: Path) -> Path:
 
 def check_name(path: Path) -> None:
     """Raises OSError for a path that no file system takes."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
     try:
         longest, length = max((len(os.fsencode(part)) for part in path.parts), default=0), len(os.fsencode(path))
     except UnicodeEncodeError:

@@ -23,12 +23,19 @@ def say_error(message: str) -> None:
 def sentence(error: Exception) -> str:
     """What happened, in one sentence with the path of a log that holds the traceback; raises ``error`` again where
     ``RWKV_MLC_TRACEBACKS`` is set."""
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return "There is not enough memory for this; free some, or raise the limit (ulimit -v)."
     if os.environ.get(TRACEBACKS):
         raise error
     what = f"{type(error).__name__}: {error}".partition("\n")[0]
     return f"rwkv-mlc failed in a way that it did not expect ({shortened(what, 300)}); {_log(error)}."
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether there was no memory, or none for the stack of a thread."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    )
 
 
 def _log(error: Exception) -> str:

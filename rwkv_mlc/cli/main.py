@@ -15,7 +15,7 @@ from types import FrameType
 from .. import __version__
 from ..errors import UserError
 from . import bench, build, chat, compare, debug, dump, generate, inspect, logits, verify
-from .faults import say_error, sentence
+from .faults import lacks_memory, say_error, sentence
 
 EXIT_USAGE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 70, 130, 141
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say_error(f"The output cannot be written ({error.strerror}); free some space and repeat.")
                 return EXIT_USAGE
             say_error(sentence(error))
-            return EXIT_USAGE if isinstance(error, MemoryError) else EXIT_FAULT
+            return EXIT_USAGE if lacks_memory(error) else EXIT_FAULT
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -50,11 +50,12 @@ def _check_elf(path: Path, architecture: str) -> None:
 def read_metadata(path: Path) -> LibraryMetadata:
     """What a library says of itself, read off the file: the constant that its function ``_metadata`` returns, a string behind
     its length. Nothing of it is loaded. Raises UserError where it says nothing."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for match in METADATA.finditer(content):
-            (size,) = struct.unpack("<Q", match[1])
-            if size <= LARGEST_FILE:
-                return described(LibraryMetadata.read(content[match.start(2) : match.start(2) + size], path))
+    if path.stat().st_size:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for match in METADATA.finditer(content):
+                (size,) = struct.unpack("<Q", match[1])
+                if size <= LARGEST_FILE:
+                    return described(LibraryMetadata.read(content[match.start(2) : match.start(2) + size], path))
     raise UserError(f"{path} does not describe itself: it is no library that rwkv-mlc wrote; build it again.")
 
 

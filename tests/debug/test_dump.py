@@ -8,12 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from rwkv_mlc import Engine, reference
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.debug import dump as dump_module
 from rwkv_mlc.debug.compare import compare
 from rwkv_mlc.debug.dump import HEADER, TENSORS, Dump, record
 from rwkv_mlc.debug.library import Tracer, dump_library
@@ -282,3 +284,26 @@ def test_index_of_a_build(tmp_path, monkeypatch):
     assert "[wkv5](kernels/wkv5.py) | 8 | blocks.0.att.wkv |" in text
     assert "def wkv5(" in (tmp_path / "kernels" / "wkv5.py").read_text(encoding="utf-8")
     assert "define " in (tmp_path / "code-0.ll").read_text(encoding="utf-8")
+
+
+def test_a_disk_that_is_full(checkpoint, tmp_path, monkeypatch):
+    """safetensors says so in its own exception."""
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(dump_module, "save_file", full)
+    dump = dump_checkpoint(checkpoint("5.2"), Recipe((1,), 0))
+    with pytest.raises(UserError, match="cannot be written to .*No space left on device"):
+        dump.write(tmp_path / "dump")
+    assert not (tmp_path / "dump").exists()
+
+
+def test_a_header_of_more_layers_than_values(checkpoint, tmp_path):
+    folder = tmp_path / "dump"
+    dump_checkpoint(checkpoint("5.2"), Recipe((1,), 0)).write(folder)
+    header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    header["model_config"]["num_hidden_layers"] = 65536
+    (folder / HEADER).write_text(json.dumps(header), encoding="utf-8")
+    with pytest.raises(UserError, match=r"has 65536 layers and \d+ values"):
+        Dump.read(folder)

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 
-SECONDS, BYTES = 60, 8 << 30
+SECONDS, WALL_SECONDS, BYTES = 60, 300, 8 << 30
 
 REPORT = """
 import sys
@@ -21,6 +21,11 @@ else:
 """
 
 
+def limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+
+
 def outcome(code: str, *arguments: object) -> str:
     """What became of a line of code, whose arguments are in ``sys.argv[1:]``: "UserError: " and the sentence, "no error", or
     how the process ended."""
@@ -29,10 +34,10 @@ def outcome(code: str, *arguments: object) -> str:
             [sys.executable, "-c", REPORT.format(code=code), *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=SECONDS,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES)),
+            timeout=WALL_SECONDS,
+            preexec_fn=limit,
         )
     except subprocess.TimeoutExpired:
-        return f"more than {SECONDS} seconds"
+        return f"more than {WALL_SECONDS} seconds"
     last = result.stderr.strip().rpartition("\n")[2]
     return result.stdout.strip() if result.returncode == 0 else f"exit {result.returncode}: {last}"
