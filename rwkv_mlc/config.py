@@ -17,6 +17,7 @@ from .typed_json import Count, Extent, parse
 
 Layers = Annotated[int, Field(ge=1, le=1 << 16)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LN_OUT_EPSILON = 1e-5
 NAMES = {"type": "array", "items": {"type": "string"}, "default": None}
 
 
@@ -24,7 +25,7 @@ NAMES = {"type": "array", "items": {"type": "string"}, "default": None}
 class RWKVConfig:
     """What a graph, a reference forward or a runner needs to know of a model.
 
-    Sizes that only one generation has are in ``own``; JSON has them beside the other fields."""
+    Sizes that not every model has are in ``own``; JSON has them beside the other fields."""
 
     generation: str
     """Its name, such as ``5.2``."""
@@ -42,7 +43,7 @@ class RWKVConfig:
     """Scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's ``RWKV-v5/src/model.py``, where
     ``ln_x`` is applied to ``x / head_size_divisor``."""
     layer_norm_epsilon: Epsilon = 1e-5
-    """The epsilon of every layer norm."""
+    """The epsilon of every layer norm but ``ln_out``, whose is 1e-5 (transformers' ``modeling_rwkv.py``)."""
     context_length: Extent = 4096
     """Tokens; of the training. The model has no limit."""
     rescale_every: Count = 0
@@ -52,7 +53,8 @@ class RWKVConfig:
     """Patterns of values, such as ``blocks.0.*`` and ``blocks.*.ffn.key``, which a target that computes in float16 keeps in
     float32."""
     own: Annotated[dict[str, Count], Field(json_schema_extra=NAMES)] = field(default_factory=dict, hash=False)
-    """The names of sizes that only this generation has; each is a field beside the others."""
+    """The names of sizes that not every model has, such as ``attention_size``, the channels of a time mixing that has not
+    ``hidden_size`` of them; each is a field beside the others."""
 
     def is_float32(self, value: str) -> bool:
         return any(fnmatchcase(value, pattern) for pattern in self.float32)
@@ -64,9 +66,18 @@ class RWKVConfig:
         """How often the residual stream was halved before a layer."""
         return layer // self.rescale_every if self.rescale_every else 0
 
+    def norm_epsilon(self, norm: str) -> float:
+        """The epsilon of a layer norm by its name, such as ``ln_out``."""
+        return LN_OUT_EPSILON if norm == "ln_out" else self.layer_norm_epsilon
+
+    @property
+    def attention_size(self) -> int:
+        """Channels of the time mixing (RWKV-LM's ``dim_att``)."""
+        return self.own.get("attention_size", self.hidden_size)
+
     @property
     def num_heads(self) -> int:
-        return self.hidden_size // self.head_size if self.head_size else 0
+        return self.attention_size // self.head_size if self.head_size else 0
 
     @property
     def group_norm_epsilon(self) -> float:

@@ -23,6 +23,8 @@ from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
 from .weights.parameters import map_parameters, read_parameter
 
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
 Progress = Callable[[int, int], None]
 
 
@@ -31,7 +33,7 @@ def checkpoint_summary(checkpoint: Checkpoint, options: ModelOptions = ModelOpti
     config, parameters, tensors = resolve(checkpoint, options)
     sources = {p.source: tensors[p.source] for p in parameters}
     sizes = {p: math.prod(sources[p.source].shape) for p in parameters}
-    nbytes = {p: sizes[p] * (2 if sources[p.source].dtype.endswith("16") else 4) for p in parameters}
+    nbytes = {p: sizes[p] * ITEM_BYTES[sources[p.source].dtype] for p in parameters}
     return {
         "kind": "checkpoint",
         "name": checkpoint.name,
@@ -82,7 +84,7 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
     checkpoint = open_checkpoint(source or record.source)
     if source is None and checkpoint.sha256() != record.source_sha256:
         raise UserError(f"{record.source} has changed since {artifact.path} was built; build it again.")
-    config, parameters, tensors = resolve(checkpoint, ModelOptions(head_size_divisor=record.head_size_divisor))
+    config, parameters, tensors = resolve(checkpoint, _options_of(artifact))
     if dataclasses.replace(config, context_length=artifact.config.context_length) != artifact.config:
         raise UserError(
             f"{checkpoint.source} is of another shape than {artifact.path}; name the checkpoint it was built from."
@@ -110,6 +112,16 @@ def chat_memory(metadata: LibraryMetadata, chunk: int) -> dict[str, int]:
         "call": prefill.allocated(T=chunk, B=1) + decode.allocated(),
     }
     return memory | {"total": sum(memory.values())}
+
+
+def _options_of(artifact: Artifact) -> ModelOptions:
+    """Those that give its parameters once more."""
+    record = artifact.record
+    return ModelOptions(
+        head_size_divisor=record.head_size_divisor,
+        rescale_every=record.rescale_every,
+        float32=artifact.config.float32,
+    )
 
 
 def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> dict[str, Any]:

@@ -322,7 +322,7 @@ class TokenizerInfo(Schema):
 class ChatConfig(Schema):
     """Model, tokenizer, prompt template and sampling defaults, with the fields of both eras of MLC: mlc_llm of today reads
     ``model_config`` and ``conv_template``, mlc_chat of 2023 ``model_lib``, ``conv_config`` and lengths. Fields that may be
-    missing are for these two, but for those of sampling and ``eos_token_id``."""
+    missing are for these two, but for those of sampling, ``eos_token_id`` and ``bos_token_id``."""
 
     version: str | None = None
     """The version of mlc_llm's format."""
@@ -351,7 +351,7 @@ class ChatConfig(Schema):
     pad_token_id: Count | None = None
     """0."""
     bos_token_id: Count | None = None
-    """What a text begins with."""
+    """What a text begins with; stands for an empty prompt."""
     eos_token_id: Count | tuple[Count, ...] = 0
     """The token, or the tokens, that end a text."""
     temperature: float | None = None
@@ -569,14 +569,6 @@ class DumpFile(DumpHeader):
 
 
 # Checkpoints on Hugging Face
-
-
-class FolderConfig(Schema):
-    """What ``config.json`` of a Hugging Face folder says beyond the tensors' shapes."""
-
-    context_length: Extent | None = None
-    head_size_divisor: Extent | None = None
-    tie_word_embeddings: bool | None = None
 
 
 class WeightIndex(Schema):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
 from ..schema import ChatConfig, Conversation, Conversation2023, TokenizerInfo
+from ..special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
     from ..models import Generation
@@ -43,11 +44,13 @@ def chat_config(
     tokenizer_files: list[str],
     active_vocab_size: int,
     prefill_chunk_size: int,
+    tokens: SpecialTokens = SpecialTokens(end=(0,), begin=0),
 ) -> ChatConfig:
     """The content of ``mlc-chat-config.json`` for the artifact ``name``.
 
     ``tokenizer_kind`` is ``Tokenizer.kind``, ``active_vocab_size`` counts the ids that the tokenizer knows, the rest of the
-    vocabulary being padding, and ``prefill_chunk_size`` is the longest prompt part of one call."""
+    vocabulary being padding, and ``prefill_chunk_size`` is the longest prompt part of one call; ``tokens`` are the model's
+    special ones."""
     return ChatConfig(
         version="0.1.0",
         model_type=generation.model_type,
@@ -61,9 +64,9 @@ def chat_config(
         prefill_chunk_size=prefill_chunk_size,
         tensor_parallel_shards=1,
         pipeline_parallel_stages=1,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
+        pad_token_id=tokens.padding or 0,
+        bos_token_id=tokens.begin,
+        eos_token_id=tokens.end[0] if len(tokens.end) == 1 else tokens.end,
         **SAMPLING,
         tokenizer_files=tuple(tokenizer_files),
         tokenizer_info=TokenizerInfo(

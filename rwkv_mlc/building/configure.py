@@ -28,6 +28,7 @@ def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Pat
         files,
         tokenizer.max_id + 1,
         PREFILL_CHUNK,
+        source.tokens,
     )
     write_json(params / CHAT_CONFIG, config.to_dict())
     return params / CHAT_CONFIG

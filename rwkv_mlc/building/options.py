@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..models import ModelOptions
+from ..typed_json import file_name
 
 if TYPE_CHECKING:
     from ..graph.model import Activations
@@ -19,6 +20,9 @@ ACTIVATIONS = ("float32", "int8")
 class BuildOptions:
     """Wishes of a build. Raises UserError for a value that means nothing by itself; whether the model and the target have
     what is wished for, the build finds out.
+
+    Of the artifact: ``artifact_name`` is its folder's name, where not ``<model>-<quantization>``; ``overwrite`` lets it take
+    the place of one that was built from another checkpoint.
 
     Of the model: ``head_size_divisor``, ``context_length`` (tokens) and ``rescale_every`` (layers) are those of
     ``ModelOptions``. ``float32_layers`` and ``float32_values`` (roles of a block, such as ``ffn.key``) stay in float32 where
@@ -33,9 +37,11 @@ class BuildOptions:
     that read prompts, where ``int8`` is faster and less exact; ``system_lib`` asks for object files to link into a program;
     ``debug_dump`` writes the module after every phase to the artifact's ``debug`` folder."""
 
+    artifact_name: str | None = None
+    overwrite: bool = False
     head_size_divisor: int | None = None
     context_length: int | None = None
-    rescale_every: int = 0
+    rescale_every: int | None = None
     float32_layers: tuple[int, ...] = ()
     float32_values: tuple[str, ...] = ()
     auto_precision: bool = False
@@ -52,6 +58,14 @@ class BuildOptions:
         if self.prefill_activations not in ACTIVATIONS:
             valid = " or ".join(ACTIVATIONS)
             raise UserError(f"The activations of prefill are {valid}, not {self.prefill_activations!r}.")
+        if self.artifact_name is not None:
+            try:
+                file_name(self.artifact_name)
+            except ValueError as error:
+                raise UserError(
+                    f"--artifact-name must be {error}, not {self.artifact_name!r}; give the folder around it with "
+                    "--artifact-path."
+                ) from None
         self.model_options()  # refuses numbers that mean nothing
 
     def model_options(self) -> ModelOptions:

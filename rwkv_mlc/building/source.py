@@ -18,7 +18,8 @@ from ..engine.templates import Template, load_template
 from ..errors import UserError
 from ..models import ModelOptions, generation_of, resolve
 from ..quantization.schemes import Scheme
-from ..tokenizer import find_vocabulary, load_tokenizer
+from ..special_tokens import SpecialTokens
+from ..tokenizer import END_OF_TEXT, Tokenizer, find_vocabulary, load_tokenizer
 from ..weights import open_checkpoint
 from ..weights.checkpoint import Checkpoint
 from ..weights.random import load_preset, random_checkpoint
@@ -31,24 +32,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint with what was found out about it. ``options`` are the wishes that ``config`` fulfills."""
+    """A checkpoint with what was found out about it. ``options`` are the wishes that ``config`` fulfills; ``tokens`` are the
+    special tokens that it names, and where it names none, the vocabulary's."""
 
     checkpoint: Checkpoint
     options: ModelOptions
     config: RWKVConfig
     vocabulary: list[Path]
+    tokens: SpecialTokens
     template: Template
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: BuildOptions = BuildOptions()) -> Source:
-        """Raises UserError for an unknown generation, wrong tensors, no or a wrong vocabulary, an unknown template, and a
-        layer or value to keep in float32 that the model does not have."""
+        """Raises UserError for an unknown generation, wrong tensors, no or a wrong vocabulary, special tokens that the model
+        does not have, an unknown template, and a layer or value to keep in float32 that the model does not have."""
         wishes = options.model_options()
         config, _, _ = resolve(checkpoint, wishes)
         vocabulary = find_vocabulary(checkpoint, config, Path(options.tokenizer) if options.tokenizer else None)
-        kind = load_tokenizer(vocabulary).kind
-        template = load_template(options.template or generation_of(config).template(kind))
-        source = cls(checkpoint, wishes, config, vocabulary, template)
+        tokenizer = load_tokenizer(vocabulary)
+        tokens = special_tokens(checkpoint, tokenizer, config.vocab_size)
+        template = load_template(options.template or generation_of(config).template(tokenizer.kind))
+        template = with_stop_tokens(template, tokenizer, tokens)
+        source = cls(checkpoint, wishes, config, vocabulary, tokens, template)
         return source.with_float32(float32_patterns(config, options.float32_layers, options.float32_values))
 
     @cached_property
@@ -70,6 +75,30 @@ class Source:
             return []
         config, parameters = reference.load(self.checkpoint, np.float32, self.options)
         return wide_values(config, parameters, calibration_tokens(self.vocabulary, config.vocab_size), narrow)
+
+
+def special_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer, vocab_size: int) -> SpecialTokens:
+    """The ids that a checkpoint names, else the vocabulary's. Raises UserError for one that the model has no row for."""
+    named = checkpoint.tokens
+    end = named.end
+    if not end and named.end_text and len(ids := tokenizer.encode(named.end_text)) == 1:
+        end = tuple(ids)
+    end = end or tuple(tokenizer.end_ids)
+    begin = next(iter((*tokenizer.end_ids, *end)), END_OF_TEXT) if named.begin is None else named.begin
+    for token, use in (*((token, "ends a text") for token in end), (begin, "begins a text")):
+        if token >= vocab_size:
+            raise UserError(
+                f"The configuration of {checkpoint.name} says that token {token} {use}, but the model has {vocab_size} "
+                "tokens; correct config.json or generation_config.json."
+            )
+    return SpecialTokens(end=end, begin=begin, padding=named.padding)
+
+
+def with_stop_tokens(template: Template, tokenizer: Tokenizer, tokens: SpecialTokens) -> Template:
+    """The template with the model's end among its stop tokens, the only ones that mlc_llm heeds; without id 0, which all
+    templates have, where that is a token like any."""
+    own = [token for token in template.stop_token_ids if token != END_OF_TEXT or token in tokenizer.end_ids]
+    return template.model_copy(update={"stop_token_ids": tuple(dict.fromkeys((*own, *tokens.end)))})
 
 
 def find_checkpoint(

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..artifact import CHAT_CONFIG, PARAMS, Artifact, LibraryRecord, artifact_name
+from ..artifact import CHAT_CONFIG, PARAMS, Artifact, BuildRecord, LibraryRecord, artifact_name
 from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..quantization.schemes import Scheme, get_scheme
+from ..weights.random import RANDOM
 from . import events
 from .convert import Conversion, matching_parameters
 from .events import Observer, silent
@@ -54,7 +55,8 @@ def build(
     reuse_lib: str | Path | None = None,
     observe: Observer = silent,
 ) -> Built:
-    """Build the artifact ``<artifact_path>/<model>-<quantization>``: convert a checkpoint, configure, compile.
+    """Build the artifact ``<artifact_path>/<model>-<quantization>``, or of the options' name: convert a checkpoint, configure,
+    compile.
 
     ``model`` is a checkpoint's file or folder, a name below ``<artifact_path>/models``, a hub repository, or, with a
     ``random_seed``, a preset. ``target`` is ``auto`` for this machine's best device, a name of
@@ -63,8 +65,8 @@ def build(
     kept unless ``use_cache`` is false. ``reuse_lib`` is a library of an artifact of the same shape, to be taken instead of
     compiling one. ``observe`` is told every step.
 
-    Raises UserError for a wrong argument, checkpoint or target, for a tool that is missing and for a disk that is full, and
-    leaves the artifact that was there as it was."""
+    Raises UserError for a wrong argument, checkpoint or target, for an artifact of that name from another checkpoint, for a
+    tool that is missing and for a disk that is full, and leaves the artifact that was there as it was."""
     if only not in (None, "weights", "library"):
         raise UserError(f"A build is of the weights only, of the library only, or of both (None), not of {only!r}.")
     artifacts, scheme = Path(artifact_path), get_scheme(quantization)
@@ -78,11 +80,12 @@ def build(
     source = _open_source(model, artifacts / MODELS, options, observe)
     if options.auto_precision:
         source = _with_wide_values(source, scheme, target, options, observe)
-    name = artifact_name(source.checkpoint.name, scheme.name)
+    name = options.artifact_name or artifact_name(source.checkpoint.name, scheme.name)
     final = artifacts / name
     _check_output(final)
-    if only == "library" and Artifact.open(final).config != source.config:
+    if only == "library" and (Artifact.open(final).config != source.config or _other_source(final, source)):
         raise UserError(f"{final} holds another model than {source.checkpoint.name}; leave --build-model-only out.")
+    _check_source(final, source, options, "give --artifact-name NAME to build another")
 
     conversion = library = None
     reuse = only != "library" and use_cache and matching_parameters(final, source, scheme)
@@ -142,10 +145,12 @@ def compile_artifact(
 def _opened(
     model: str | Path, folder: Path, keep: Callable[[str], bool], options: BuildOptions, observe: Observer
 ) -> Iterator[tuple[Source, Staged]]:
-    """What a step of its own works with: the checkpoint, and the artifact ``folder`` while it is written."""
+    """What a step of its own works with: the checkpoint, and the artifact ``folder`` while it is written. Nothing is kept of
+    an artifact of another checkpoint."""
     source = _open_source(model, ARTIFACTS / MODELS, options, observe)
     _check_output(folder)
-    with staged(folder, keep, observe) as stage:
+    _check_source(folder, source, options, "name another folder with -o")
+    with staged(folder, None if _other_source(folder, source) else keep, observe) as stage:
         yield source, stage
 
 
@@ -193,3 +198,23 @@ def _check_output(folder: Path) -> None:
     marks = (BUILD_RECORD, f"{PARAMS}/{CHAT_CONFIG}")
     if folder.exists() and any(folder.iterdir()) and not any((folder / mark).is_file() for mark in marks):
         raise UserError(f"{folder} holds other files and no artifact; name a new folder, so that they stay.")
+
+
+def _check_source(folder: Path, source: Source, options: BuildOptions, advice: str) -> None:
+    """Raises UserError where an artifact of another checkpoint is there and may not be overwritten."""
+    other = _other_source(folder, source)
+    if other and not options.overwrite:
+        raise UserError(
+            f"{folder} was built from {other.source} (SHA-256 {other.source_sha256[:12]}...), not from "
+            f"{source.checkpoint.source} ({source.sha256[:12]}...); {advice}, or --overwrite to replace it."
+        )
+
+
+def _other_source(folder: Path, source: Source) -> BuildRecord | None:
+    """The record of an artifact that was built from another checkpoint than the source; random weights are no loss."""
+    try:
+        record = BuildRecord.read(folder)
+    except UserError:  # none, or one that says nothing any more
+        return None
+    random = record.source_format == source.checkpoint.format == RANDOM
+    return None if random or record.source_sha256 == source.sha256 else record

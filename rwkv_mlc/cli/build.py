@@ -17,6 +17,9 @@ def add_parsers(subparsers) -> None:
     _add_target(parser)
     parser.add_argument("--artifact-path", type=named_path, default=Path("dist"), help="folder of artifacts (dist)")
     parser.add_argument(
+        "--artifact-name", metavar="NAME", help="folder of the artifact in there, where not MODEL-SCHEME"
+    )
+    parser.add_argument(
         "--use-cache", type=int, choices=(0, 1), default=1, help="0 converts again what is converted already (1)"
     )
     parser.add_argument(
@@ -80,9 +83,11 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rescale-every",
         type=integer(0),
-        default=0,
         metavar="N",
-        help="halve the residual stream after every N-th layer",
+        help="halve the residual stream after every N-th layer, 0 never, where not as the checkpoint's config.json says",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an artifact that was built from another checkpoint"
     )
     parser.add_argument(
         "--max-seq-len", type=integer(-1), default=-1, help="context length to note, where not the model's"
@@ -113,7 +118,12 @@ def run_build(args: argparse.Namespace) -> int:
             args.target,
             args.quantization,
             args.artifact_path,
-            BuildOptions(**_source_options(args), **_target_options(args), auto_precision=args.auto_precision),
+            BuildOptions(
+                **_source_options(args),
+                **_target_options(args),
+                auto_precision=args.auto_precision,
+                artifact_name=args.artifact_name,
+            ),
             only="weights" if args.convert_weights_only else "library" if args.build_model_only else None,
             use_cache=bool(args.use_cache),
             reuse_lib=args.reuse_lib,
@@ -160,6 +170,7 @@ def _model(args: argparse.Namespace) -> str:
 def _source_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of ``BuildOptions`` that ``_add_source`` asks for."""
     return {
+        "overwrite": args.overwrite,
         "head_size_divisor": args.head_size_divisor,
         "context_length": None if args.max_seq_len == -1 else args.max_seq_len,
         "rescale_every": args.rescale_every,

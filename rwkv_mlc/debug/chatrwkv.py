@@ -36,7 +36,8 @@ def dump_chatrwkv(
     """With the weights rounded by ``scheme`` where one is given, and never with ``rescale_every``. Raises UserError for
     a checkpoint that the package cannot run, and as ``Recipe.check``; ImportError where the package is not
     installed."""
-    config, _, _ = resolve(checkpoint, dataclasses.replace(options, rescale_every=0))
+    config, _, tensors = resolve(checkpoint, dataclasses.replace(options, rescale_every=0))
+    checkpoint = dataclasses.replace(checkpoint, tensors=tensors)  # whose names tell the package what the values are
     generation = generation_of(config)
     hooks = generation.package
     if hooks is None:
@@ -47,6 +48,16 @@ def dump_chatrwkv(
         raise UserError(
             f"The rwkv package divides heads by {hooks.head_size_divisor} and {checkpoint.name} by "
             f"{config.head_size_divisor}; compare it with --reference instead."
+        )
+    if config.layer_norm_epsilon != config.norm_epsilon("ln_out"):
+        raise UserError(
+            f"The rwkv package knows no layer norms of epsilon {config.layer_norm_epsilon}; compare {checkpoint.name} with "
+            "--reference instead."
+        )
+    if config.attention_size != config.hidden_size:
+        raise UserError(
+            f"The rwkv package reads no prompts of a time mixing of {config.attention_size} channels in a model of "
+            f"{config.hidden_size}; compare {checkpoint.name} with --reference instead."
         )
     recipe.check(config)
     model = _load(_rounded(checkpoint, scheme) if scheme else checkpoint, hooks)
@@ -68,8 +79,8 @@ def dump_chatrwkv(
 
 
 def _rounded(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
-    """The checkpoint with the matrices that an artifact in ``scheme`` stands for."""
-    _, parameters, tensors = resolve(checkpoint)
+    """The checkpoint with the matrices that an artifact in ``scheme`` stands for, not halved."""
+    _, parameters, tensors = resolve(checkpoint, ModelOptions(rescale_every=0))
 
     def of(p: Parameter) -> LazyTensor:
         tensor = tensors[p.source]

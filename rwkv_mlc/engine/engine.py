@@ -87,9 +87,15 @@ class Engine:
         if compiled != config:
             raise UserError(f"{self.library.path} was compiled for another model than its parameters; build it again.")
         self.config = self.artifact.config
-        self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
-        self.choose = Chooser(self.runner, self.valid_ids)
         self.template = Template.of(settings.conv_template)
+        if foreign := [token for token in self.end_ids if token >= self.config.vocab_size]:
+            raise UserError(
+                f"The chat configuration of {self.artifact.path} ends answers with token {foreign[0]}, but the model has "
+                f"{self.config.vocab_size} tokens; correct eos_token_id or stop_token_ids in it."
+            )
+        self.valid_ids = self.tokenizer.valid_ids(self.config.vocab_size)
+        self.valid_ids[list(self.end_ids)] = True
+        self.choose = Chooser(self.runner, self.valid_ids)
         self.defaults = SamplingParams(**settings.sampling)
         self.stats = Stats()
 
@@ -99,8 +105,9 @@ class Engine:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the end of text, and those of the model's and the template's configuration."""
-        return frozenset((END_OF_TEXT, *self.artifact.chat_config.eos_token_ids, *self.template.stop_token_ids))
+        """Tokens that end an answer: the vocabulary's, and those of the model's and the template's configuration."""
+        settings = self.artifact.chat_config
+        return self.tokenizer.end_ids.union(settings.eos_token_ids, self.template.stop_token_ids)
 
     def new_state(self) -> State:
         """The state before the first token."""
@@ -143,9 +150,10 @@ class Engine:
             yield self.runner.run("score", [tokens[start : start + SCORE_CHUNK]], state)
 
     def encode(self, prompt: str | bytes | Tokens) -> Tokens:
-        """The ids of a prompt; the end-of-text token stands for an empty one, as in training."""
+        """The ids of a prompt; the token that begins a text, for RWKV's own models the end of text, stands for an empty one, as
+        in training."""
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
-        return tokens if len(tokens) else [END_OF_TEXT]
+        return tokens if len(tokens) else [self.artifact.chat_config.bos_token_id or END_OF_TEXT]
 
     def scheduler(self, slots: int) -> Scheduler:
         """Runs up to ``slots`` sequences at a time, each in a state of its own; more wait their turn."""

@@ -35,8 +35,8 @@ GENERATIONS: dict[str, Generation] = {
 }
 """By ``RWKVConfig.generation``, the oldest first: a later one has all that tells an earlier one, and more."""
 
-UNSUPPORTED = {r"blocks\.\d+\.att\.r_k": "RWKV-7", r"blocks\.\d+\.att\.time_maa_\w+": "RWKV-6"}
-"""Tensors of generations that are known by name only."""
+UNSUPPORTED = {r"blocks\.\d+\.att\.r_k": "RWKV-7", r"blocks\.\d+\.att\.(time_maa_\w+|time_mix_w[12])": "RWKV-6"}
+"""Tensors of generations that are known by name only; web-rwkv's converter renames ``time_maa`` to ``time_mix``."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class ModelOptions:
 
     head_size_divisor: int | None = None
     context_length: int | None = None
-    rescale_every: int = 0
+    rescale_every: int | None = None
     float32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.head_size_divisor is not None and self.head_size_divisor < 1:
             raise UserError(f"--head-size-divisor must be at least 1, not {self.head_size_divisor}.")
-        if self.rescale_every < 0:
+        if self.rescale_every is not None and self.rescale_every < 0:
             raise UserError(f"--rescale-every must be at least 1, or 0 for never, not {self.rescale_every}.")
         if self.context_length is not None and self.context_length < 1:
             raise UserError(f"--max-seq-len must be at least 1, or -1 for the model's own, not {self.context_length}.")
@@ -91,14 +91,13 @@ def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWK
     if max(layers) >= len(layers):
         lacking = next(layer for layer in range(len(layers)) if layer not in layers)
         raise UserError(f"This is not an RWKV checkpoint: it has blocks up to {max(layers)} and no block {lacking}.")
-    given = {"head_size_divisor": options.head_size_divisor, "context_length": options.context_length}
+    given = {name: getattr(options, name) for name in ("head_size_divisor", "context_length", "rescale_every")}
     found = {
         "generation": generation.name,
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": max(layers) + 1,
         "intermediate_size": shapes["blocks.0.ffn.key.weight"][0],
-        "rescale_every": options.rescale_every,
         "float32": options.float32,
         **generation.dimensions(shapes),
         **{field: value for field, value in given.items() if value is not None},
@@ -112,13 +111,42 @@ def resolve(
     """Detect the generation of a checkpoint and check every tensor against it.
 
     Returns the config, its parameters in order and the tensors by ``Parameter.source``. Raises UserError for a
-    checkpoint of no known generation or whose tensors do not fit it."""
-    implied: dict[str, Any] = {
-        "head_size_divisor": options.head_size_divisor or checkpoint.head_size_divisor,
-        "context_length": options.context_length or checkpoint.context_length,
-    }
+    checkpoint of no known generation, whose tensors do not fit it, or which states what its tensors contradict."""
+    stated = {name: getattr(checkpoint, name) for name in ("head_size_divisor", "context_length", "rescale_every")}
+    wished = {name: getattr(options, name) for name in stated}
+    implied: dict[str, Any] = {name: wish if (wish := wished[name]) is not None else stated[name] for name in stated}
     config = detect_config(checkpoint.shapes, dataclasses.replace(options, **implied))
+    if checkpoint.layer_norm_epsilon is not None:
+        config = dataclasses.replace(config, layer_norm_epsilon=checkpoint.layer_norm_epsilon)
     generation = generation_of(config)
+    _check_stated(checkpoint, config)
     tensors, parameters = generation.sanitize(checkpoint.tensors), generation.parameters(config)
     check_tensors(parameters, {name: tensor.shape for name, tensor in tensors.items()})
     return config, parameters, tensors
+
+
+def _check_stated(checkpoint: Checkpoint, config: RWKVConfig) -> None:
+    found: dict[str, tuple[Any, ...]] = {
+        "model_type": (generation_of(config).model_type,),
+        "model_version": (config.generation, config.generation.replace(".", "_")),
+        "vocab_size": (config.vocab_size,),
+        "hidden_size": (config.hidden_size,),
+        "attention_hidden_size": (config.attention_size,),
+        "intermediate_size": (config.intermediate_size,),
+        "num_hidden_layers": (config.num_hidden_layers,),
+        "head_size": (config.head_size,),
+        "num_attention_heads": (
+            config.num_heads,
+            config.head_size,
+        ),  # RWKV-5's first folders give the latter by this name
+    }
+    wrong = [
+        f"{name} {value}, where its tensors have {found[name][0]}"
+        for name, value in checkpoint.stated.items()
+        if value not in found[name]
+    ]
+    if wrong:
+        raise UserError(
+            f"The config.json of {checkpoint.name} states {'; '.join(wrong)}; it is of another model: get the one that "
+            "belongs to these weights, or move the weights to a folder of their own."
+        )

@@ -6,14 +6,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from ..config import RWKVConfig
-from .generation import Generation
+from .generation import Generation, Shapes
 from .parameter import NORMS, Parameter, Range, StateTensor, Transform
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
 
-# transformers' modeling_rwkv.py and the remote code of RWKV-5 (modeling_rwkv5.py)
+# transformers' modeling_rwkv.py, the remote code of RWKV-5 (modeling_rwkv5.py) and mlc_llm's rwkv5_model.py
 HUGGING_FACE_NAMES = (
-    (r"rwkv\.", ""),
+    (r"(?:rwkv|model)\.", ""),
     (r"embeddings\.", "emb."),
     (r"(blocks\.\d+)\.pre_ln\.", r"\1.ln0."),
     (r"(blocks\.\d+)\.attention\.", r"\1.att."),
@@ -133,6 +133,12 @@ class BlockGeneration(Generation):
             return Role(f"state.{state.role}", "state of wkv", wkv.inputs[:2], wkv.states, wkv.parameters[:1])
 
         return [role(state) for state in self.states(config)]
+
+
+def attention_size(shapes: Shapes) -> dict[str, dict[str, int]]:
+    """The field ``own`` of ``RWKVConfig`` for a time mixing that has not as many channels as the residual stream."""
+    (_, hidden_size), key = shapes["emb.weight"], shapes.get("blocks.0.att.key.weight", ())
+    return {"own": {"attention_size": key[0]}} if len(key) == 2 and key[0] != hidden_size else {}
 
 
 def norm(name: str, source: str, size: int, part: str = NORMS) -> list[Parameter]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import RWKVConfig
-from .block import BlockGeneration, matrix, mix, mixed_roles
+from .block import BlockGeneration, attention_size, matrix, mix, mixed_roles
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, product_role
@@ -31,31 +31,31 @@ class RWKV4(BlockGeneration):
         return "blocks.0.att.time_decay" in shapes
 
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
-        return {}
+        return attention_size(shapes)
 
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         return tensors
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
-        c = config.hidden_size
+        c, a = config.hidden_size, config.attention_size
 
         def vector(part: str, low: float, high: float, transform: Transform | None = None) -> Parameter:
-            return Parameter(f"{name}.{part}", f"{source}.{part}", (c,), "vector", "wkv", (low, high), transform)
+            return Parameter(f"{name}.{part}", f"{source}.{part}", (a,), "vector", "wkv", (low, high), transform)
 
         return [
             vector("time_decay", -5.0, 3.0, lambda w: -np.exp(w)),
             vector("time_first", -1.0, 1.0),
             *(mix(name, source, target, c) for target in TARGETS),
-            *(matrix(f"{name}.{t}", f"{source}.{t}", c, c, "time_mixing_inputs") for t in TARGETS),
-            matrix(f"{name}.output", f"{source}.output", c, c, "time_mixing_output", halvings),
+            *(matrix(f"{name}.{t}", f"{source}.{t}", a, c, "time_mixing_inputs") for t in TARGETS),
+            matrix(f"{name}.output", f"{source}.output", c, a, "time_mixing_output", halvings),
         ]
 
     def states(self, config: RWKVConfig) -> list[StateTensor]:
         """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_a`` and ``att_b`` numerator and
         denominator of wkv, both scaled by exp(-``att_p``), the running maximum of the exponents."""
-        c = config.hidden_size
-        average = [StateTensor(role, (c,), -1e30 if role == "att_p" else 0.0) for role in AVERAGE]
+        c, a = config.hidden_size, config.attention_size
+        average = [StateTensor(role, (a,), -1e30 if role == "att_p" else 0.0) for role in AVERAGE]
         return [StateTensor("att_x", (c,)), *average, StateTensor("ffn_x", (c,))]
 
     def rwkv_cpp_tensor(
@@ -76,7 +76,7 @@ class RWKV4(BlockGeneration):
 
     def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
         """(r through its sigmoid, k, v, w, u, a, b, p) -> r * wkv."""
-        wkv4, channels = kernel_module(device, "wkv4"), config.hidden_size
+        wkv4, channels = kernel_module(device, "wkv4"), config.attention_size
         parts = channels // wkv4.wkv4_channels(channels) if device == "cpu" else 1
         return Recurrence(partial(wkv4.wkv4, channels), parts, feeds_matrix=True)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from .block import BlockGeneration, matrix, mix, mixed_roles, norm
+from .block import BlockGeneration, attention_size, matrix, mix, mixed_roles, norm
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, norm_role, product_role
@@ -46,16 +46,19 @@ class RWKV5(BlockGeneration):
         return (gated or not self.gated) and ((len(decay) > 1 and decay[1] > 1) or not self.by_channel)
 
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
-        decay, (_, hidden_size) = shapes["blocks.0.att.time_decay"], shapes["emb.weight"]
+        decay, (_, hidden_size), other = shapes["blocks.0.att.time_decay"], shapes["emb.weight"], attention_size(shapes)
+        size = other["own"]["attention_size"] if other else hidden_size
         heads = decay[0] if decay else 0
-        if not heads or hidden_size % heads:
+        if not heads or size % heads:
             raise UserError(
-                f"blocks.0.att.time_decay says {heads} heads, which do not divide the hidden size {hidden_size}."
+                f"blocks.0.att.time_decay says {heads} heads, which do not divide the "
+                f"{'attention' if other else 'hidden'} size {size}."
             )
-        return {"head_size": hidden_size // heads}
+        return {"head_size": size // heads, **other}
 
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """5.0 stores the bonus as its logarithm under ``time_first``; later versions store ``time_faaaa`` itself."""
+        """5.0 stores the bonus as its logarithm under ``time_first``, or itself under ``time_faaaa``. Later versions store
+        it itself, whatever its name: web-rwkv's converter renames ``time_faaaa`` to ``time_first``."""
 
         def exponential(tensor: LazyTensor) -> LazyTensor:
             return dataclasses.replace(tensor, read=lambda: np.exp(tensor.read().astype(np.float64)))
@@ -64,13 +67,14 @@ class RWKV5(BlockGeneration):
         for name in tensors:
             bonus = name.removesuffix("time_first") + "time_faaaa"
             if name.endswith(".time_first") and bonus not in tensors:
-                result[bonus] = exponential(result.pop(name))
+                stored = result.pop(name)
+                result[bonus] = stored if self.gated else exponential(stored)
         return result
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         """Decay and bonus are [H, N] in every version: the one scalar per head of 5.0 and 5.1 is repeated."""
         name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
-        c, heads, size = config.hidden_size, config.num_heads, config.head_size
+        c, a, heads, size = config.hidden_size, config.attention_size, config.num_heads, config.head_size
 
         def by_channel(array: np.ndarray) -> np.ndarray:
             return np.broadcast_to(array.reshape(heads, -1), (heads, size))
@@ -87,9 +91,9 @@ class RWKV5(BlockGeneration):
             by_head("time_decay", -6.0, -0.5, decay),
             by_head("time_faaaa", -1.0, 1.0, by_channel),
             *(mix(name, source, target, c) for target in self.targets),
-            *(matrix(f"{name}.{t}", f"{source}.{t}", c, c, "time_mixing_inputs") for t in self.targets),
-            matrix(f"{name}.output", f"{source}.output", c, c, "time_mixing_output", halvings),
-            *norm(f"{name}.ln_x", f"{source}.ln_x", c, "group_norm"),
+            *(matrix(f"{name}.{t}", f"{source}.{t}", a, c, "time_mixing_inputs") for t in self.targets),
+            matrix(f"{name}.output", f"{source}.output", c, a, "time_mixing_output", halvings),
+            *norm(f"{name}.ln_x", f"{source}.ln_x", a, "group_norm"),
         ]
 
     def states(self, config: RWKVConfig) -> list[StateTensor]:

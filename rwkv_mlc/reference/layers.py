@@ -92,5 +92,5 @@ def forward(
         normed = block("ln2", layer_norm(p, "ln2", x, epsilon))
         out, state[i, "ffn_x"] = channel_mixing(p, normed, state[i, "ffn_x"], within(block, "ffn."))
         x = rescale(config, i, block("ffn.residual", x + out))
-    x = trace("ln_out", layer_norm(parameters, "model.ln_out", x, epsilon))
+    x = trace("ln_out", layer_norm(parameters, "model.ln_out", x, config.norm_epsilon("ln_out")))
     return trace("logits", linear(parameters, "head", x)), state

@@ -36,7 +36,7 @@ def time_mixing(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W_o (SiLU(g) * GroupNorm(wkv)): [T, C] -> [T, C], followed by the next ``last`` and s."""
     previous, last = token_shift(x, last)
-    heads = (len(x), config.num_heads, config.head_size)
+    heads, flat = (len(x), config.num_heads, config.head_size), (len(x), config.attention_size)
 
     def project(name: str) -> np.ndarray:
         mixed = trace(f"mixed_{name}", mix(p, f"attention.time_mix_{name}", x, previous))
@@ -44,7 +44,7 @@ def time_mixing(
 
     k, v, r = (project(name).reshape(heads) for name in ("key", "value", "receptance"))
     out, s = wkv(r, k, v, p["attention.time_decay"], p["attention.time_faaaa"], s)
-    out = normalize(trace("wkv", out.reshape(x.shape)).reshape(heads), config.group_norm_epsilon).reshape(x.shape)
+    out = normalize(trace("wkv", out.reshape(flat)).reshape(heads), config.group_norm_epsilon).reshape(flat)
     out = trace("ln_x", out * p["attention.ln_x.weight"] + p["attention.ln_x.bias"])
     if config.generation != "5.0":
         g = project("gate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable
 from importlib import resources
@@ -24,9 +25,9 @@ __all__ = ["END_OF_TEXT", "Tokenizer", "check_vocabulary", "find_vocabulary", "l
 WORLD_VOCAB_SIZE = 65536
 PILE_VOCAB_SIZE = 50277
 
-# Heads are rounded up to a multiple of at most this many rows (Megatron's --make-vocab-size-divisible-by), and RWKV's
-# own sizes stay below it: World 65530 ids of 65536, Pile 50277 of 50277 or 50304.
-MAX_PADDING = 128
+# Heads are rounded up to a multiple of so many rows (Megatron's --make-vocab-size-divisible-by, times the GPUs that share
+# them): World 65530 ids of 65536, Pile 50277 of 50277, 50304 or 50432. Below PADDING any number of rows may stand for nothing.
+PADDING, LARGEST_MULTIPLE = 128, 1024
 
 
 def load_tokenizer(files: Path | Iterable[Path]) -> Tokenizer:
@@ -46,23 +47,41 @@ def load_tokenizer(files: Path | Iterable[Path]) -> Tokenizer:
 
 
 def find_vocabulary(checkpoint: Checkpoint, config: RWKVConfig, given: Path | None = None) -> list[Path]:
-    """The vocabulary file for a model: ``given`` (a file or folder), else one beside the checkpoint, else the World
-    vocabulary of the installed ``pyrwkv_tokenizer`` for a model of 65536 tokens.
+    """The vocabulary file for a model: that of ``given`` (a file or folder), else of those beside the checkpoint, which fits;
+    else the World vocabulary of the installed ``pyrwkv_tokenizer`` for a model of 65536 tokens.
 
-    Raises UserError when there is none or none fits."""
-    if given is not None:
+    Raises UserError when there is none, none fits, or several different ones do."""
+    if given is not None and not given.is_dir():
         tokenizer = load_tokenizer(given)
         check_vocabulary(tokenizer, config.vocab_size)
         return tokenizer.files
-    refusal = None
-    for path in _vocabularies(checkpoint.tokenizer_files):
+    candidates = _vocabularies(checkpoint.tokenizer_files if given is None else sorted(given.iterdir()))
+    if given is not None and not candidates:
+        load_tokenizer(given)  # says what the folder holds instead
+    fitting: list[Tokenizer] = []
+    refusals: list[UserError] = []
+    for path in candidates:
         try:
-            check_vocabulary(load_tokenizer(path), config.vocab_size)
-            return [path]
+            tokenizer = load_tokenizer(path)
+            check_vocabulary(tokenizer, config.vocab_size)
+        except VocabularySizeError as error:
+            # Another model's, as long as it may not be this one's own in the format of the vocabulary that is installed.
+            if given is not None or config.vocab_size != WORLD_VOCAB_SIZE or tokenizer.kind == "world":
+                refusals.append(error)
         except UserError as error:
-            refusal = refusal or error
-    if refusal:
-        raise refusal
+            refusals.append(error)
+        else:
+            fitting.append(tokenizer)
+    if len({tokenizer.definition for tokenizer in fitting}) > 1:
+        names = ", ".join(str(tokenizer.files[0]) for tokenizer in fitting)
+        raise UserError(
+            f"Several vocabularies fit a model of {config.vocab_size} tokens: {names}; name the model's own with "
+            "--tokenizer PATH."
+        )
+    if fitting:
+        return fitting[0].files
+    if refusals:
+        raise refusals[0]
     if config.vocab_size == WORLD_VOCAB_SIZE:
         return [Path(str(resources.files("pyrwkv_tokenizer") / "rwkv_vocab_v20230424.txt"))]
     wanted = "20B_tokenizer.json" if config.vocab_size == PILE_VOCAB_SIZE else "*vocab*.txt or tokenizer.json"
@@ -72,11 +91,17 @@ def find_vocabulary(checkpoint: Checkpoint, config: RWKVConfig, given: Path | No
     )
 
 
+class VocabularySizeError(UserError):
+    """A vocabulary is of another size than the model."""
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raise UserError unless the ids lie below ``vocab_size`` and leave fewer than ``MAX_PADDING`` above them."""
+    """Raise VocabularySizeError unless the ids lie below ``vocab_size`` and leave no more above them than rounding up to
+    ``PADDING`` or a usual multiple does."""
     needed = tokenizer.max_id + 1
-    if not 0 <= vocab_size - needed < MAX_PADDING:
-        raise UserError(
+    multiple = min(math.gcd(vocab_size, LARGEST_MULTIPLE), needed // 8)
+    if not 0 <= vocab_size - needed < max(PADDING, multiple):
+        raise VocabularySizeError(
             f"The vocabulary {tokenizer.files[0]} has ids up to {needed - 1}, which does not fit a model of "
             f"{vocab_size} tokens; name the model's own with --tokenizer PATH."
         )

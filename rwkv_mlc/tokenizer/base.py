@@ -16,16 +16,21 @@ END_OF_TEXT = 0
 class Tokenizer(ABC):
     """Text to token ids and back, byte for byte.
 
-    ``files`` are the vocabulary files, ``kind`` is ``"world"`` or ``"pile"``. Id 0 is the end of text in every RWKV
-    vocabulary: it decodes to nothing and no text encodes to it.
+    ``files`` are the vocabulary files, ``kind`` is ``"world"`` or ``"pile"``. Id 0 is the end of text in RWKV's
+    vocabularies and decodes to nothing there; in others it may be a token like any.
     """
 
     kind: str
 
     def __init__(self, files: list[Path], tokens: Mapping[int, bytes]):
-        """``tokens`` maps each id that stands for text to its bytes."""
+        """``tokens`` maps each id that stands for text to its bytes; id 0 is the end of text where it is not among them."""
         self.files = files
-        self.tokens = {**tokens, END_OF_TEXT: b""}
+        self.tokens = {END_OF_TEXT: b"", **tokens}
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The end of text of the vocabulary itself, whatever a model's configuration says."""
+        return frozenset() if self.tokens[END_OF_TEXT] else frozenset((END_OF_TEXT,))
 
     @property
     def max_id(self) -> int:
@@ -43,6 +48,11 @@ class Tokenizer(ABC):
                     "which no encoding can write; remove it."
                 ) from None
         return self.encode_bytes(text)
+
+    @property
+    @abstractmethod
+    def definition(self) -> str:
+        """All that tells the tokenizer from others, whatever the form of its file."""
 
     @abstractmethod
     def encode_bytes(self, data: bytes) -> list[int]:

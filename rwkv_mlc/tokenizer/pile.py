@@ -1,9 +1,12 @@
-"""The tokenizer of the Pile and Raven models: GPT-NeoX's byte-level BPE, from a ``tokenizer.json``."""
+"""The tokenizer of the Pile and Raven models, GPT-NeoX's byte-level BPE, and any other in a ``tokenizer.json``."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -16,15 +19,18 @@ LARGEST_FILE = 64 << 20  # bytes; the Pile's own has two of them
 
 _ESCAPED_BYTES = re.compile("([\udc80-\udcff])")
 
+DROPPING = ("BertPreTokenizer", "CharDelimiterSplit", "Metaspace", "Whitespace", "WhitespaceSplit")
+"""Pre-tokenizers after which the spaces of a text are lost, or are other characters."""
+
 
 class PileTokenizer(Tokenizer):
     kind = "pile"
 
     def __init__(self, path: Path):
-        """Read a byte-level BPE ``tokenizer.json``, such as ``20B_tokenizer.json``. Raises UserError for another file.
+        """Read a byte-level BPE ``tokenizer.json``, such as ``20B_tokenizer.json``. Raises UserError for another file, and
+        for a tokenizer of another kind, whose tokens are no pieces of a text.
 
-        Special tokens are control marks: text never encodes to them, and all but id 0, the end of text, count as
-        padding.
+        A special token in a text is that token, and decodes to its own text but for id 0, the end of text.
         """
         try:
             data = read_bytes(path, LARGEST_FILE)
@@ -36,21 +42,36 @@ class PileTokenizer(Tokenizer):
             self._bpe = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises the bare class, whatever is wrong
             raise UserError(f"{path} is not a tokenizer.json: {shortened(str(error))}.") from None
-        self._bpe.encode_special_tokens = True
-        added = self._bpe.get_added_tokens_decoder()
-        tokens = {}
+        if problem := _why_not_byte_level(self._bpe):
+            raise UserError(
+                f"{path} is not a byte-level BPE vocabulary: {problem}; expected one like 20B_tokenizer.json, or a World "
+                "vocabulary."
+            )
+        self._bpe.no_truncation()
+        self._bpe.no_padding()
+        added, own = self._bpe.get_added_tokens_decoder(), self._bpe.get_vocab(with_added_tokens=False)
+        tokens: dict[int, bytes] = {}
         for text, token in self._bpe.get_vocab(with_added_tokens=True).items():
-            if token in added:
-                if not added[token].special:
-                    tokens[token] = text.encode("utf-8")
+            is_byte = text in _BYTE_OF and text in own
+            if token in added and not is_byte:
+                tokens[token] = text.encode("utf-8")
             elif set(text) <= _BYTE_OF.keys():
                 tokens[token] = bytes(_BYTE_OF[character] for character in text)
             else:
                 raise UserError(
                     f"{path} is not a byte-level BPE vocabulary: its token {shortened(repr(text))} does not spell bytes."
                 )
+        if END_OF_TEXT in added and added[END_OF_TEXT].special:
+            del tokens[END_OF_TEXT]
         super().__init__([path], tokens)
-        self._id_of = {data: token for token, data in self.tokens.items() if token != END_OF_TEXT}
+        self._id_of = {data: token for token, data in tokens.items()}
+        self._added = [token.content for token in added.values()]
+        self._unknown = {byte for byte in range(256) if bytes([byte]) not in self._id_of}
+
+    @property
+    def definition(self) -> str:
+        """All that the tokenizer does, in one form whatever that of the file."""
+        return self._bpe.to_str()
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The BPE of each run of UTF-8, normalized as the file says (20B: NFC), and single-byte tokens for what is not.
@@ -64,17 +85,72 @@ class PileTokenizer(Tokenizer):
             if _ESCAPED_BYTES.fullmatch(run):
                 tokens.append(self._single(run.encode("utf-8", "surrogateescape")))
             elif run:
+                self._check(run)
                 tokens += self._bpe.encode(run, add_special_tokens=False).ids
-        if tokens and tokens[-1] == self._id_of.get(b"\n\n"):
+        if tokens and tokens[-1] == self._id_of.get(b"\n\n") and b"\n" in self._id_of:
             tokens[-1:] = [self._single(b"\n")] * 2
         return tokens
+
+    def _check(self, text: str) -> None:
+        """Raise UserError for bytes that the library would pass over, as the vocabulary has no token for them."""
+        if not self._unknown:
+            return
+        for content in self._added:
+            text = text.replace(content, "")
+        if self._bpe.normalizer is not None:
+            text = self._bpe.normalizer.normalize_str(text)
+        for byte in text.encode("utf-8"):
+            if byte in self._unknown:
+                self._single(bytes([byte]))
 
     def _single(self, byte: bytes) -> int:
         if byte not in self._id_of:
             raise UserError(
-                f"The vocabulary {self.files[0].name} has no token for byte 0x{byte.hex()}; give text in UTF-8."
+                f"The vocabulary {self.files[0].name} has no token for byte 0x{byte.hex()}; leave it out of the text."
             )
         return self._id_of[byte]
+
+
+def _why_not_byte_level(tokenizer: tokenizers.Tokenizer) -> str | None:
+    """What keeps a tokenizer's tokens from being pieces of the text's bytes; None where nothing does."""
+    state = json.loads(tokenizer.to_str())
+    model = state["model"]
+    if model["type"] != "BPE":
+        return f"its model is {model['type']}"
+    for name in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(name):
+            return f"its model has {name} {model[name]!r}"
+    steps = [*_steps(state["normalizer"]), *_steps(state["pre_tokenizer"])]
+    if not any(step["type"] == "ByteLevel" for step in steps):
+        return f"it prepares text with {_names(steps)}, without ByteLevel"
+    dropping = [s for s in steps if s["type"] in DROPPING or s.get("behavior") == "Removed"]
+    if dropping:
+        return f"it loses parts of a text with {_names(dropping)}"
+    decoders = _steps(state["decoder"])
+    if any(step["type"] not in ("ByteLevel", "Fuse") for step in decoders):
+        return f"it decodes with {_names(decoders)}"
+    bare, whole = (tokenizer.encode("a", add_special_tokens=add).ids for add in (False, True))
+    if bare != whole:
+        return f"its post-processor adds tokens to every text (ids {whole} for 'a')"
+    return None
+
+
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The normalizers, pre-tokenizers or decoders that are applied one after the other."""
+    return list(_flat(part)) if part else []
+
+
+def _flat(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if part["type"] != "Sequence":
+        yield part
+        return
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        for inner in part.get(key, ()):
+            yield from _flat(inner)
+
+
+def _names(steps: list[dict[str, Any]]) -> str:
+    return ", ".join(step["type"] for step in steps) or "nothing"
 
 
 def _printable_stand_ins() -> dict[str, int]:

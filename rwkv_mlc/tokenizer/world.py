@@ -32,8 +32,14 @@ class WorldTokenizer(Tokenizer):
         Ids run from 1 to 65535 and may leave gaps; a line for id 0 may name the end of text. Raises UserError, naming
         file and line, for anything else.
         """
-        super().__init__([path], _read_vocabulary(path))
-        self._id_of = {data: token for token, data in self.tokens.items() if token != END_OF_TEXT}
+        tokens = _read_vocabulary(path)
+        tokens.pop(END_OF_TEXT, None)
+        super().__init__([path], tokens)
+        self._id_of = {data: token for token, data in tokens.items()}
+
+    @property
+    def definition(self) -> str:
+        return repr(sorted(self.tokens.items()))
 
     @cached_property
     def _lengths(self) -> dict[bytes, list[int]]:

@@ -10,49 +10,68 @@ from ..errors import UserError
 from ..regular_files import size_of
 from . import hub, huggingface, pth, rwkv_cpp
 from .checkpoint import Checkpoint, LazyTensor
+from .folder import Facts, read_facts
 
 __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
 
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
+BLINKDL_SUFFIXES = (".pth", ".st")  # of files that need no folder around them
 WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+\r?\n")
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Open a file (``.pth``, ``.bin``, ``.safetensors``, whatever its name), a folder or a hub repository.
 
-    Formats are told apart by content. ``revision`` is a branch, tag or commit of a hub repository. No tensor is read yet.
-    Raises UserError when the source is missing, damaged, of an unknown format, or would run code."""
+    Formats are told apart by content. A folder's weights are those that transformers would load; what its ``config.json``
+    and ``generation_config.json`` state holds for a file in it, too. ``revision`` is a branch, tag or commit of a hub
+    repository. Of the tensors only a head that is stored beside the embedding it is tied to is read yet. Raises UserError
+    when the source is missing, damaged, of an unknown format, or would run code."""
     if SURROGATE.search(source):
         raise UserError(f"The path {source} is not UTF-8; rename the file or folder.")
-    path, name = Path(source), Path(os.path.abspath(source)).name  # noqa: PTH100  links keep their names
+    path, name = Path(source), Path(os.path.abspath(source))  # noqa: PTH100  links keep their names
+    model = name.name if path.is_dir() else name.parent.name
     if not path.exists():
         in_a_folder = path.parent != Path() and path.parent.is_dir()
         if in_a_folder or not hub.is_repository(source):
             raise UserError(f"There is no file or folder {source}; give a checkpoint's path, or owner/name on the hub.")
-        path = hub.download(source, revision)
-        name = path.name if path.is_file() else name
-    files = huggingface.weight_files(path) if path.is_dir() else [path]
+        path, model = hub.download(source, revision), hub.model_name(source)
+        name = path
+    elif revision is not None:
+        raise UserError(f"{source} is here, so that it has no revision {revision}; leave --revision out.")
+    folder = path if path.is_dir() else path.parent
+    weights = huggingface.weights_of_folder(path) if path.is_dir() else huggingface.weights_of_file(path)
 
-    tensors: dict[str, LazyTensor] = {}
-    for file in files:
+    file_format, tensors = "", dict[str, LazyTensor]()
+    for file in weights.files:
         file_format, found = read_file(file)
-        tensors |= found
+        tensors |= weights.of_file(file, found)
+    weights.check_complete(tensors)
     tensors = huggingface.blinkdl_names(tensors)
-    config = huggingface.FolderConfig()
-    if path.is_dir() and files[0].suffix != ".pth":
-        file_format, config = "huggingface", huggingface.read_config(path)
-    if config.tie_word_embeddings and "emb.weight" in tensors:
-        tensors.setdefault("head.weight", tensors["emb.weight"])
+    own = path.is_dir() or weights.named_for_folder
+    facts = read_facts(folder, own)
+    if path.is_dir() and weights.files[0].suffix not in BLINKDL_SUFFIXES:
+        file_format = "huggingface"
+        if facts is None:
+            raise UserError(
+                f"{folder} has no config.json; expected a Hugging Face folder, or give the weight file's path."
+            )
+    facts = facts or Facts()
+    if facts.config.tie_word_embeddings:
+        tensors = huggingface.with_tied_head(tensors, folder)
     return Checkpoint(
-        name=name if path.is_dir() else re.sub(r"\.(pth|pt|bin|safetensors)$", "", name),
+        name=model if own else re.sub(r"\.(pth|pt|bin|safetensors|st)$", "", name.name),
         format=file_format,
         source=source,
         tensors=tensors,
-        files=files,
-        tokenizer_files=tokenizer_files(path if path.is_dir() else path.parent),
-        head_size_divisor=config.head_size_divisor,
-        context_length=config.context_length,
+        files=weights.files,
+        tokenizer_files=tokenizer_files(folder),
+        head_size_divisor=facts.config.head_size_divisor,
+        context_length=facts.config.context_length,
+        layer_norm_epsilon=facts.config.layer_norm_epsilon,
+        rescale_every=None if facts.config.rescale_every is None else max(facts.config.rescale_every, 0),
+        stated=facts.stated,
+        tokens=facts.tokens,
     )
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from ..special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True)
 class LazyTensor:
     """A tensor that is still in its file.
 
-    ``dtype`` is the stored one (``float32``, ``float16`` or ``bfloat16``); ``read()`` returns a new C-contiguous
-    float32 array of ``shape``, or float64 where the reader had to compute the value.
+    ``dtype`` is the stored one (``float64``, ``float32``, ``float16`` or ``bfloat16``); ``read()`` returns a new
+    C-contiguous float32 array of ``shape``, or float64 where that is stored or the reader had to compute the value.
     """
 
     shape: tuple[int, ...]
@@ -29,7 +31,9 @@ class Checkpoint:
     with BlinkDL's values (decay before its exponentials, matrices [out, in]).
 
     ``source`` is what the user named; ``files`` are the files that hold the tensors, in order; ``tokenizer_files`` are
-    vocabulary files found beside them; ``head_size_divisor`` and ``context_length`` are set where the format says them.
+    vocabulary files found beside them. ``head_size_divisor``, ``context_length`` (tokens), ``layer_norm_epsilon`` and
+    ``rescale_every`` (layers) are set where a configuration says them, and ``stated`` is what it says, by
+    ``config.json``'s names, that the tensors say too. ``tokens`` are the special tokens that it names.
     """
 
     name: str
@@ -40,6 +44,10 @@ class Checkpoint:
     tokenizer_files: list[Path] = field(default_factory=list)
     head_size_divisor: int | None = None
     context_length: int | None = None
+    layer_norm_epsilon: float | None = None
+    rescale_every: int | None = None
+    stated: Mapping[str, int | str] = field(default_factory=dict)
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

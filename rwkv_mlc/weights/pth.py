@@ -25,7 +25,15 @@ MAGIC = b"PK\x03\x04"
 LOCAL_HEADER_SIZE = 30
 MOST_AXES = 32
 LARGEST_PICKLE = 64 << 20  # bytes; that of the largest models has one of them
-STORED_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+STORED_TYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+OTHER_TYPES = {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+"""Bytes of the dtypes that no weight has, but an optimizer's counts may have."""
+
+WEIGHTS = ("state_dict", "model_state_dict", "model", "module")
+"""Where trainers keep the weights in what they save: Lightning, many loops of one's own, DeepSpeed."""
+
+PLAIN = (bool, int, float, str, type(None))
+DEPTH = 4  # dictionaries in one another
 
 
 class Storage(NamedTuple):
@@ -76,10 +84,18 @@ def _ordered_dict() -> OrderedDict:
 
 GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Rebuild(_ordered_dict),
+    ("torch", "DoubleStorage"): Dtype("float64"),
     ("torch", "FloatStorage"): Dtype("float32"),
     ("torch", "HalfStorage"): Dtype("float16"),
     ("torch", "BFloat16Storage"): Dtype("bfloat16"),
+    ("torch", "LongStorage"): Dtype("int64"),
+    ("torch", "IntStorage"): Dtype("int32"),
+    ("torch", "ShortStorage"): Dtype("int16"),
+    ("torch", "CharStorage"): Dtype("int8"),
+    ("torch", "ByteStorage"): Dtype("uint8"),
+    ("torch", "BoolStorage"): Dtype("bool"),
     ("torch.storage", "UntypedStorage"): Dtype("uint8"),
+    ("torch", "float64"): Dtype("float64"),
     ("torch", "float32"): Dtype("float32"),
     ("torch", "float16"): Dtype("float16"),
     ("torch", "bfloat16"): Dtype("bfloat16"),
@@ -111,8 +127,8 @@ class RestrictedUnpickler(_Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in GLOBALS:
             raise UserError(
-                f"the pickle asks for {shortened(f'{module}.{name}')}, which is refused: a checkpoint may hold only a flat "
-                "dictionary of float32, float16 or bfloat16 tensors"
+                f"the pickle asks for {shortened(f'{module}.{name}')}, which is refused: a checkpoint may hold only "
+                "dictionaries of tensors"
             )
         return GLOBALS[module, name]
 
@@ -120,7 +136,8 @@ class RestrictedUnpickler(_Unpickler):
         _, dtype, key, _, numel = pid
         if not isinstance(dtype, Dtype) or type(key) is not str or type(numel) is not int:
             raise ValueError("a storage of another kind")
-        return Storage(dtype.name, key, numel * np.dtype(STORED_TYPES.get(dtype.name, "u1")).itemsize)
+        stored = STORED_TYPES.get(dtype.name)
+        return Storage(dtype.name, key, numel * (np.dtype(stored).itemsize if stored else OTHER_TYPES[dtype.name]))
 
     def _set_items(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], dict) or len(items) % 2:
@@ -184,10 +201,11 @@ class Archive:
 
 
 def read_pth(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a PyTorch zip checkpoint under their own names.
+    """The tensors of a PyTorch zip checkpoint under their own names: a dictionary of tensors, which may lie under one of
+    ``WEIGHTS`` beside what a trainer notes, and in which plain numbers and texts are passed over.
 
-    Raises UserError for a damaged file, a big-endian one, anything but a flat dictionary of float tensors, and a pickle
-    that names anything beyond what such a dictionary needs; nothing in the pickle is ever run."""
+    Raises UserError for a damaged file, a big-endian one, other contents, weights that are no floats, and a pickle that
+    names anything beyond what such dictionaries need; nothing in the pickle is ever run."""
     archive = Archive(path)
     if "byteorder" in archive and archive.read("byteorder") != b"little":
         raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one.")
@@ -204,16 +222,41 @@ def read_pth(path: Path) -> dict[str, LazyTensor]:
         raise UserError(
             f"{path} has a damaged pickle ({type(error).__name__}: {shortened(str(error))}); download it again."
         ) from None
-    if type(content) not in (dict, OrderedDict):
-        raise UserError(f"{path} holds no dictionary; expected a flat dictionary of tensors.")
-    return {name: _lazy_tensor(archive, name, value) for name, value in dict.items(content)}
+    weights = _weights(content, path)
+    return {name: _lazy_tensor(archive, name, value) for name, value in weights.items()}
+
+
+def _weights(content: Any, path: Path) -> dict[Any, Any]:
+    """The dictionary of weights in what was saved, without plain values. Raises UserError where there is none, or several."""
+    for _ in range(DEPTH):
+        if type(content) not in (dict, OrderedDict):
+            raise UserError(f"{path} holds no dictionary; expected a dictionary of tensors.")
+        entries: dict[Any, Any] = dict(dict.items(content))
+        inner = [name for name in WEIGHTS if type(entries.get(name)) in (dict, OrderedDict)]
+        if not inner:
+            weights = {name: value for name, value in entries.items() if not isinstance(value, PLAIN)}
+            if entries and not weights:
+                raise UserError(f"{path} holds numbers and texts alone; expected a dictionary of tensors.")
+            return weights
+        if len(inner) > 1:
+            raise UserError(f"{path} holds several models ({', '.join(inner)}); save the weights of one alone.")
+        content = entries[inner[0]]
+    raise UserError(f"{path} holds dictionaries in one another; expected a dictionary of tensors.")
 
 
 def _lazy_tensor(archive: Archive, name: Any, value: Any) -> LazyTensor:
     if not isinstance(name, str) or not isinstance(value, View):
         raise UserError(
-            f"{archive.path} holds a {type(value).__name__} under {shortened(repr(name))}, expected a flat dictionary of "
-            "tensors; save its dictionary of weights alone."
+            f"{archive.path} holds a {type(value).__name__} under {shortened(repr(name))}, expected a dictionary of tensors; "
+            "save its dictionary of weights alone."
+        )
+    if value.dtype in OTHER_TYPES:
+        raise UserError(
+            f"{archive.path} holds {shortened(name)} as {value.dtype}; expected float64, float32, float16 or bfloat16 weights."
+        )
+    if value.dtype in OTHER_TYPES:
+        raise UserError(
+            f"{archive.path} holds {name} as {value.dtype}; expected float64, float32, float16 or bfloat16 weights."
         )
     if not _is_sound(value):
         raise UserError(f"{archive.path} describes the tensor {shortened(name)} wrongly; download it again.")
@@ -237,7 +280,7 @@ def _lazy_tensor(archive: Archive, name: Any, value: Any) -> LazyTensor:
         flat = np.memmap(archive.path, stored, "r", start, (extent,))
         view = np.lib.stride_tricks.as_strided(flat, value.shape, strides)
         if value.dtype != "bfloat16":
-            return np.array(view, np.float32, order="C")
+            return np.array(view, np.float64 if value.dtype == "float64" else np.float32, order="C")
         bits = np.array(view, np.uint32, order="C")
         bits <<= 16
         return bits.view(np.float32)

@@ -13,6 +13,8 @@ from ..models import Parameter, generation_of
 from ..typed_json import read
 from .checkpoint import Checkpoint, LazyTensor
 
+RANDOM = "random"  # the format of such checkpoints
+
 
 def load_preset(name: str) -> RWKVConfig:
     """A model of ``configs/models``, such as ``rwkv-5-world-0.1b``. Raises UserError for an unknown name."""
@@ -30,7 +32,7 @@ def random_checkpoint(config: RWKVConfig, name: str, seed: int = 0) -> Checkpoin
     parameters = generation_of(config).parameters(config)
     return Checkpoint(
         name=name,
-        format="random",
+        format=RANDOM,
         source=f"{name}, random weights, seed {seed}",
         tensors={parameter.source: lazy_tensor(parameter) for parameter in parameters},
         head_size_divisor=config.head_size_divisor,

@@ -247,10 +247,29 @@ def test_damaged_parameters_are_converted_again(dist, tiny, rwkv):
     assert shard.read_bytes() == good
 
 
-def test_another_checkpoint_of_the_same_name_replaces_the_artifact(dist, rwkv, tmp_path):
+def test_another_checkpoint_of_the_same_name_is_refused(dist, rwkv, tmp_path):
+    other = write_checkpoint(tmp_path / "elsewhere" / "tiny.safetensors", seed=1)
+    before = listing(dist)
+    for only in ("--convert-weights-only", "--build-model-only"):
+        code, _, err = rwkv(*build_command(other, dist, only))
+        assert code == 2 and ("--artifact-name NAME" in err or "holds another model" in err)
+    for part in ("convert-weight", "gen-config"):
+        code, _, err = rwkv(part, "--model", other, "-o", dist / NAME)
+        assert code == 2 and f"not from {other} (" in err and "another folder with -o, or --overwrite" in err
+    assert listing(dist).keys() - {f"{NAME}/params/.verified.json"} == before.keys() - {f"{NAME}/params/.verified.json"}
+    assert Artifact.open(dist / NAME).record.source != str(other)
+
+    code, _, _ = rwkv(*build_command(other, dist, "--convert-weights-only", "--artifact-name", "run2"))
+    assert code == 0 and Artifact.open(dist / "run2").record.source == str(other)
+    assert chat_config(dist / "run2")["model_lib"] == "run2"
+    code, _, err = rwkv(*build_command(other, dist, "--artifact-name", "../run2"))
+    assert code == 2 and "--artifact-name must be the name of a file" in err
+
+
+def test_another_checkpoint_replaces_the_artifact_when_asked_to(dist, rwkv, tmp_path):
     other = write_checkpoint(tmp_path / "elsewhere" / "tiny.safetensors", seed=1)
     before = (dist / NAME / "params" / "params_shard_0.bin").read_bytes()
-    code, out, _ = rwkv(*build_command(other, dist, "--convert-weights-only"))
+    code, out, _ = rwkv(*build_command(other, dist, "--convert-weights-only", "--overwrite"))
     assert code == 0 and "Reuse" not in out
     artifact = Artifact.open(dist / NAME)
     assert artifact.record.source == str(other)

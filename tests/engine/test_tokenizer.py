@@ -15,7 +15,8 @@ import tokenizers
 
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.tokenizer import check_vocabulary, find_vocabulary, load_tokenizer, write_tokenizer_files
+from rwkv_mlc.tokenizer import Tokenizer, check_vocabulary, find_vocabulary, load_tokenizer, write_tokenizer_files
+from rwkv_mlc.tokenizer.world import WorldTokenizer
 from rwkv_mlc.weights.checkpoint import Checkpoint
 
 WORLD = Path(str(resources.files("pyrwkv_tokenizer") / "rwkv_vocab_v20230424.txt"))
@@ -242,14 +243,14 @@ def test_pile_final_blank_line_is_two_newlines(pile, pile_path):
     assert pile.encode("so\n\n") + pile.encode("this") == pile.encode("so\n\nthis")
 
 
-def test_pile_control_marks_are_neither_encoded_nor_sampled(pile):
-    assert 0 not in pile.encode("<|endoftext|>") and 1 not in pile.encode("<|padding|>")
-    assert pile.decode(pile.encode("<|endoftext|>")) == "<|endoftext|>"
-    assert pile.token_bytes(0) == b""
-    np.testing.assert_array_equal(np.flatnonzero(~pile.valid_ids(402)), [1, 401])
+def test_special_tokens_are_their_ids_and_never_masked(pile):
+    assert pile.encode("<|endoftext|>") == [0] and pile.encode("<|padding|>") == [1]
+    assert pile.token_bytes(0) == b"" and pile.token_bytes(1) == b"<|padding|>"
+    assert pile.end_ids == {0}
+    np.testing.assert_array_equal(np.flatnonzero(~pile.valid_ids(402)), [401])
     assert pile.token_bytes(400) == b" " * 8
-    with pytest.raises(UserError, match="Token 1 "):
-        pile.token_bytes(1)
+    with pytest.raises(UserError, match="Token 401 "):
+        pile.token_bytes(401)
 
 
 def test_files_that_are_no_byte_level_bpe_are_refused(tmp_path):
@@ -262,6 +263,156 @@ def test_files_that_are_no_byte_level_bpe_are_refused(tmp_path):
     tokenizers.Tokenizer(tokenizers.models.BPE({"▁a": 0, "b": 1}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="not a byte-level BPE"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+SPECIALS = ["<|im_start|>", "<|im_end|>"]
+
+
+def write_bpe(path: Path, *, byte_level: bool = True, specials: tuple[str, ...] = ("<|endoftext|>",), **parts) -> Path:
+    """A small BPE with added special tokens behind its vocabulary; ``parts`` are set as the library's parts."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    if byte_level:
+        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=280,
+        special_tokens=list(specials),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["hello world, hello there"] * 3, trainer)
+    for name, part in parts.items():
+        setattr(bpe, name, part)
+    bpe.add_special_tokens(SPECIALS)
+    bpe.add_tokens(
+        [
+            tokenizers.AddedToken("<think>", special=False),
+            tokenizers.AddedToken("<left>", special=True, lstrip=True, rstrip=True),
+            tokenizers.AddedToken("ωmega", special=False, normalized=True),
+            tokenizers.AddedToken("word", special=False, single_word=True),
+        ]
+    )
+    bpe.save(str(path))
+    return path
+
+
+MARKED = [
+    "<|im_start|>user\nhello<|im_end|>",
+    "hello   <left>   world <think>there</think>",
+    "ωmega wordy word swordfish <|im_end|><|im_end|>",
+    "<|endoftext|><|im_start|> héllo 好 \U0001f917 <|im_",
+]
+
+
+@pytest.mark.parametrize("text", MARKED)
+@pytest.mark.parametrize("normalizer", [None, tokenizers.normalizers.NFC(), tokenizers.normalizers.NFD()], ids=str)
+def test_added_tokens_are_those_of_the_library(tmp_path, text, normalizer):
+    path = write_bpe(tmp_path / "tokenizer.json", **({"normalizer": normalizer} if normalizer else {}))
+    ours, library = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+    ids = ours.encode(text)
+    assert ids == library.encode(text).ids
+    shown = [token for token in ids if token]  # id 0, the end of text, is not shown
+    assert ours.decode(ids) == library.decode(shown, skip_special_tokens=False)
+    assert b"".join(map(ours.token_bytes, ids)) == ours.decode_bytes(ids)
+    assert (
+        ours.valid_ids(320)[: library.get_vocab_size()].all()
+        and not ours.valid_ids(320)[library.get_vocab_size() :].any()
+    )
+
+
+def test_an_added_token_is_its_text_though_its_characters_stand_for_bytes_elsewhere(tmp_path):
+    """The library decodes it to bytes that are no text."""
+    library = tokenizers.Tokenizer.from_file(str(write_bpe(tmp_path / "tokenizer.json")))
+    library.add_tokens(["Größe"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path / "tokenizer.json")
+    assert ours.decode(ours.encode("Größe ößö")) == "Größe ößö"
+
+
+def test_an_id_0_that_is_a_token_like_any(tmp_path):
+    """As in GPT-2's vocabulary, whose end of text is its last id."""
+    small = load_tokenizer(write_bpe(tmp_path / "tokenizer.json", specials=()))
+    assert small.end_ids == frozenset() and small.token_bytes(0) == b"!"
+    assert small.decode(small.encode("hello!")) == "hello!" and small.encode("!") == [0]
+
+
+def test_a_saved_truncation_or_padding_does_not_change_prompts(tmp_path):
+    path = write_bpe(tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(path))
+    expected = library.encode("hello there world").ids
+    library.enable_truncation(2)
+    library.enable_padding(length=9)
+    library.save(str(path))
+    assert load_tokenizer(path).encode("hello there world") == expected
+
+
+def test_bytes_that_a_bpe_has_no_token_for_are_refused(tmp_path):
+    """The library passes over them."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.add_special_tokens(["<|end|>"])
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    small = load_tokenizer(tmp_path / "tokenizer.json")
+    assert small.encode("abba<|end|>") == [2, 1, 0, 3]
+    with pytest.raises(UserError, match="has no token for byte 0x63"):
+        small.encode("abc")
+
+
+def word_level() -> tokenizers.models.WordLevel:
+    return tokenizers.models.WordLevel({"hello": 1, "world": 2, "[UNK]": 0}, unk_token="[UNK]")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": word_level(), "pre_tokenizer": tokenizers.pre_tokenizers.Whitespace()}, "its model is WordLevel"),
+        ({"model": word_level()}, "its model is WordLevel"),
+        ({"model": tokenizers.models.WordPiece({"[UNK]": 0, "a": 1})}, "its model is WordPiece"),
+        ({"model": tokenizers.models.Unigram([("a", -1.0)])}, "its model is Unigram"),
+        ({"pre_tokenizer": tokenizers.pre_tokenizers.WhitespaceSplit()}, "with WhitespaceSplit, without ByteLevel"),
+        ({"pre_tokenizer": tokenizers.pre_tokenizers.Metaspace()}, "with Metaspace, without ByteLevel"),
+        (
+            {
+                "pre_tokenizer": tokenizers.pre_tokenizers.Sequence(
+                    [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.ByteLevel()]
+                )
+            },
+            "loses parts of a text with WhitespaceSplit",
+        ),
+        (
+            {
+                "pre_tokenizer": tokenizers.pre_tokenizers.Sequence(
+                    [tokenizers.pre_tokenizers.Split(" ", "removed"), tokenizers.pre_tokenizers.ByteLevel()]
+                )
+            },
+            "loses parts of a text with Split",
+        ),
+        ({"decoder": tokenizers.decoders.WordPiece()}, "decodes with WordPiece"),
+        ({"decoder": tokenizers.decoders.BPEDecoder()}, "decodes with BPEDecoder"),
+        (
+            {"post_processor": tokenizers.processors.TemplateProcessing("<|im_end|> $A", None, [("<|im_end|>", 280)])},
+            "adds tokens to every text",
+        ),
+        ({"model": tokenizers.models.BPE({"a": 0}, [], dropout=0.5)}, "has dropout 0.5"),
+        ({"model": tokenizers.models.BPE({"a": 0}, [], byte_fallback=True)}, "has byte_fallback True"),
+        ({"model": tokenizers.models.BPE({"a": 0}, [], end_of_word_suffix="</w>")}, "has end_of_word_suffix '</w>'"),
+    ],
+)
+def test_tokenizers_of_other_kinds_are_refused_by_what_they_are(tmp_path, parts, message):
+    path = write_bpe(tmp_path / "tokenizer.json", **parts)
+    with pytest.raises(UserError, match=f"not a byte-level BPE vocabulary: .*{message}.*20B_tokenizer.json"):
+        load_tokenizer(path)
+
+
+def test_the_pre_tokenizers_of_other_byte_level_bpes(tmp_path):
+    """GPT-4's and Qwen's split by an expression first, and have ByteLevel in a sequence."""
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\p{N}|\s+(?!\S)| ?\p{L}+"), "isolated")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    path = write_bpe(tmp_path / "tokenizer.json", pre_tokenizer=tokenizers.pre_tokenizers.Sequence([split, byte_level]))
+    ours, library = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+    text = mixed_text(3000, seed=5) + "."
+    assert ours.encode(text) == library.encode(text).ids
+    assert ours.decode(ours.encode(text)) == text
 
 
 # Which vocabulary a model takes
@@ -281,6 +432,65 @@ def test_the_checkpoints_own_vocabulary_goes_first(tmp_path):
 def test_of_several_vocabularies_the_one_that_fits_is_taken(pile_path, tmp_path):
     own = write_vocabulary(tmp_path, SMALL)
     assert find_vocabulary(checkpoint(own, pile_path), config(401)) == [pile_path]
+
+
+def test_a_world_model_beside_another_models_vocabulary(pile_path):
+    """Beside a Pile vocabulary that does not fit, it takes the installed one."""
+    assert find_vocabulary(checkpoint(pile_path), config(65536)) == [WORLD]
+    with pytest.raises(UserError, match="ids up to 400, which does not fit"):
+        find_vocabulary(checkpoint(pile_path), config(50277))
+
+
+def test_a_tokenizer_of_another_kind_is_no_reason_to_take_the_installed_vocabulary(tmp_path):
+    """It may well be the model's own."""
+    path = write_bpe(tmp_path / "tokenizer.json", model=word_level())
+    with pytest.raises(UserError, match="its model is WordLevel"):
+        find_vocabulary(checkpoint(path), config(65536))
+
+
+def test_several_vocabularies_that_fit_are_asked_for_by_name(pile_path, tmp_path):
+    lines = [f"{i} {bytes([i // 256, i % 256])!r} 2" for i in range(1, 401)]
+    own = write_vocabulary(tmp_path, lines)
+    message = f"Several vocabularies fit a model of 401 tokens: {own}, {pile_path}; name.*--tokenizer PATH"
+    with pytest.raises(UserError, match=message):
+        find_vocabulary(checkpoint(own, pile_path), config(401))
+    assert find_vocabulary(checkpoint(own, pile_path), config(401), pile_path) == [pile_path]
+    shutil.copy(own, tmp_path / "tokenizers_vocab.txt")
+    shutil.copy(pile_path, tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="Several vocabularies fit"):
+        find_vocabulary(checkpoint(), config(401), tmp_path)
+
+
+def test_the_same_vocabulary_twice_is_one(pile_path, tmp_path):
+    again = Path(shutil.copy(pile_path, tmp_path / "tokenizer.json"))
+    again.write_text(tokenizers.Tokenizer.from_file(str(pile_path)).to_str(pretty=True), encoding="utf-8")
+    assert find_vocabulary(checkpoint(pile_path, again), config(401)) == [pile_path]
+    own = write_vocabulary(tmp_path, SMALL)
+    same = write_vocabulary(tmp_path, SMALL[::-1], "another_vocab.txt")
+    assert find_vocabulary(checkpoint(own, same), config(9)) == [own]
+
+
+def test_of_a_named_folder_the_vocabulary_that_fits_is_taken(pile_path, tmp_path):
+    write_vocabulary(tmp_path, SMALL)
+    mine = Path(shutil.copy(pile_path, tmp_path / "20B_tokenizer.json"))
+    assert find_vocabulary(checkpoint(), config(401), tmp_path) == [mine]
+
+
+@pytest.mark.parametrize("vocab_size", [50277, 50304, 50400, 50432, 50688, 51200])
+def test_heads_of_the_pile_may_be_padded(vocab_size):
+    check_vocabulary(sized_tokenizer(50277), vocab_size)
+
+
+@pytest.mark.parametrize("vocab_size", [50276, 50406, 50500, 51201, 52224, 65536])
+def test_heads_that_no_padding_explains(vocab_size):
+    with pytest.raises(UserError, match="ids up to 50276, which does not fit"):
+        check_vocabulary(sized_tokenizer(50277), vocab_size)
+
+
+def sized_tokenizer(size: int) -> WorldTokenizer:
+    tokenizer = object.__new__(WorldTokenizer)
+    Tokenizer.__init__(tokenizer, [Path("vocab.txt")], {size - 1: b"a"})
+    return tokenizer
 
 
 def test_a_missing_vocabulary_is_asked_for():

@@ -125,6 +125,17 @@ def test_ragged_batches(generation, scheme, compiled, within):
         assert error(row, runner.run("decode", [[token]], other)) < 1e-6
 
 
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("attention_size", [64, 192])
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_a_time_mixing_of_its_own_size(generation, attention_size, scheme, compiled, within):
+    weights = synthetic_checkpoint(generation, layers=1, head_size=32, attention_size=attention_size)
+    model = compiled(weights, scheme)
+    expected = model.reference(TOKENS)
+    within("score", error(model.score(TOKENS), expected), BOUND)
+    within("decode", error(model.decode(TOKENS), expected), BOUND)
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_score_of_several_sequences(generation, compiled, within):
     model = compiled(trained_like_weights(generation), "q0f32")

@@ -294,3 +294,49 @@ def test_chat_defaults():
     assert {GENERATIONS[g].category("world") for g in ("5.0", "5.1", "5.2")} == {"rwkv5"}
     with pytest.raises(KeyError):
         GENERATIONS["5.2"].template("other")
+
+
+@pytest.mark.parametrize("generation", ["5.1", "5.2"])
+def test_a_bonus_is_what_its_generation_says_whatever_its_name(generation):
+    """web-rwkv's converter writes ``time_faaaa`` as ``time_first``, its values as they are."""
+    tensors = synthetic_checkpoint(generation)
+    renamed = {name.replace("time_faaaa", "time_first"): array for name, array in tensors.items()}
+    found, expected = (resolve(checkpoint_of(each)) for each in (renamed, tensors))
+    assert found[:1] == expected[:1]
+    for name, tensor in expected[2].items():
+        np.testing.assert_array_equal(found[2][name].read(), tensor.read())
+
+
+def test_web_rwkvs_form_of_5_1():
+    """It gives decay and bonus of a head to every channel, which makes a 5.2 of the same values."""
+    tensors = synthetic_checkpoint("5.1")
+    repeated = {
+        name.replace("time_faaaa", "time_first"): np.repeat(array[:, None], 64, 1)
+        if name.endswith(("time_decay", "time_faaaa"))
+        else array
+        for name, array in tensors.items()
+    }
+    (config, parameters, found), (_, _, expected) = (resolve(checkpoint_of(each)) for each in (repeated, tensors))
+    assert config.generation == "5.2"
+    for p in parameters:
+        wanted = next(q for q in resolve(checkpoint_of(tensors))[1] if q.name == p.name)
+        array = p.convert(found[p.source].read())
+        np.testing.assert_array_equal(array, wanted.convert(expected[wanted.source].read()), err_msg=p.name)
+
+
+def test_an_rwkv_6_of_web_rwkv_is_named():
+    shapes = shapes_of("5.2") | {"blocks.0.att.time_mix_w1": (128, 160), "blocks.0.att.time_mix_x": (1, 1, 128)}
+    with pytest.raises(UserError, match="RWKV-6 checkpoint"):
+        detect_config(shapes)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_time_mixing_may_have_channels_of_its_own(generation):
+    tensors = synthetic_checkpoint(generation, attention_size=192)
+    config, parameters, _ = resolve(checkpoint_of(tensors))
+    assert (config.hidden_size, config.attention_size, config.num_heads) == (128, 192, 0 if generation == "4" else 3)
+    assert RWKVConfig.from_dict(config.to_dict()) == config
+    assert {p.source: p.source_shape or p.shape for p in parameters}["blocks.0.att.output.weight"] == (128, 192)
+    assert resolve(checkpoint_of(synthetic_checkpoint(generation)))[0].own == {}
+    with pytest.raises(UserError, match="attention_hidden_size 128, where its tensors have 192"):
+        resolve(checkpoint_of(tensors, stated={"attention_hidden_size": 128}))

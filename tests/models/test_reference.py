@@ -33,6 +33,27 @@ def model(request):
     return load(in_memory(synthetic_checkpoint(request.param)))
 
 
+@pytest.mark.parametrize("attention_size", [64, 192])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_another_attention_size_agrees_with_rwkv_package(generation, attention_size, tmp_path, monkeypatch):
+    """RWKV-LM's ``dim_att``, token by token: the package reads no prompts of a generation 4 like that."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("RWKV_JIT_ON", "0")
+    monkeypatch.setenv("RWKV_CUDA_ON", "0")
+    package = pytest.importorskip("rwkv.model")
+    tensors = synthetic_checkpoint(generation, head_size=32, attention_size=attention_size)
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, tmp_path / "model.pth")
+    peer = package.RWKV(model=str(tmp_path / "model"), strategy="cpu fp32", verbose=False)
+    expected, state = [], None
+    for token in TOKENS.tolist():
+        logits, state = peer.forward([token], state)
+        expected.append(logits.numpy().copy())
+    ours, _ = forward(*load(in_memory(tensors)), TOKENS)
+    assert relative(np.stack(expected), ours) < 1e-5
+    again, _ = forward(*load(in_memory(tensors)), TOKENS[5:], forward(*load(in_memory(tensors)), TOKENS[:5])[1])
+    assert relative(again, ours[5:]) < 1e-11
+
+
 @pytest.mark.parametrize("precision, bound", [("float32", 1e-5), ("float64", 1e-11)])
 @pytest.mark.parametrize("head_size", [64, 32])
 @pytest.mark.parametrize("generation", GENERATIONS)

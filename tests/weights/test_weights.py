@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from rwkv_mlc.models import GENERATIONS, ModelOptions, Parameter, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.parameters import map_parameters
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
+from support.build_inputs import huggingface_name, write_index
 from support.hub_server import serve_hub
 from support.paths import GOLDEN
 from support.synthetic import synthetic_checkpoint
@@ -38,21 +38,6 @@ def assert_equal(checkpoint, weights, **tolerance):
 
 
 # Hugging Face
-
-
-def huggingface_name(name: str) -> str:
-    """BlinkDL's name in the words of transformers and of RWKV-5's remote code."""
-    if name == "head.weight":
-        return name
-    for ours, theirs in [
-        ("emb.", "embeddings."),
-        (".ln0.", ".pre_ln."),
-        (".att.", ".attention."),
-        (".ffn.", ".feed_forward."),
-    ]:
-        name = name.replace(ours, theirs)
-    words = {"k": "key", "v": "value", "r": "receptance", "g": "gate"}
-    return "rwkv." + re.sub(r"time_mix_(.)$", lambda match: f"time_mix_{words[match[1]]}", name)
 
 
 def write_folder(folder: Path, weights: dict[str, np.ndarray], config: dict | None = None) -> Path:
@@ -93,7 +78,7 @@ def test_transformers_rwkv4(tmp_path, shard_size):
     checkpoint = open_checkpoint(str(tmp_path / "hf"))
     assert (len(checkpoint.files) > 1) == (shard_size == "100KB")
     config, _, _ = resolve(checkpoint)
-    assert config == RWKVConfig("4", 61, 32, 3, 128, context_length=256)
+    assert config == RWKVConfig("4", 61, 32, 3, 128, context_length=256, rescale_every=6)
     state = model.state_dict()
     assert len(state) == len(checkpoint.tensors)
     for name, tensor in checkpoint.tensors.items():
@@ -429,15 +414,21 @@ def test_missing_file(source, tmp_path, monkeypatch):
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights; expected one of"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is no checkpoint"),
         (
-            lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+            lambda folder: (folder / "model.safetensors").rename(folder / "a") and write_index(folder, {}),
             "lacks weight_map; download it again",
         ),
         (
-            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}'),
+            lambda folder: (
+                (folder / "model.safetensors").rename(folder / "b")
+                and write_index(folder, {"weight_map": {"a": "../b"}})
+            ),
             "weight_map.a as '../b', expected the name of a file in the same folder",
         ),
         (
-            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b", "c": "d"}}'),
+            lambda folder: (
+                (folder / "model.safetensors").rename(folder / "e")
+                and write_index(folder, {"weight_map": {"a": "b", "c": "d"}})
+            ),
             "lacks b, d, which model.safetensors.index.json names",
         ),
         (

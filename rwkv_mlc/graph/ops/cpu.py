@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,13 +85,16 @@ class CPUOps(KernelOps):
         self.add_sample(sample(self.config.vocab_size), lambda _: [])
 
     def layer_norm(self, x, norm: Norm):
-        kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon)
+        kernel = layer_norm(self.config.hidden_size, self.config.norm_epsilon(norm.name))
         return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name])[0]
 
     def norm_shift_mix(self, x, norm: Norm, mixes: dict, state: StateRef) -> dict[str, Plane]:
         given = self.config.hidden_size, len(mixes), self.config.layer_norm_epsilon
         if self.parts:
-            kernel, borders = norm_shift_mix_token(*given, self.parts, self.state.in_place), self.slots
+            parts = math.gcd(
+                self.parts, self.config.hidden_size
+            )  # all of them, unless the time mixing has another size
+            kernel, borders = norm_shift_mix_token(*given, parts, self.state.in_place), self.slots
         else:
             kernel, borders = norm_shift_mix(*given, self.state.in_place), self.borders
         inputs = [x, norm.weight, norm.bias, *mixes.values()]
@@ -132,7 +136,7 @@ class CPUOps(KernelOps):
         return self.call(kernel, args, [self.row_shape(outputs)], self.product_names([product], **fused))[0]
 
     def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
-        kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gated=gate is not None)
+        kernel = group_norm(groups, self.config.attention_size // groups, epsilon, gated=gate is not None)
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
 

@@ -76,7 +76,7 @@ class GPUOps(KernelOps):
     def layer_norm(self, x, norm: Norm):
         """The first one begins the residual stream, the last one is what the head reads."""
         dtype = self.matrix_dtype(norm.name) if norm.name == "ln_out" else "float32"
-        kernel = layer_norm(self.config.hidden_size, self.config.layer_norm_epsilon, dtype)
+        kernel = layer_norm(self.config.hidden_size, self.config.norm_epsilon(norm.name), dtype)
         return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name], dtype)[0]
 
     def norm_shift_mix(self, x, norm: Norm, mixes: dict, state: StateRef) -> dict[str, Plane]:
@@ -118,7 +118,7 @@ class GPUOps(KernelOps):
     def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
         name = norm.name if gate is None else self.beside(x, "gated")
         dtype = self.matrix_dtype(name)
-        kernel = group_norm(groups, self.config.hidden_size // groups, epsilon, gate is not None, dtype)
+        kernel = group_norm(groups, self.config.attention_size // groups, epsilon, gate is not None, dtype)
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [name], dtype)[0]
 

@@ -1,0 +1,138 @@
+"""What the files beside the weights of a Hugging Face folder state of the model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from ..errors import UserError
+from ..special_tokens import SpecialTokens
+from ..typed_json import Count, Extent, Schema, read
+
+CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADVICE = "correct it, or download it again"
+STATED = (
+    "model_version",
+    "vocab_size",
+    "hidden_size",
+    "attention_hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "head_size",
+    "num_attention_heads",
+)
+"""What tensors say too."""
+
+ARCHITECTURE = re.compile(r"rwkv(?:[-_]?v?(\d))?", re.IGNORECASE)
+"""In a ``model_type``; with the number of a generation, which transformers' own, ``rwkv``, does not have."""
+
+TokenIds = Count | tuple[Count, ...] | None
+
+
+class FolderConfig(Schema):
+    """``config.json``, in the names of transformers' ``RwkvConfig`` and of RWKV-5's remote code."""
+
+    model_type: str | None = None
+    model_version: str | None = None
+    vocab_size: Count | None = None
+    hidden_size: Count | None = None
+    attention_hidden_size: Count | None = None
+    intermediate_size: Count | None = None
+    num_hidden_layers: Count | None = None
+    head_size: Count | None = None
+    num_attention_heads: Count | None = None
+    context_length: Extent | None = None
+    head_size_divisor: Extent | None = None
+    layer_norm_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    rescale_every: int | None = None
+    tie_word_embeddings: bool | None = None
+    eos_token_id: TokenIds = None
+    bos_token_id: Count | None = None
+    pad_token_id: Count | None = None
+
+
+class GenerationConfig(Schema):
+    """``generation_config.json``, which transformers' ``generate`` heeds."""
+
+    eos_token_id: TokenIds = None
+    bos_token_id: Count | None = None
+    pad_token_id: Count | None = None
+
+
+class AddedToken(Schema):
+    """A token in ``tokenizer_config.json``, with the rules by which text becomes it left out."""
+
+    content: str
+
+
+class TokenizerConfig(Schema):
+    """``tokenizer_config.json``."""
+
+    eos_token: str | AddedToken | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a folder's files state: ``config`` of the model, ``tokens`` of its special tokens."""
+
+    config: FolderConfig = field(default_factory=FolderConfig)
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
+
+    @property
+    def stated(self) -> dict[str, int | str]:
+        """Those of ``STATED`` that are there, and the ``model_type`` where it has a number; 0 and null leave them to the
+        tensors."""
+        found = {name: value for name in STATED if (value := getattr(self.config, name))}
+        architecture = ARCHITECTURE.search(self.config.model_type or "")
+        return found | ({"model_type": f"rwkv{architecture[1]}"} if architecture and architecture[1] else {})
+
+
+def read_facts(folder: Path, own: bool) -> Facts | None:
+    """What the files beside weights in a folder state; None where there is no ``config.json``, or where it is of another
+    architecture and the weights are not the folder's ``own``, by their name. Raises UserError for one that does not fit,
+    and for an adapter, which changes the weights."""
+    if own and (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{folder} holds a PEFT adapter ({ADAPTER_CONFIG}), which changes the model's weights; merge the two first "
+            "(merge_and_unload) and save the whole model."
+        )
+    if not (folder / CONFIG).is_file():
+        return None
+    config = read(FolderConfig, folder / CONFIG, ADVICE)
+    if config.model_type and not ARCHITECTURE.search(config.model_type):
+        if not own:
+            return None
+        raise UserError(
+            f"{folder / CONFIG} is of a model of the type {config.model_type!r}, expected one of RWKV's; get the "
+            "config.json of these weights, or move them to a folder of their own."
+        )
+    return Facts(config, _special_tokens(folder, config))
+
+
+def _special_tokens(folder: Path, config: FolderConfig) -> SpecialTokens:
+    """``generation_config.json`` goes before ``config.json``, as in transformers; a text ends at what either names, and where
+    none does, at the tokenizer's end."""
+    generation = GenerationConfig()
+    if (folder / GENERATION_CONFIG).is_file():
+        generation = read(GenerationConfig, folder / GENERATION_CONFIG, ADVICE)
+    end = tuple(dict.fromkeys((*_ids(config.eos_token_id), *_ids(generation.eos_token_id))))
+    return SpecialTokens(
+        end=end,
+        end_text=None if end else _end_text(folder / TOKENIZER_CONFIG),
+        begin=config.bos_token_id if generation.bos_token_id is None else generation.bos_token_id,
+        padding=config.pad_token_id if generation.pad_token_id is None else generation.pad_token_id,
+    )
+
+
+def _ids(given: TokenIds) -> tuple[int, ...]:
+    return () if given is None else (given,) if isinstance(given, int) else given
+
+
+def _end_text(path: Path) -> str | None:
+    token = read(TokenizerConfig, path, ADVICE).eos_token if path.is_file() else None
+    return token.content if isinstance(token, AddedToken) else token
