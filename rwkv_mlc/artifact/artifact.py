@@ -11,9 +11,9 @@ import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from ..escaping import listed
+from ..escaping import listed, shortened
 from ..quantization.schemes import Scheme, get_scheme
-from ..regular_files import check_inside
+from ..regular_files import check_inside, check_name
 from ..schema import ChatConfig, LibraryRecord
 from ..typed_json import read
 from .disk import digest
@@ -42,6 +42,12 @@ class Artifact:
         Raises UserError when the folder is no artifact, and for a damaged, missing or unknown part of one; checksums
         are computed at the first opening and remembered in a small file beside the shards."""
         path = Path(path)
+        try:
+            check_name(path)
+        except OSError as error:
+            raise UserError(
+                f"{shortened(str(path))} is no path ({error.strerror}); name an artifact's folder."
+            ) from None
         if path.name == PARAMS and (path / CHAT_CONFIG).is_file():
             path = path.resolve().parent
         params = path / PARAMS

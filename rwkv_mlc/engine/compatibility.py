@@ -12,6 +12,7 @@ from pathlib import Path
 from ..artifact import LibraryRecord
 from ..errors import UserError
 from ..machine.cpu_features import host_architecture, host_features
+from ..regular_files import size_of
 from ..schema import LibraryMetadata
 from ..typed_json import LARGEST_FILE
 from .older_libraries import described
@@ -28,8 +29,12 @@ def _check_elf(path: Path, architecture: str) -> None:
     """Raises UserError for what the system would refuse, die of or run although it is no library of ours: another kind of
     file, one for another CPU, one that was cut, one that TVM did not write."""
     again = "build it again"
+    try:
+        size = size_of(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {again}.") from None
     with open(path, "rb") as file:
-        size, head = path.stat().st_size, file.read(HEADER.size)
+        head = file.read(HEADER.size)
         if len(head) < HEADER.size or not head.startswith(b"\x7fELF"):
             raise UserError(f"{path} is no shared library; {again}.")
         _, bits, order, *_, kind, machine, _, _, segments, _, _, _, entry, count, _, _, _ = HEADER.unpack(head)

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
-from ..regular_files import size_of
+from ..escaping import shortened
+from ..regular_files import check_name, size_of
 from . import hub, huggingface, pth, rwkv_cpp
 from .checkpoint import Checkpoint, LazyTensor
 from .folder import Facts, read_facts
@@ -29,6 +30,10 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     when the source is missing, damaged, of an unknown format, or would run code."""
     if SURROGATE.search(source):
         raise UserError(f"The path {source} is not UTF-8; rename the file or folder.")
+    try:
+        check_name(Path(source))
+    except OSError as error:
+        raise UserError(f"{shortened(source)} is no path ({error.strerror}); give a checkpoint's.") from None
     path, name = Path(source), Path(os.path.abspath(source))  # noqa: PTH100  links keep their names
     model = name.name if path.is_dir() else name.parent.name
     if not path.exists():

@@ -15,6 +15,7 @@ from rwkv_mlc.artifact import Artifact, BuildRecord, add_library
 from rwkv_mlc.artifact.disk import beside, check_output, staging
 from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.weights import open_checkpoint
 from support.limited import outcome
 
 INSPECT = (
@@ -179,3 +180,11 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(tmp_path, m
         with staging(folder):
             raise AssertionError("the work began")
     assert [path.name for path in folder.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 2500, "x\0y"])
+def test_paths_that_cannot_be(path):
+    with pytest.raises(UserError, match="is no path"):
+        Engine(path)
+    with pytest.raises(UserError, match="is no path"):
+        open_checkpoint(path)

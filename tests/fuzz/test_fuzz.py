@@ -8,8 +8,8 @@ from fuzz import seeds
 from fuzz.campaign import Campaign
 from fuzz.targets import TARGETS
 
-CASES = 40
-SLOW = {"chat": 20, "command": 25, "library": 25, "objects": 25, "target": 25}
+CASES = 80
+SLOW = dict.fromkeys(("chat", "command", "library", "objects", "target"), 40)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from rwkv_mlc.errors import UserError
 from .targets import TARGETS, Place
 
 SECONDS = 10  # of the CPU
-BYTES = 3 << 30  # beside what a process with TVM's runtime has
+BYTES = 1 << 30  # of memory that a case may take
+ADDRESSES = 12 << 30  # beside what the process has mapped: what asks for more is refused it
 
 
 class Hang(BaseException):
@@ -33,6 +34,7 @@ def hang(number: int, frame: FrameType | None) -> None:
 
 def run(name: str, number: int, place: Place) -> dict[str, str] | None:
     """A finding, None for a result or a UserError."""
+    before = peak()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         TARGETS[name](place, random.Random(f"{name} {number}"))
@@ -50,7 +52,14 @@ def run(name: str, number: int, place: Place) -> dict[str, str] | None:
         }
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+    if (taken := peak() - before) > BYTES:
+        return {"what": f"{taken / 1e9:.1f} GB of memory", "where": name, "trace": ""}
     return None
+
+
+def peak() -> int:
+    """The most bytes of memory that the process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def main(seeds: str) -> None:
@@ -58,16 +67,12 @@ def main(seeds: str) -> None:
     signal.signal(signal.SIGPROF, hang)
     answers = os.fdopen(os.dup(1), "w")  # commands may close or print to the standard ones
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + BYTES
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESSES, mapped + ADDRESSES))
     with tempfile.TemporaryDirectory() as scratch:
         place = Place(Path(seeds), Path(scratch))
-        limited = False
         for line in sys.stdin:
             name, number = json.loads(line)
-            if not limited and name not in ("chat", "command", "target"):
-                resource.setrlimit(resource.RLIMIT_AS, (limit + (8 << 30), limit + (8 << 30)))
-                limited = True
             print(json.dumps(run(name, number, place)), file=answers, flush=True)
 
 
