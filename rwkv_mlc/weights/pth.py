@@ -254,10 +254,6 @@ def _lazy_tensor(archive: Archive, name: Any, value: Any) -> LazyTensor:
         raise UserError(
             f"{archive.path} holds {shortened(name)} as {value.dtype}; expected float64, float32, float16 or bfloat16 weights."
         )
-    if value.dtype in OTHER_TYPES:
-        raise UserError(
-            f"{archive.path} holds {name} as {value.dtype}; expected float64, float32, float16 or bfloat16 weights."
-        )
     if not _is_sound(value):
         raise UserError(f"{archive.path} describes the tensor {shortened(name)} wrongly; download it again.")
     stored = np.dtype(STORED_TYPES[value.dtype])

@@ -127,6 +127,8 @@ def write(folder: Path, artifact: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     (folder / "model.bin").write_bytes(rwkv_cpp(tensors))
     (folder / "config.json").write_text('{"model_type": "rwkv5", "context_length": 64, "head_size_divisor": 8}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 5], "bos_token_id": 0, "pad_token_id": 0}')
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>", "special": true}}')
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "vocab.txt").write_text(

@@ -83,16 +83,28 @@ def rwkv_cpp(place: Place, draw: random.Random) -> None:
 
 def folder(place: Place, draw: random.Random) -> None:
     """A Hugging Face folder whose configuration, index or vocabulary was changed."""
+    from rwkv_mlc.models import resolve
+    from rwkv_mlc.tokenizer import find_vocabulary, load_tokenizer
+    from rwkv_mlc.weights import open_checkpoint
+
     target = place.scratch / "folder"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     shutil.copyfile(place.seeds / "model.safetensors", target / "model.safetensors")
-    names = {"config.json": "config.json", "index.json": "model.safetensors.index.json"}
+    names = {
+        "config.json": "config.json",
+        "index.json": "model.safetensors.index.json",
+        "generation_config.json": "generation_config.json",
+        "tokenizer_config.json": "tokenizer_config.json",
+        "tokenizer.json": "tokenizer.json",
+    }
     chosen = draw.choice(list(names))
     for seed, name in names.items():
         data = place.seed(seed)
         (target / name).write_bytes(mutations.json_of(data, draw) if seed == chosen else data)
     model(target)
+    checkpoint = open_checkpoint(str(target))
+    load_tokenizer(find_vocabulary(checkpoint, resolve(checkpoint)[0]))
 
 
 def vocabulary(name: str, change: Change, place: Place, draw: random.Random) -> None:
