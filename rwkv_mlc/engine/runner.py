@@ -126,7 +126,7 @@ class Runner:
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position."""
-        return view(self.call(function, sequences, state, slots))[0]
+        return view(self.call(function, sequences, state, slots)).reshape(-1, self.config.vocab_size)
 
 
 def open_library(library: Path, device: Device) -> tuple[Module, Module, LibraryMetadata]:
