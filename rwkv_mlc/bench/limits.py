@@ -60,9 +60,9 @@ class GemmPeak:
         a CPU without it, and by the library itself on other devices."""
         device = engine.runner.device
         if device == CPU:
-            return _by_torch(device, engine.runner.threads) if HAS_TORCH else _by_numpy()
+            return _by_torch(device, engine.runner.pool.threads) if HAS_TORCH else _by_numpy()
         if device.type == "cuda" and _torch_has_cuda():
-            return _by_torch(device, engine.runner.threads)
+            return _by_torch(device, engine.runner.pool.threads)
         return _by_library(engine)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.engine import Engine
-from ..engine.threads import start_threads
 from ..errors import UserError
 from ..machine.memory import available_memory
 from ..models import Parameter
 from .answers import time_answers
 from .breakdown import breakdown as time_breakdown
+from .busy import busy_processes
 from .limits import GemmPeak, read_bandwidth
 from .memory import device_memory, peak_memory
 from .prefill_error import prefill_error
@@ -35,17 +35,32 @@ def bench(
     batch: int = 1,
     threads: int | None = None,
     breakdown: bool = False,
+    busy: int = 0,
 ) -> dict:
     """Load an artifact and time it; the keys are those of docs/benchmarks.md.
 
     ``prefill`` are prompt lengths, ``decode`` the least number of single-token steps, ``batch`` the sequences decoded
-    together; ``breakdown`` adds where the time goes. Raises UserError for a count below 1."""
+    together; ``threads`` run the kernels on a CPU; ``breakdown`` adds where the time goes; ``busy`` other processes burn a
+    core each while anything is timed. Raises UserError for a count below 1, and for less than none of these processes."""
     if min([*prefill, decode, batch, 1 if threads is None else threads]) < 1:
         raise UserError("Lengths, steps, batch and threads must be at least 1.")
-    if threads:
-        start_threads(threads)
+    if busy < 0:
+        raise UserError("There can be no fewer than 0 busy processes.")
+    with busy_processes(busy):
+        return _bench(path, device, prefill, decode, batch, threads, breakdown) | {"busy": busy}
+
+
+def _bench(
+    path: Path | str,
+    device: str,
+    prefill: Sequence[int],
+    decode: int,
+    batch: int,
+    threads: int | None,
+    breakdown: bool,
+) -> dict:
     began = time.perf_counter()
-    engine = Engine(path, device)
+    engine = Engine(path, device, threads=threads)
     engine.prefill([1], engine.new_state())
     load_seconds = time.perf_counter() - began
 
@@ -69,7 +84,8 @@ def bench(
         "quantization": engine.artifact.scheme.name,
         "random_weights": engine.artifact.record.source_format == "random",
         "device": str(engine.runner.device),
-        "threads": engine.runner.threads,
+        "threads": engine.runner.pool.threads,
+        "thread_pool": engine.runner.pool.owner,
         "load_seconds": load_seconds,
         "peak_memory_bytes": memory,
         "peak_memory_of": "process" if on_device is None else "device",

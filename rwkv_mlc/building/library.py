@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -58,8 +59,18 @@ def compile_library(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / library_name(name, target.name, suffix)
         export_library(executable, target, built, progress)
+        if target.family == "cpu":
+            _make_threads_ready()
         features, activations = list(target.features), options.prefill_activations
         return add_library(folder, built, target.name, target.attributes, features, activations)
+
+
+def _make_threads_ready() -> None:
+    """Build the thread pool here, where there is a C++ compiler, which the machine that runs the library may lack."""
+    from ..engine.threads import LIBRARY
+
+    with contextlib.suppress(UserError):  # the engine, which can do without, says why
+        LIBRARY.build()
 
 
 def _suffix(target: CompileTarget, options: BuildOptions) -> str:

@@ -34,7 +34,9 @@ def add_parser(subparsers) -> None:
         help="at least this many single tokens",
     )
     parser.add_argument("--batch", type=integer(1), default=1, metavar="N", help="sequences decoded together")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (all cores)")
+    parser.add_argument(
+        "--busy", type=integer(0), default=0, metavar="N", help="other processes that burn a core meanwhile"
+    )
     parser.add_argument("--breakdown", action="store_true", help="add where the time goes")
     parser.add_argument("--json", type=named_path, metavar="FILE", help="write the figures as JSON")
     parser.set_defaults(run=run)
@@ -51,7 +53,14 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.json)
     with Console(stderr=True).status("Timing..."):
         result = bench(
-            args.model, args.device, args.prefill, args.decode, args.batch, args.threads, breakdown=args.breakdown
+            args.model,
+            args.device,
+            args.prefill,
+            args.decode,
+            args.batch,
+            args.threads,
+            args.breakdown,
+            args.busy,
         )
     if args.json:
         write_json(args.json, result)
@@ -66,9 +75,12 @@ def _print(result: dict) -> None:
     console = Console(markup=False)
     slowest, fastest = (limit(result["decode"]["read_bandwidth"]) / 1e9 for limit in (min, max))
     device = result["device"]
-    where = f"{result['threads']} threads; this machine" if device.startswith("cpu") else f"on {device}, which"
+    threads = f"{result['threads']} thread{'s' * (result['threads'] != 1)}"
+    threads += " of TVM's pool" * (result["thread_pool"] == "tvm")
+    where = f"{threads}; this machine" if device.startswith("cpu") else f"on {device}, which"
+    beside = f" beside {result['busy']} busy processes" if result["busy"] else ""
     console.print(
-        f"{result['model']}, {where} reads {result['read_bandwidth'] / 1e9:.1f} GB/s "
+        f"{result['model']}{beside}, {where} reads {result['read_bandwidth'] / 1e9:.1f} GB/s "
         f"({slowest:.1f} to {fastest:.1f} while decoding) and multiplies {result['gemm_peak'] / 1e9:.0f} GFLOP/s "
         f"({result['gemm_peak_of']})",
         highlight=False,

@@ -58,7 +58,7 @@ class Session:
 
     def __init__(self, args: argparse.Namespace):
         """Raises UserError for a model that cannot be loaded, and for bad settings."""
-        self.device, self.system, self.model = args.device, args.system, args.model
+        self.device, self.threads, self.system, self.model = args.device, args.threads, args.system, args.model
         self.settings = options.given_settings(args)
         self.interrupted = False
         self.load_model(self.model)
@@ -107,7 +107,7 @@ class Session:
         """Raises UserError for an unknown command and for what the command refuses."""
         commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: print(HELP),
-            "/stats": lambda _: print(self.chat.engine.stats),
+            "/stats": lambda _: print(options.speed(self.chat.engine)),
             "/reset": self._reset,
             "/reload": lambda path: self.load_model(_path(path) if path else self.model),
             "/set": self._set,
@@ -127,7 +127,7 @@ class Session:
         from ..engine.engine import Engine
 
         print("Loading model...", flush=True)
-        engine = Engine(path, self.device, self._progress())
+        engine = Engine(path, self.device, self._progress(), self.threads)
         print(f'Use MLC config: "{engine.artifact.path / PARAMS / CHAT_CONFIG}"')
         print(f'Use model weights: "{engine.artifact.path / PARAMS / TENSOR_INDEX}"')
         print(f'Use model library: "{engine.library.path}"')

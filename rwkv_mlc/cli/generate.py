@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save_state:
         check_output(args.save_state)
     prompt = _prompt(args)
-    engine = Engine(args.model, args.device, options.prompt_progress())
+    engine = Engine(args.model, args.device, options.prompt_progress(), args.threads)
     settings = options.given_settings(args)
     if args.chat:
         chat = Chat(engine, chat_params(engine, **settings))
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         print(flush=True)
     if args.stats:
         counts = f"prompt: {len(answer.prompt)} tokens, answer: {len(answer.tokens)} tokens ({answer.finish_reason})"
-        print(f"{counts}, seed: {answer.seed}, {engine.stats}", file=sys.stderr)
+        print(f"{counts}, seed: {answer.seed}, {options.speed(engine)}", file=sys.stderr)
     if args.save_state:
         if not args.chat:
             answer.read_rest()

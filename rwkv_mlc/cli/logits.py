@@ -27,6 +27,6 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.logits import write_logits
 
     check_output(args.out)
-    engine = Engine(args.model, args.device)
+    engine = Engine(args.model, args.device, threads=args.threads)
     write_logits(engine, args.tokens or engine.encode(args.prompt), args.out, one_by_one=args.decode)
     return 0

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .arguments import named_path
+from .arguments import integer, named_path
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
 
 SAMPLING = {
     "temperature": (float, "0 takes the likeliest token"),
@@ -35,6 +38,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="cpu, cuda, metal, vulkan or opencl, the second of several as cuda:1; auto is the best one here that the "
         "artifact has a library for",
     )
+    parser.add_argument(
+        "--threads",
+        type=integer(1, 256),
+        metavar="N",
+        help="threads of the kernels on a CPU, instead of one a core that is allowed",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +59,12 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The sampling settings that the command line gives, by the names of ``SamplingParams``."""
     settings = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     return settings | ({"stop": tuple(args.stop)} if args.stop else {})
+
+
+def speed(engine: Engine) -> str:
+    """How fast it was, and on a CPU with which threads."""
+    on_cpu = engine.runner.device.type == "cpu"
+    return f"{engine.stats}, {engine.runner.pool}" if on_cpu else str(engine.stats)
 
 
 def prompt_progress() -> Callable[[int, int], None]:

@@ -70,9 +70,10 @@ class Chooser:
             arrays = view(call)[0]
             return [_sample(sampler, arrays[row]) for sampler, row in zip(samplers, rows)]
         device = self.runner.device
-        self.runner.memory.make_room(FUNCTION, 0, len(samplers))
         inputs = requests_of(samplers, rows)  # alive until the tokens are there
-        tokens = view(self.function(call, *(lend(array, device) for array in inputs), self.padding)).tolist()
+        with self.runner.calling:
+            self.runner.memory.make_room(FUNCTION, 0, len(samplers))
+            tokens = view(self.function(call, *(lend(array, device) for array in inputs), self.padding)).tolist()
         return [
             _count(sampler, token) if token >= 0 else _sample(sampler, view(call)[0, row])
             for sampler, token, row in zip(samplers, tokens, rows)

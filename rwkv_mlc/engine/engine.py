@@ -64,13 +64,20 @@ class Engine:
     ``stats`` adds up over all calls. A ``State`` belongs to the caller: calls update the one they are given in place.
     """
 
-    def __init__(self, path: Path | str, device: str = "auto", progress: Callable[[int, int], None] | None = None):
+    def __init__(
+        self,
+        path: Path | str,
+        device: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+        threads: int | None = None,
+    ):
         """Load ``dist/<model>-<quantization>`` for ``device``: "cpu", "cuda", "metal", "vulkan", "opencl", or one of
         several such as "cuda:1". "auto" takes the best that this machine has and the artifact a library for.
 
-        ``progress(read, total)`` is called after each chunk of a prompt; an exception from it ends the reading. Raises
-        UserError for a device that is not there, a damaged artifact, one without a library for the device, and a library
-        that this CPU or this version of TVM cannot run."""
+        ``progress(read, total)`` is called after each chunk of a prompt; an exception from it ends the reading. ``threads``
+        run the kernels on a CPU, in all engines of the process; where not given, as many as ``start_threads`` says. Raises
+        UserError for a device that is not there, a damaged artifact, one without a library for the device, a library that
+        this CPU or this version of TVM cannot run, and a number of threads that cannot be."""
         check_name(device)
         self.progress = progress
         self.artifact = Artifact.open(path)
@@ -81,7 +88,7 @@ class Engine:
         settings = self.artifact.chat_config
         self.prefill_chunk = settings.prefill_chunk_size
         stored = self.artifact.stored_tensors()
-        self.runner = Runner(self.library.path, stored, open_device(device), self.prefill_chunk)
+        self.runner = Runner(self.library.path, stored, open_device(device), self.prefill_chunk, threads)
         config = self.artifact.config
         compiled = dataclasses.replace(self.runner.config, context_length=config.context_length, float32=config.float32)
         if compiled != config:

@@ -18,10 +18,10 @@ from ..errors import UserError
 LOCK, SUM = "lock", ".sha256"
 
 
-def kept_library(folder: Path, file: str, title: str, compile_in: Callable[[Path], Path]) -> Path:
+def kept_library(folder: Path, file: str, title: str, compile_in: Callable[[Path], Path], say: bool = True) -> Path:
     """The library ``file`` of a folder of the cache, which is built where it is not there or not as it was built: its SHA-256
     lies beside it. ``compile_in`` builds it in the folder that it is given and returns its path there; ``title`` names it
-    in messages. What a build that died has left is removed.
+    in messages, such as that it is built, which ``say`` asks for. What a build that died has left is removed.
 
     Raises OSError where the folder cannot be written, and UserError where others could have written into it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,7 +32,8 @@ def kept_library(folder: Path, file: str, title: str, compile_in: Callable[[Path
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
         if not _is_whole(library, checksum):
-            print(f"{title} is built, which is needed once and takes a minute...", file=sys.stderr, flush=True)
+            if say:
+                print(f"{title} is built, which is needed once and takes a minute...", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 built = compile_in(Path(scratch))
                 written = Path(scratch) / checksum.name

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -67,21 +68,28 @@ class Runner:
 
     ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
     library's metadata asks for, and put onto ``device``, where states live as well. ``chunk`` is how many tokens a call has
-    at most as a rule: what such a call takes is kept for those that follow. ``uses_graphs`` says whether ``decode``
-    goes through a CUDA graph, where the library has that form; ``metadata`` is what the library says of itself. Raises
-    UserError for tensors that are missing, that the library does not know, or of another shape or dtype, and for a library of
-    another interface or without one of its functions."""
+    at most as a rule: what such a call takes is kept for those that follow. ``threads`` run the kernels on a CPU, as
+    ``start_threads`` says; ``pool`` is what it gave. ``uses_graphs`` says whether ``decode`` goes through a CUDA graph,
+    where the library has that form; ``metadata`` is what the library says of itself. Raises UserError for tensors that are
+    missing, that the library does not know, or of another shape or dtype, and for a library of another interface or without
+    one of its functions."""
 
     def __init__(
-        self, library: Path, parameters: Mapping[str, Stored], device: Device = CPU, chunk: int = PREFILL_CHUNK
+        self,
+        library: Path,
+        parameters: Mapping[str, Stored],
+        device: Device = CPU,
+        chunk: int = PREFILL_CHUNK,
+        threads: int | None = None,
     ):
         self.device = device
+        self.pool = start_threads(threads)  # before the library, which asks for it when it is loaded
         self.executable, self.vm, self.metadata = open_library(library, device)
         self.uses_graphs = self.vm.implements_function(FUNCTION)
         self.config = self.metadata.config
         _check_parameters(library, self.metadata.params, parameters)
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
-        self.threads = start_threads()
+        self.calling = Lock()  # the virtual machine takes one call at a time
         self.functions = {name: self.vm[name] for name in self.metadata.functions}
         self.memory = CallMemory(self.metadata, chunk)
 
@@ -112,11 +120,12 @@ class Runner:
         ends = list(accumulate(map(len, sequences)))
         chosen = range(len(sequences)) if slots is None else slots
         inputs = [np.array(values, np.int32) for values in (tokens, ends, chosen)]  # alive until the logits are there
-        if function == "decode" and self.uses_graphs:
-            state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
-            return duplicate(state.graph(inputs))
-        self.memory.make_room(function, len(tokens), len(sequences))
-        return self.functions[function](*(lend(array, self.device) for array in inputs), state.packed, self.params)
+        with self.calling:
+            if function == "decode" and self.uses_graphs:
+                state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
+                return duplicate(state.graph(inputs))
+            self.memory.make_room(function, len(tokens), len(sequences))
+            return self.functions[function](*(lend(array, self.device) for array in inputs), state.packed, self.params)
 
     def run(
         self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int] | None = None
@@ -125,7 +134,8 @@ class Runner:
 
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
-        logits after each sequence's last token; ``score`` returns [T, V], those at every position."""
+        logits after each sequence's last token; ``score`` returns [T, V], those at every position. Calls of several threads
+        take turns."""
         return view(self.call(function, sequences, state, slots)).reshape(-1, self.config.vocab_size)
 
 

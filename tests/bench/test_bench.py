@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 
-from rwkv_mlc import Engine
+from rwkv_mlc import Engine, UserError
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.bench import limits, timing
 from rwkv_mlc.bench.breakdown import NORMS, Argument, KernelCall, Rows, breakdown
+from rwkv_mlc.bench.busy import busy_processes
 from rwkv_mlc.bench.memory import peak_memory
 from rwkv_mlc.bench.speed import bench, operations_of, own_text
 from rwkv_mlc.bench.timing import Compared, Timing, is_enough
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.engine import threads
 from rwkv_mlc.engine.tvm_runtime import to_numpy
 from rwkv_mlc.graph.ops import gpu
 from support.breakdown import check_parts
@@ -69,6 +72,26 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
         rows = found[f"prefill {length}"]["groups"]
         operations = sum(row["operations"] for row in rows if row["group"] != "head")
         assert operations == pytest.approx(work * length)
+
+
+def test_bench_beside_busy_processes(demo, quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(threads, "_count", None)  # and what it was, afterwards
+    file = tmp_path / "bench.json"
+    options = ["--prefill", "3", "--decode", "2", "--busy", "2", "--threads", "1", "--json", str(file)]
+    assert main(["bench", str(demo), *options]) == 0
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert (result["busy"], result["threads"], result["thread_pool"]) == (2, 1, threads.start_threads().owner)
+    assert "beside 2 busy processes, 1 thread" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="no fewer than 0 busy processes"):
+        bench(demo, busy=-1)
+
+
+def test_busy_processes_compute_and_end():
+    with busy_processes(2) as processes:
+        assert len({process.pid for process in processes}) == 2
+        time.sleep(0.5)
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.returncode for process in processes)
 
 
 def test_bench_on_a_gpu(quick, monkeypatch, tmp_path, capsys):

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -192,9 +193,9 @@ def test_mistakes_cost_one_line_and_the_chat_goes_on(monkeypatch, capsys, recite
 def test_stats_reset_help(monkeypatch, capsys, reciter):
     out, err = chat(monkeypatch, capsys, "/stats\n/reset\n/help\n", reciter)
     assert err == "" and out[1] == "RESET CHAT SUCCESS"
-    prefill, decode = out[0].split(", ")
+    prefill, decode, threads = out[0].split(", ", 2)
     assert float(prefill.removeprefix("prefill: ").removesuffix(" tok/s")) > 0
-    assert decode == "decode: 0.0 tok/s"
+    assert decode == "decode: 0.0 tok/s" and re.match(r"\d+ threads?\b", threads)
     assert [line.split()[0] for line in out[3:] if line.startswith("  /")] == [
         f"/{name}" for name in ("help", "exit", "stats", "reset", "reload", "set", "save", "load")
     ]
