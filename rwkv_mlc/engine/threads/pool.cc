@@ -36,7 +36,7 @@ constexpr microseconds kAnswer{2};          // within which a worker that is rea
 constexpr microseconds kAwake{100};         // and one that slept
 constexpr int kRefusals = 6;                // offers without an answer in turn: the worker has no processor
 constexpr microseconds kLost{200};          // a wait of that length, and of a quarter of the launch: it has lost it,
-constexpr milliseconds kWorthwhile{10};     // which holds the others up for some 4, and may happen so often
+constexpr milliseconds kWorthwhile{20};     // which holds the others up for some 4, and may happen so often
 constexpr milliseconds kLeastAbsence{2};    // after a loss that came sooner,
 constexpr milliseconds kMostAbsence{2000};  // and after many
 constexpr milliseconds kTrial{50};          // of absence, until the worker looks whether there is a processor for it
