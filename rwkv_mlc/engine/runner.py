@@ -34,6 +34,9 @@ from .tvm_runtime import (
     virtual_machine,
 )
 
+# A virtual machine takes one call at a time, and all of a process have one memory, which a call may clear.
+CALLING = Lock()
+
 
 @dataclass
 class State:
@@ -89,7 +92,7 @@ class Runner:
         self.config = self.metadata.config
         _check_parameters(library, self.metadata.params, parameters)
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
-        self.calling = Lock()  # the virtual machine takes one call at a time
+        self.calling = CALLING
         self.functions = {name: self.vm[name] for name in self.metadata.functions}
         self.memory = CallMemory(self.metadata, chunk)
 

@@ -150,7 +150,7 @@ def test_the_processors_that_a_process_may_use(demo):
 
 @linux_only
 def test_forty_callers_leave_no_thread(demo):
-    """Four engines at a time, each for ten callers in turn."""
+    """Four engines, whose calls take turns."""
     needs_own_pool()
     assert run(demo, CALLERS, **{threads.THREADS: "3"}) == "1 41 0"
 

@@ -28,8 +28,8 @@ using Duration = Clock::duration;
 
 constexpr int kMost = 256;                  // threads
 constexpr int kLooks = 16;                  // between two readings of the clock
-constexpr microseconds kLooking{50};        // at what another thread is to change, in the midst of a launch,
-constexpr microseconds kIdleLooking{100};   // and between launches, before others may run
+constexpr microseconds kLooking{150};       // at what another thread is to change, in the midst of a launch,
+constexpr microseconds kIdleLooking{400};   // and between launches, before others may run
 constexpr microseconds kYielding{100};      // of letting others run, in the midst of a launch, before it sleeps,
 constexpr milliseconds kIdle{5};            // and between launches
 constexpr microseconds kAnswer{2};          // within which a worker that is ready answers an offer,
