@@ -57,6 +57,15 @@ def test_no_generation_and_no_scheme_is_left_out():
 on_vulkan = pytest.mark.parametrize("on_gpu", ["vulkan"], indirect=True)
 
 
+@on_vulkan
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_a_time_mixing_of_its_own_size(generation, on_gpu, within):
+    model = on_gpu(synthetic_checkpoint(generation, layers=1, head_size=32, attention_size=192), "q0f32")
+    expected = model.reference(TOKENS)
+    within("score", error(model.score(TOKENS), expected), FULL)
+    within("decode", error(model.decode(TOKENS), expected), FULL)
+
+
 @pytest.mark.parametrize("on_gpu, generation, scheme", MATRIX, indirect=["on_gpu"])
 def test_logits(generation, scheme, on_gpu, within):
     """Prefilled at once, token by token, and in a batch whose sequences have slots of their own."""
