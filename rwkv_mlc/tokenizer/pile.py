@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tokenizers
+from pydantic import StringConstraints
 
 from ..errors import UserError
-from ..escaping import shortened
+from ..escaping import listed, shortened
 from ..regular_files import read_bytes
+from ..typed_json import Schema, read
 from .base import END_OF_TEXT, Tokenizer
 
 LARGEST_FILE = 64 << 20  # bytes; the Pile's own has two of them
@@ -47,6 +49,7 @@ class PileTokenizer(Tokenizer):
                 f"{path} is not a byte-level BPE vocabulary: {problem}; expected one like 20B_tokenizer.json, or a World "
                 "vocabulary."
             )
+        _check_config(path.with_name("tokenizer_config.json"), self._bpe)
         self._bpe.no_truncation()
         self._bpe.no_padding()
         added, own = self._bpe.get_added_tokens_decoder(), self._bpe.get_vocab(with_added_tokens=False)
@@ -133,6 +136,33 @@ def _why_not_byte_level(tokenizer: tokenizers.Tokenizer) -> str | None:
     if bare != whole:
         return f"its post-processor adds tokens to every text (ids {whole} for 'a')"
     return None
+
+
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+
+
+class AddedToken(Schema):
+    content: str
+
+
+class TokenizerConfig(Schema):
+    """``tokenizer_config.json``, whose added tokens transformers adds to those of ``tokenizer.json``."""
+
+    added_tokens_decoder: dict[TokenId, AddedToken] | None = None
+
+
+def _check_config(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    if not path.is_file():
+        return
+    added = read(TokenizerConfig, path, "correct it, or download it again").added_tokens_decoder or {}
+    foreign = [
+        f"{id_} ({token.content!r})" for id_, token in added.items() if tokenizer.id_to_token(int(id_)) != token.content
+    ]
+    if foreign:
+        raise UserError(
+            f"{path} adds tokens that its tokenizer.json does not have: {listed(foreign)}; save the tokenizer again with "
+            "transformers, which writes them into both."
+        )
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -15,6 +15,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from rwkv_mlc import BuildOptions, Engine, UserError, build
 from rwkv_mlc.artifact import CHAT_CONFIG, PARAMS
 from rwkv_mlc.building import gen_config
+from rwkv_mlc.building.source import with_stop_tokens
+from rwkv_mlc.engine.templates import load_template
+from rwkv_mlc.special_tokens import SpecialTokens
 from support.build_inputs import huggingface_name, write_json
 from support.synthetic import synthetic_checkpoint
 
@@ -132,6 +135,16 @@ def test_stop_token_ids_of_the_chat_config(built, tmp_path):
 def test_an_empty_prompt_is_the_token_that_begins_a_text(configured):
     engine, config = configured(config={"bos_token_id": 257, "pad_token_id": 256})
     assert engine.encode("") == [257] and (config["bos_token_id"], config["pad_token_id"]) == (257, 256)
+
+
+def test_templates_do_not_end_an_answer_at_an_id_0_that_is_a_token_like_any():
+    class OfGPT2:
+        end_ids = frozenset()
+
+    template = load_template("rwkv_world")
+    assert with_stop_tokens(template, OfGPT2(), SpecialTokens(end=(5, 6))).stop_token_ids == (5, 6)
+    OfGPT2.end_ids = frozenset({0})
+    assert with_stop_tokens(template, OfGPT2(), SpecialTokens(end=(5,))).stop_token_ids == (0, 5)
 
 
 def test_an_end_that_the_model_has_no_row_for_is_refused(configured):

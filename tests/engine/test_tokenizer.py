@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -327,6 +328,18 @@ def test_an_added_token_is_its_text_though_its_characters_stand_for_bytes_elsewh
     library.save(str(tmp_path / "tokenizer.json"))
     ours = load_tokenizer(tmp_path / "tokenizer.json")
     assert ours.decode(ours.encode("Größe ößö")) == "Größe ößö"
+
+
+def test_tokens_that_only_the_tokenizer_config_adds_are_refused(tmp_path):
+    """transformers adds them to those of the tokenizer.json."""
+    path = write_bpe(tmp_path / "tokenizer.json")
+    known = load_tokenizer(path).encode("<|im_end|>")[0]
+    beside = tmp_path / "tokenizer_config.json"
+    beside.write_text(json.dumps({"added_tokens_decoder": {str(known): {"content": "<|im_end|>"}}}), encoding="utf-8")
+    load_tokenizer(path)
+    beside.write_text(json.dumps({"added_tokens_decoder": {"300": {"content": "<|more|>"}}}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"adds tokens that its tokenizer.json does not have: 300 \('<\|more\|>'\)"):
+        load_tokenizer(path)
 
 
 def test_an_id_0_that_is_a_token_like_any(tmp_path):
