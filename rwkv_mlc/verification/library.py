@@ -48,7 +48,7 @@ class Library:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); name a library or an artifact.") from None
         except (tarfile.TarError, EOFError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}); name a library that build wrote.") from None
+            raise UserError(f"{path} cannot be read ({error}); name a library that build wrote.") from None
         if not binaries or not all(isinstance(binary, lief.ELF.Binary | lief.MachO.Binary) for binary in binaries):
             raise UserError(f"{path} is no ELF or Mach-O library and no .tar of objects; name one that build wrote.")
         exports = {name for binary in binaries for name in _defined(binary)}
