@@ -35,7 +35,9 @@ def integer(least: int = 0, most: int = LARGEST) -> Callable[[str], int]:
         except ValueError:
             number = None
         if number is None or not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, found {text[:40]!r}")
+            raise argparse.ArgumentTypeError(
+                f"expected an integer of at least {least} and at most {most}, found {text[:40]!r}"
+            )
         return number
 
     return parse

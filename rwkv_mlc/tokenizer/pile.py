@@ -42,7 +42,9 @@ class PileTokenizer(Tokenizer):
             raise UserError(f"Cannot read the vocabulary {path}: {error.strerror}.") from None
         try:
             self._bpe = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises the bare class, whatever is wrong
+        except BaseException as error:  # the library raises the bare class whatever is wrong, or panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise UserError(f"{path} is not a tokenizer.json: {shortened(str(error))}.") from None
         if problem := _why_not_byte_level(self._bpe):
             raise UserError(

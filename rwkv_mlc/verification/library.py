@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import warnings
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from ..regular_files import read_bytes
 BLOB = "__tvm_ffi__library_bin"
 CONTEXT = "__tvm_ffi__library_ctx"
 FUNCTION = "__tvm_ffi_"
-LARGEST_FILE = 1 << 30
+LARGEST_FILE, LARGEST_OBJECTS = 1 << 30, 1 << 28  # bytes
+GZIP = b"\x1f\x8b"
 
 lief.logging.disable()
 warnings.filterwarnings("ignore", r"\d+ is not a valid ", RuntimeWarning)  # of its constants, in a damaged file
@@ -92,11 +94,26 @@ class Library:
 
 def _objects(data: bytes) -> list[lief.Binary | None]:
     """Raises ValueError for a member that says to be larger than the archive is."""
+    data = _uncompressed(data)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         members = [member for member in archive.getmembers() if member.isfile()]
         if any(member.size > len(data) for member in members):
             raise ValueError("a member is larger than the archive")
         return [_parse(archive.extractfile(member).read()) for member in members]
+
+
+def _uncompressed(data: bytes) -> bytes:
+    """Raises ValueError where a little stands for more than any library has."""
+    if not data.startswith(GZIP):
+        return data
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        content = inflater.decompress(data, LARGEST_OBJECTS)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if not inflater.eof:
+        raise ValueError(f"it is cut, or holds more than {LARGEST_OBJECTS:,} bytes")
+    return content
 
 
 def _parse(data: bytes) -> lief.Binary | None:

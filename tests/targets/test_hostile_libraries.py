@@ -153,6 +153,8 @@ def member(name: str, size: int, content: bytes) -> bytes:
         member("a.o", 1 << 40, b"few"),
         member("a.o", 100, b""),
         gzip.compress(member("a.o", 1 << 20, bytes(1 << 20))),
+        gzip.compress(member("a.o", 1 << 20, bytes(1 << 20)))[:-20],
+        gzip.compress(bytes(1 << 29)),
         member("a.o", 64, b"\x7fELF" + bytes(60)),
     ],
 )

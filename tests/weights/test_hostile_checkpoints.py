@@ -7,13 +7,16 @@ import os
 import struct
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import save_file
 
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import resolve
+from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
 from support.limited import outcome
 from support.synthetic import synthetic_checkpoint
@@ -200,3 +203,16 @@ def test_tokenizer_files_of_json(tmp_path, content):
     code = "from rwkv_mlc.tokenizer import load_tokenizer; from pathlib import Path; load_tokenizer(Path(sys.argv[1]))"
     found = outcome(code, tmp_path / "tokenizer.json")
     assert found.startswith("UserError: ") and len(found) < 600
+
+
+def test_a_tokenizer_file_that_makes_its_library_panic(tmp_path, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panic(_):
+        raise PanicException("range end index 18446744073709551615 out of range")
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_buffer=panic))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a tokenizer.json: range end index"):
+        load_tokenizer(tmp_path / "tokenizer.json")
