@@ -82,7 +82,7 @@ class Dump:
             stored = load_file(folder / TENSORS)
         except OSError as error:
             raise UserError(f"The dump {folder} cannot be read ({error.strerror or error}); {advice}.") from None
-        except SafetensorError as error:
+        except (SafetensorError, ValueError) as error:  # ValueError is NumPy's, for a tensor of more axes than it has
             raise UserError(f"The dump {folder} cannot be read ({shortened(str(error))}); {advice}.") from None
         header = file.header
         graph = generation_of(header.config).values(header.config)

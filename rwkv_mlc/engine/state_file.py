@@ -51,11 +51,13 @@ def load_state(
                     f"{path} is a state of {maker}, another model than {artifact.name}; a state means something only to "
                     "the model that made it."
                 )
-            arrays = [file.get_tensor(name) for name in names]
+            found = [file.get_slice(name) for name in names]
+            if [(tuple(entry.get_shape()), entry.get_dtype()) for entry in found] != [
+                (shape, "F32") for shape in shapes
+            ]:
+                raise UserError(f"The state {path} does not have this model's shapes; it is damaged.")
+            return [file.get_tensor(name) for name in names]
     except OSError as error:
         raise UserError(f"The state {path} cannot be read: {error.strerror or error}.") from None
     except SafetensorError as error:
         raise UserError(f"The state {path} cannot be read: {shortened(str(error))}.") from None
-    if [array.shape for array in arrays] != list(shapes) or any(array.dtype != np.float32 for array in arrays):
-        raise UserError(f"The state {path} does not have this model's shapes; it is damaged.")
-    return arrays

@@ -14,6 +14,7 @@ import pytest
 from rwkv_mlc.artifact import Artifact, BuildRecord, add_library
 from rwkv_mlc.artifact.disk import beside, check_output, staging
 from rwkv_mlc.engine.engine import Engine
+from rwkv_mlc.engine.state_file import FORMAT, load_state
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.weights import open_checkpoint
 from support.limited import outcome
@@ -188,3 +189,14 @@ def test_paths_that_cannot_be(path):
         Engine(path)
     with pytest.raises(UserError, match="is no path"):
         open_checkpoint(path)
+
+
+def test_a_state_of_more_axes_than_numpy_has(artifact, tmp_path):
+    header = {
+        "__metadata__": {"format": FORMAT, "model": BuildRecord.read(artifact).source_sha256},
+        "a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]},
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "a.state").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(UserError, match="does not have this model's shapes; it is damaged"):
+        load_state(tmp_path / "a.state", Artifact.open(artifact), ["a"], [(1,)])
