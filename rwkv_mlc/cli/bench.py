@@ -35,7 +35,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--batch", type=integer(1), default=1, metavar="N", help="sequences decoded together")
     parser.add_argument(
-        "--busy", type=integer(0), default=0, metavar="N", help="other processes that burn a core meanwhile"
+        "--busy", type=integer(0, 256), default=0, metavar="N", help="other processes that burn a core meanwhile"
     )
     parser.add_argument("--breakdown", action="store_true", help="add where the time goes")
     parser.add_argument("--json", type=named_path, metavar="FILE", help="write the figures as JSON")

@@ -44,6 +44,8 @@ def assert_sentence(result: subprocess.CompletedProcess, message: str) -> None:
     "arguments, message",
     [
         (["bench", "D", "--batch", "100000000000"], "expected an integer of at least 1 and"),
+        (["bench", "D", "--threads", "10000"], "at least 1 and at most 256, found '10000'"),
+        (["bench", "D", "--busy", "1000000"], "at least 0 and at most 256, found '1000000'"),
         (["bench", "D", "--decode", "1000000000"], "at least 1 and at most 1048576"),
         (["bench", "D", "--prefill", "8,1000000000"], "expected lengths with commas between them"),
         (["compare", "A", "B", "--rtol", "nan"], "expected a number above 0, found 'nan'"),
