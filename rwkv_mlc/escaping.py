@@ -11,6 +11,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 LAYOUT = "\t\n"
 NAME_LENGTH = 100  # characters of a name in a sentence
+PROBLEMS = 32  # of one kind in a sentence: a block has fewer tensors
 MESSAGE_LENGTH = 6000  # characters of a sentence: a path may have 4096
 
 
@@ -38,3 +39,12 @@ def listed(names: Collection[str], separator: str = ", ", most: int = 8) -> str:
     shown = [shortened(name) for name, _ in zip(names, range(most))]
     more = f"{separator}and {len(names) - most:,} more" if len(names) > most else ""
     return separator.join(shown) + more
+
+
+def listed_problems(problems: Collection[str]) -> str:
+    """Problems that begin with what kind they are, such as ``missing x`` and ``unknown y``: the first of every kind."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        word = problem.partition(" ")[0]
+        kinds.setdefault(word if word in ("missing", "unknown") else "", []).append(problem)
+    return "; ".join(listed(kind, "; ", PROBLEMS) for kind in kinds.values())

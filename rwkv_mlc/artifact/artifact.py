@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from ..escaping import listed, shortened
+from ..escaping import listed, listed_problems, shortened
 from ..quantization.schemes import Scheme, get_scheme
 from ..regular_files import check_inside, check_name
 from ..schema import ChatConfig, LibraryRecord
@@ -118,7 +118,7 @@ class Artifact:
         if problems:
             raise UserError(
                 f"The parameters in {self.path / PARAMS} do not fit their configuration, {len(problems)} tensors are "
-                f"wrong: {listed(problems, '; ')}; build the artifact again."
+                f"wrong: {listed_problems(problems)}; build the artifact again."
             )
         return {name: found[name] for name in expected}
 

@@ -95,7 +95,9 @@ def _accepted(attributes: dict, host: object = None) -> Target:
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise NotAccepted(str(error).partition(". ")[0]) from None
     if "mtriple" not in (given := described.get("host", described)):
-        raise UserError(f"The target's host should be a CPU with an mtriple, through llvm, not {given['kind']!r}.")
+        raise UserError(
+            f"The target's host should be a CPU with an mtriple, through llvm, not {shortened(repr(given['kind']))}."
+        )
     return target
 
 
@@ -103,7 +105,7 @@ def _llvm(options: dict) -> CompileTarget:
     """CPUs through LLVM: this machine's, unless ``mcpu`` or ``mtriple`` says otherwise."""
     for key, kind in (("mcpu", str), ("mtriple", str), ("mattr", list)):
         if not isinstance(options.get(key, kind()), kind):
-            raise UserError(f"The target's {key} should be a {kind.__name__}, not {options[key]!r}.")
+            raise UserError(f"The target's {key} should be a {kind.__name__}, not {shortened(repr(options[key]))}.")
     attributes = {"kind": "llvm", "mtriple": codegen.llvm_get_system_triple(), **options}
     triple, mattr = attributes["mtriple"], options.get("mattr", [])
     _check_name("architecture", triple.partition("-")[0], [*codegen.llvm_get_targets(), "arm64"])
@@ -117,7 +119,9 @@ def _llvm(options: dict) -> CompileTarget:
     available = _cpu_features(target)
     for name in mattr:
         if not name.startswith("-") and name[1:] not in available:
-            raise UserError(f"The target's mattr has {name!r}; expected +feature or -feature, in LLVM's names.")
+            raise UserError(
+                f"The target's mattr has {shortened(repr(name))}; expected +feature or -feature, in LLVM's names."
+            )
     integer_dot, gemm_tile = next((dot, tile) for features, dot, tile in CPU_KERNELS if features <= available)
     return CompileTarget(
         name="llvm",
@@ -189,7 +193,7 @@ def _cuda(options: dict) -> CompileTarget:
     to what the oldest can do."""
     arch = options.get("arch")
     if arch is not None and not re.fullmatch(r"sm_\d+", str(arch)):
-        raise UserError(f"The target's arch should be like {ARCHITECTURES[0]}, not {arch!r}.")
+        raise UserError(f"The target's arch should be like {ARCHITECTURES[0]}, not {shortened(repr(arch))}.")
     limits = {**LARGE_GPU, "max_shared_memory_per_block": 48 * KIB, "arch": ARCHITECTURES[0]}
     target = _gpu(options, name="cuda", kind="cuda", limits=limits, float16_lanes=8)
     architectures = (arch,) if arch else ARCHITECTURES

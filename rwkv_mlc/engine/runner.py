@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 
 from ..errors import UserError
-from ..escaping import listed
+from ..escaping import listed, listed_problems
 from ..schema import NATIVE, PREFILL_CHUNK, LibraryMetadata, ParameterSpec
 from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
@@ -178,6 +178,6 @@ def _check_parameters(library: Path, specs: Sequence[ParameterSpec], parameters:
             problems.append(f"{name} is {stored.dtype} {list(stored.shape)}, expected {spec.dtype} {shape}")
     if problems:
         raise UserError(
-            f"The parameters do not fit {library}, {len(problems)} tensors are wrong: {listed(problems, '; ')}; build the "
+            f"The parameters do not fit {library}, {len(problems)} tensors are wrong: {listed_problems(problems)}; build the "
             "artifact again."
         )

@@ -88,9 +88,10 @@ def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWK
         raise UserError("This is not an RWKV checkpoint: it has no blocks.0.att.time_decay.")
     vocab_size, hidden_size = shapes["emb.weight"]
     layers = {int(match[1]) for match in (re.match(r"blocks\.(\d{1,9})\.", name) for name in shapes) if match}
-    if max(layers) >= len(layers):
-        lacking = next(layer for layer in range(len(layers)) if layer not in layers)
-        raise UserError(f"This is not an RWKV checkpoint: it has blocks up to {max(layers)} and no block {lacking}.")
+    if max(layers) >= len(shapes):
+        raise UserError(
+            f"This is not an RWKV checkpoint: it has a block {max(layers)} and no more than {len(shapes)} tensors."
+        )
     given = {name: getattr(options, name) for name in ("head_size_divisor", "context_length", "rescale_every")}
     found = {
         "generation": generation.name,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import UserError
-from ..escaping import listed
+from ..escaping import listed_problems
 
 ParameterRole = Literal["embedding", "matrix", "head", "low_rank", "vector"]
 Range = tuple[float, float]
@@ -78,4 +78,4 @@ def check_tensors(parameters: Iterable[Parameter], shapes: Mapping[str, tuple[in
             problems.append(f"{p.source} is {list(found)}, expected {list(expected)}")
     if problems:
         count = "1 tensor is" if len(problems) == 1 else f"{len(problems)} tensors are"
-        raise UserError(f"The checkpoint does not fit its generation, {count} wrong: {listed(problems, '; ')}.")
+        raise UserError(f"The checkpoint does not fit its generation, {count} wrong: {listed_problems(problems)}")
