@@ -240,7 +240,7 @@ def target(place: Place, draw: random.Random) -> None:
 
 
 COMMANDS = [
-    "build --model MODEL --target llvm --quantization q4f16_1 --artifact-path OUT --max-seq-len 5 --seed 1",
+    "build --model MODEL --target llvm --quantization q4f16_1 --artifact-path OUT --artifact-name x --overwrite",
     "build --model rwkv-4-world-0.1b --random-weights --rescale-every 2 --fp32-layers 0 --fp32 ffn.key --artifact-path OUT",
     "build --model MODEL --reuse-lib LIBRARY --tokenizer VOCAB --template rwkv_world --artifact-path OUT",
     "convert-weight --model MODEL --quantization q0f32 -o OUT --head-size-divisor 4",
