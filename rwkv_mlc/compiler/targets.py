@@ -242,7 +242,10 @@ def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
     if mcpu:
         options["mcpu"] = mcpu
     try:
+        json.dumps(options, ensure_ascii=False).encode()  # TVM takes no halves of characters
         return TARGETS[kind](options)
+    except UnicodeEncodeError as error:
+        raise UserError(f"The target {shortened(repr(text))} is no text ({error.reason}).") from None
     except NotAccepted as reason:
         raise UserError(
             f"TVM does not accept the target {shortened(repr(text))} ({shortened(str(reason), 300)})."

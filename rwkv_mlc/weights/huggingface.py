@@ -20,6 +20,7 @@ from ..schema import WeightIndex
 from ..typed_json import read
 from .checkpoint import LazyTensor
 
+MOST_AXES = 32
 STORED_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 INDEX = ".index.json"
@@ -81,6 +82,10 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
                     raise UserError(
                         f"{path} holds {shortened(name)} as {entry.get_dtype()}; expected float64, float32, float16 or "
                         "bfloat16 weights."
+                    )
+                if len(entry.get_shape()) > MOST_AXES:
+                    raise UserError(
+                        f"{path} holds {shortened(name)} with {len(entry.get_shape())} axes, expected at most {MOST_AXES}."
                     )
                 tensors[name] = lazy_tensor(name, tuple(entry.get_shape()), entry.get_dtype())
     except SafetensorError as error:

@@ -92,6 +92,8 @@ def test_devices_that_cannot_be(demo, device, capsys):
         '{"kind": "llvm", "mcpu": ' + "[" * 50_000 + "]" * 50_000 + "}",
         '{"kind": "llvm", "num-cores": ' + "9" * 5000 + "}",
         '{"kind": {"a": 1}}',
+        '{"kind": "llvm", "mtriple": "aarch64-linux-gnu\\udc80", "mcpu": "generic"}',
+        '{"kind": "llvm", "mcpu": [' + "1, " * 20_000 + "1]}",
     ],
 )
 def test_targets_that_cannot_be(demo, target, capsys):

@@ -216,3 +216,11 @@ def test_a_tokenizer_file_that_makes_its_library_panic(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer.json: range end index"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_tensor_of_more_axes_than_numpy_has(tmp_path):
+    weights = synthetic_checkpoint("5.2", layers=1)
+    weights["ln_out.bias"] = weights["ln_out.bias"].reshape(-1, *[1] * 40)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="holds ln_out.bias with 41 axes, expected at most 32"):
+        open_checkpoint(str(tmp_path / "model.safetensors"))
