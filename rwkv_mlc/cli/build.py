@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .arguments import integer, integers, named_path, path_or_name
+from .arguments import LARGEST, integer, integers, named_path, path_or_name
 
 
 def add_parsers(subparsers) -> None:
@@ -69,7 +69,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=named_path, help="vocabulary file or folder, where not beside the checkpoint"
     )
     parser.add_argument("--template", help="prompt template of configs/templates, where not the model's usual one")
-    parser.add_argument("--head-size-divisor", type=integer(1), help="of the heads' group norm, where not 8")
+    parser.add_argument("--head-size-divisor", type=integer(-LARGEST), help="of the heads' group norm, where not 8")
     parser.add_argument(
         "--fp32-layers",
         type=integers("layers"),
@@ -82,7 +82,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rescale-every",
-        type=integer(0),
+        type=integer(-LARGEST),
         metavar="N",
         help="halve the residual stream after every N-th layer, 0 never, where not as the checkpoint's config.json says",
     )
@@ -90,7 +90,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace an artifact that was built from another checkpoint"
     )
     parser.add_argument(
-        "--max-seq-len", type=integer(-1), default=-1, help="context length to note, where not the model's"
+        "--max-seq-len", type=integer(-LARGEST), default=-1, help="context length to note, where not the model's"
     )
 
 

@@ -53,7 +53,7 @@ def _check_elf(path: Path, architecture: str) -> None:
 
 
 def read_metadata(path: Path) -> LibraryMetadata:
-    """What a library says of itself, read off the file: the constant that its function ``_metadata`` returns, a string behind
+    """What a library says of itself, read off the file: the constant that its function ``_metadata`` returns, a string after
     its length. Nothing of it is loaded. Raises UserError where it says nothing."""
     if path.stat().st_size:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -76,8 +76,6 @@ def check_library(library: LibraryRecord) -> None:
         raise UserError(f"{library.path} is for {system} and this machine runs {sys.platform}; {again}.")
     if architecture != host_architecture():
         raise UserError(f"{library.path} is for {architecture} and this machine is {host_architecture()}; {again}.")
-    if sys.platform != "darwin":
-        _check_elf(library.path, architecture)
     features = host_features()
     missing = [] if features is None else [name for name in library.cpu_features if name not in features]
     if missing:
@@ -89,3 +87,5 @@ def check_library(library: LibraryRecord) -> None:
             f"{library.path} was built with apache-tvm {built} and {installed} is installed; build it again, or install "
             f"apache-tvm=={built}."
         )
+    if sys.platform != "darwin":
+        _check_elf(library.path, architecture)
