@@ -85,12 +85,12 @@ def test_wide_values_are_found_in_one_reading():
 
 def test_build_options_reach_the_artifact(tmp_path, capsys):
     """A choice of precision keeps the parameters, a rescale changes them; a library for the CPU goes on either way."""
-    checkpoint = tmp_path / "model.safetensors"
+    checkpoint = tmp_path / "tiny.safetensors"
     save_file(synthetic_checkpoint("4", vocab_size=97, hidden_size=64, layers=2), checkpoint)
     write_vocabulary(tmp_path / "rwkv_vocab.txt")
     command = build_command(checkpoint, tmp_path / "dist", "--quantization", "q0f32")
     assert main(command) == 0
-    folder = tmp_path / "dist" / "model-q0f32"
+    folder = tmp_path / "dist" / "tiny-q0f32"
     logits = Engine(folder).prefill(TOKENS, Engine(folder).new_state())
 
     assert main([*command, "--convert-weights-only", "--fp32-layers", "0,1", "--fp32", "ffn.key"]) == 0

@@ -124,12 +124,16 @@ def test_other_files_are_refused(shapes):
     [
         ({"emb.weight": (0, 128)}, "vocab_size as 0, expected at least 1"),
         ({"blocks.0.ffn.key.weight": (0, 128)}, "intermediate_size as 0, expected at least 1"),
-        ({"blocks.9999999.ln1.weight": (128,)}, "num_hidden_layers as 10000000, expected at most 65536"),
     ],
 )
 def test_sizes_that_no_model_has(change, message):
     with pytest.raises(UserError, match=f"checkpoint's tensors gives {message}; it is damaged or no RWKV model"):
         detect_config(shapes_of("4") | change)
+
+
+def test_layers_are_counted_before_they_are_looped_over():
+    with pytest.raises(UserError, match="it has blocks up to 9999999 and no block 3"):
+        detect_config(shapes_of("4") | {"blocks.9999999.ln1.weight": (128,)})
 
 
 def test_missing_essentials_are_listed():
