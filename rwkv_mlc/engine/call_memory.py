@@ -13,12 +13,13 @@ class CallMemory:
     """Knows what the runtime keeps of the calls of one library, and has it freed before it becomes more than ``limit`` bytes;
     a larger call leaves no more than its own memory.
 
-    ``limit`` is what the calls of one sequence take, for a ``chunk`` of a prompt and for a single token, and a twentieth of
-    the parameters."""
+    ``limit`` is what the calls of one sequence take, for a ``chunk`` of a prompt and for a single token, as far as the library
+    has functions for them, and a twentieth of the parameters."""
 
     def __init__(self, metadata: LibraryMetadata, chunk: int):
         self.functions = metadata.functions
-        calls = self.functions["prefill"].allocated(T=chunk, B=1) + self.functions["decode"].allocated()
+        alone = {name: self.functions[name] for name in ("prefill", "decode") if name in self.functions}
+        calls = sum(function.allocated(T=chunk, B=1) for function in alone.values())
         self.limit = calls + metadata.parameter_bytes // SHARE
         self.kept: dict[tuple[str, int, int], int] = {}
 

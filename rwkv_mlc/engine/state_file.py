@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..artifact import Artifact
 from ..artifact.disk import beside
@@ -28,7 +28,7 @@ def save_state(path: Path | str, artifact: Artifact, names: Sequence[str], array
     }
     try:
         with beside(Path(path)) as partial:
-            save_file(dict(zip(names, arrays)), partial, metadata)
+            partial.write_bytes(save(dict(zip(names, arrays)), metadata))  # save_file would replace a device
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"The state cannot be written to {path}: {error}.") from None
 

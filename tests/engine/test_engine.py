@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,20 @@ def test_files_that_hold_no_state(engine, tmp_path):
     for missing in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="cannot be read"):
             engine.load_state(missing)
+
+
+def test_a_state_written_into_a_pipe(engine, tokens, tmp_path):
+    """What is no file is written to and stays what it is: a device would be lost with what takes its place."""
+    pipe, state = tmp_path / "pipe", engine.new_state()
+    engine.prefill(tokens, state)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as reader:
+        read = reader.submit(pipe.read_bytes)
+        engine.save_state(state, pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    (tmp_path / "file").write_bytes(read.result())
+    for found, array in zip(engine.load_state(tmp_path / "file").arrays(), state.arrays(), strict=True):
+        np.testing.assert_array_equal(found, array)
 
 
 @pytest.mark.parametrize("name", ["", ".", "none/a.state", "file/a.state"])

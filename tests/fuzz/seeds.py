@@ -61,17 +61,23 @@ def pickled(tensors: dict[str, np.ndarray]) -> bytes:
     import sys
     import types
 
-    for kind in (_FLOAT, _REBUILD):  # the pickler asks whether they are where they say
-        module = sys.modules.setdefault(kind.__module__, types.ModuleType(kind.__module__))
-        setattr(module, kind.__name__, kind)
+    kinds = (_FLOAT, _REBUILD)
+    real = {kind.__module__: sys.modules.get(kind.__module__) for kind in kinds}
+    for kind in kinds:  # the pickler asks whether they are where they say
+        sys.modules[kind.__module__] = types.ModuleType(kind.__module__)
+    for kind in kinds:
+        setattr(sys.modules[kind.__module__], kind.__name__, kind)
     try:
         file = io.BytesIO()
         content = OrderedDict((name, _Tensor(str(i), array)) for i, (name, array) in enumerate(tensors.items()))
         _Pickler(file, protocol=2).dump(content)
         return file.getvalue()
     finally:
-        for kind in (_FLOAT, _REBUILD):
-            del sys.modules[kind.__module__]
+        for name, module in real.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def pth(data: bytes, tensors: dict[str, np.ndarray]) -> bytes:

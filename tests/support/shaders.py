@@ -17,7 +17,7 @@ from rwkv_mlc.compiler.spirv.words import Capability, Op
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.library_format import KernelModule, read_modules
 from rwkv_mlc.verification.sources import validate_spirv
-from support.kernel_build import build, call
+from support.kernel_build import call
 from tir_kernels.builder import arg, prim_func
 
 BLOCK = 64
@@ -32,7 +32,9 @@ def shaders_of(built: tvm.runtime.Executable) -> dict[str, bytes]:
 
 
 def compile_kernels(**kernels: tirx.PrimFunc) -> tvm.runtime.Executable:
-    built = build(kernels, resolve_target("vulkan").tvm)
+    """Lowered as TVM does by itself, which kernels of its own schedules need."""
+    named = {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
+    built = tvm.compile(tvm.IRModule(named), target=resolve_target("vulkan").tvm)
     if shutil.which("spirv-val"):
         assert validate_spirv(shaders_of(built)) == ""
     return built
