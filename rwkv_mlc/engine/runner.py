@@ -114,14 +114,43 @@ class Runner:
                 f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {min(tokens)} to {max(tokens)}."
             )
 
+    def _check_sequences(
+        self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int]
+    ) -> None:
+        tokens = self.metadata.functions[function].arguments[0]
+        assert not isinstance(tokens, str)
+        (extent,) = tokens.shape  # 1, "B" for one of each sequence, or "T"
+        lengths = list(map(len, sequences))
+        if (
+            not lengths
+            or min(lengths) < 1
+            or (extent != "T" and max(lengths) > 1)
+            or (extent == 1 and len(lengths) > 1)
+        ):
+            wanted = {1: "one token of one sequence", "B": "one token of each sequence"}.get(
+                extent, "at least one token of each sequence"
+            )
+            found = f"{len(lengths)} of {min(lengths, default=0)} to {max(lengths, default=0)} tokens"
+            raise UserError(f"{function} reads {wanted}, found {found}.")
+        if (
+            len(slots) != len(lengths)
+            or len(set(slots)) < len(slots)
+            or not 0 <= min(slots) <= max(slots) < state.slots
+        ):
+            raise UserError(
+                f"Each of {len(lengths)} sequences needs a slot of its own, below {state.slots}, found "
+                f"{listed([str(slot) for slot in slots])}; make a state of more slots, or name others."
+            )
+
     def call(
         self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int] | None = None
     ) -> Tensor:
         """``run``, with the logits where the library left them: float32 [1, rows, V]."""
+        chosen = range(len(sequences)) if slots is None else slots
+        self._check_sequences(function, sequences, state, chosen)
         tokens = list(chain.from_iterable(sequences))
         self.check_tokens(tokens)
         ends = list(accumulate(map(len, sequences)))
-        chosen = range(len(sequences)) if slots is None else slots
         inputs = [np.array(values, np.int32) for values in (tokens, ends, chosen)]  # alive until the logits are there
         with self.calling:
             if function == "decode" and self.uses_graphs:
@@ -138,7 +167,8 @@ class Runner:
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position. Calls of several threads
-        take turns."""
+        take turns. Raises UserError for sequences that the function does not take, ids outside the vocabulary, and slots that
+        the state does not have or two sequences share."""
         return view(self.call(function, sequences, state, slots)).reshape(-1, self.config.vocab_size)
 
 

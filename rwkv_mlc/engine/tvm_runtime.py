@@ -20,6 +20,7 @@ from ..escaping import shortened
 
 POOLED_ALLOCATOR = 2
 EXISTS = 0  # attribute of a device
+ALIGNMENT = 64  # bytes: kAllocAlignment of TVM, on which kernels move vectors from the beginning of a tensor
 
 
 @contextlib.contextmanager
@@ -115,8 +116,8 @@ def copy(array: np.ndarray, target: Tensor) -> None:
 
 
 def lend(array: np.ndarray, device: Device) -> Tensor:
-    """``array`` on ``device``: itself on the CPU, else as ``copy`` puts it there."""
-    if device == CPU:
+    """``array`` on ``device``: itself on the CPU, where it lies as kernels assume it, else as ``copy`` puts it there."""
+    if device == CPU and array.ctypes.data % ALIGNMENT == 0:
         return tvm_ffi.from_dlpack(array)
     target = empty(array.shape, array.dtype.name, device)
     copy(array, target)

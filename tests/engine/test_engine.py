@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rwkv_mlc import Engine, SamplingParams, UserError
+from rwkv_mlc.engine.tvm_runtime import CPU, lend, to_numpy, view
 from support.paths import DEMO
 from support.reciter import LONG_TOKEN
 
@@ -137,6 +138,47 @@ def test_sequences_of_a_batch_do_not_touch_each_other(engine, tokens, function):
             assert_close(found[slot], array[0])
     for found, fresh in zip(together.arrays(), runner.new_state().arrays()):
         np.testing.assert_array_equal(found[1], fresh[0])
+
+
+@pytest.mark.parametrize(
+    "function, sequences, slots, message",
+    [
+        ("prefill", [[5, 6]], [5], "Each of 1 sequences needs a slot of its own, below 2, found 5"),
+        ("prefill", [[5, 6]], [-1], "found -1"),
+        ("prefill", [[5, 6]] * 3, None, "Each of 3 sequences needs a slot of its own, below 2, found 0, 1, 2"),
+        ("batch_decode", [[5], [6]], [1, 1], "Each of 2 sequences needs a slot of its own"),
+        ("score", [[5], [6]], [1], "found 1"),
+        ("prefill", [[5], []], None, "at least one token of each sequence, found 2 of 0 to 1 tokens"),
+        ("score", [], None, "found 0 of 0 to 0 tokens"),
+        ("decode", [[5, 6]], None, "decode reads one token of one sequence, found 1 of 2 to 2 tokens"),
+        ("decode", [[5], [6]], None, "decode reads one token of one sequence, found 2 of 1 to 1 tokens"),
+        (
+            "batch_decode",
+            [[5], [6, 7]],
+            None,
+            "batch_decode reads one token of each sequence, found 2 of 1 to 2 tokens",
+        ),
+    ],
+)
+def test_calls_that_would_leave_their_tensors(engine, function, sequences, slots, message):
+    state = engine.runner.new_state(2)
+    with pytest.raises(UserError, match=message):
+        engine.runner.run(function, sequences, state, slots)
+    for found, fresh in zip(state.arrays(), engine.runner.new_state(2).arrays()):
+        np.testing.assert_array_equal(found, fresh)
+
+
+def test_inputs_lie_where_kernels_assume_them(engine):
+    """Vectors of 17 sequences' numbers are moved by instructions that fault elsewhere; NumPy promises 16 bytes."""
+    room = np.arange(64, dtype=np.int32)
+    for start in range(16):
+        array = room[start : start + 17]
+        lent = lend(array, CPU)
+        np.testing.assert_array_equal(to_numpy(lent), array)
+        assert view(lent).ctypes.data % 64 == 0
+    for _ in range(50):
+        logits = engine.runner.run("prefill", [[5, 6, 7]] * 17, engine.runner.new_state(17))
+        assert np.ptp(logits, axis=0).max() == 0
 
 
 @pytest.mark.parametrize("token", [-1, 768, 2**40, 2**70])
