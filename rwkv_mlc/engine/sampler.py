@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -44,9 +45,11 @@ class SamplingParams:
     penalty_decay: float = 0.996
     seed: int | None = None
     max_tokens: int = 256
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
         for name, (low, high) in (_RANGES | _INTEGER_RANGES).items():
             value = getattr(self, name)
             if name == "seed" and value is None:
@@ -58,7 +61,7 @@ class SamplingParams:
         if 0 < self.temperature < 0.01:
             raise UserError(f"temperature must be 0 (the likeliest token) or at least 0.01, not {self.temperature!r}.")
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and _is_text(text) for text in self.stop):
-            raise UserError(f"stop must be a tuple of non-empty strings, not {self.stop!r}.")
+            raise UserError(f"stop must be a tuple or a list of non-empty strings, not {self.stop!r}.")
 
 
 class SplitMix64:

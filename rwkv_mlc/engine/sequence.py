@@ -6,10 +6,13 @@ A ``Scheduler`` moves sequences: it has their pending ids read, and asks for the
 from __future__ import annotations
 
 from collections import abc
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
 
+from ..errors import UserError
+from ..escaping import shortened
 from ..tokenizer import Tokenizer
 from .choice import Logits
 from .sampler import Sampler, SamplingParams
@@ -26,8 +29,12 @@ class Reading:
     it raised. The ``Scheduler`` that runs it knows its slot."""
 
     def __init__(self, prompt: Tokens):
+        """Raises UserError for what are no integers."""
         self.prompt = prompt
-        self.pending: list[int] = np.asarray(prompt).tolist()
+        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+        if foreign := [token for token in tokens if not isinstance(token, Integral) or isinstance(token, bool)]:
+            raise UserError(f"Token ids are integers, found {shortened(repr(foreign[0]))}.")
+        self.pending: list[int] = list(map(int, tokens))
         self.read = 0
         self.last: Logits | None = None
         self.finish_reason: str | None = None

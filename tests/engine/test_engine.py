@@ -187,6 +187,19 @@ def test_tokens_outside_the_vocabulary(engine, token):
         engine.decode(token, engine.new_state())
 
 
+@pytest.mark.parametrize("tokens", [[1.5], [True], [1, True], ["a"], [None], [[1, 2]], np.array([1.0])])
+def test_tokens_that_are_no_integers(engine, tokens):
+    with pytest.raises(UserError, match="Token ids are integers, found "):
+        engine.generate(tokens, max_tokens=1)
+
+
+def test_tokens_and_stops_of_any_kind_of_list(engine):
+    expected = engine.generate([5, 6], max_tokens=8, temperature=0, stop=("e",))
+    for tokens in ((5, 6), np.array([5, 6], np.uint16), [np.int64(5), 6]):
+        answer = engine.generate(tokens, max_tokens=8, temperature=0, stop=["e"])
+        assert answer.tokens == expected.tokens and answer.text == expected.text and answer.params == expected.params
+
+
 def test_the_same_seed_gives_the_same_text(engine):
     def text(seed: int | None) -> str:
         return engine.generate("User: Hello", temperature=2.0, top_p=1.0, seed=seed, max_tokens=40).text
