@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -227,11 +228,13 @@ def miniature(tmp_path_factory) -> tuple[Runner, dict[str, np.ndarray]]:
 
 def test_functions_run_on_the_device(miniature):
     runner, arrays = miniature
-    state = runner.new_state(2)
+    state = runner.new_state(len(TOKENS))
     assert all(tensor.device == runner.device for tensor in [*state.tensors, *runner.params])
+    batch = [[token] for token in TOKENS]
+    sequences = {"prefill": [TOKENS], "decode": batch[:1], "batch_decode": batch, "score": [TOKENS]}
     for step, function in enumerate([*FUNCTIONS, *FUNCTIONS]):
-        tokens = TOKENS[: 1 if function == "decode" else None]
-        logits = runner.run(function, [tokens], state)
+        tokens = list(chain.from_iterable(sequences[function]))
+        logits = runner.run(function, sequences[function], state)
         assert logits.shape == (len(tokens), CONFIG.vocab_size) and logits.dtype == np.float32
         np.testing.assert_allclose(logits, (arrays["emb"][tokens] + step + 1) @ arrays["head"].T, rtol=0, atol=1e-3)
 
