@@ -20,7 +20,8 @@ def add_parser(subparsers) -> None:
         help="go on from a prompt",
         description=(
             "Print what the model writes after a prompt, which is read from stdin where none is given. Prompts need "
-            "not be UTF-8; the end-of-text token stands for an empty one."
+            "not be UTF-8. The end-of-text token stands for an empty one, but with --state, where that goes on with the "
+            "next token."
         ),
     )
     options.add_engine(parser)
@@ -30,7 +31,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     options.add_sampling(parser)
     parser.add_argument("--state", type=named_path, metavar="FILE", help="go on from a saved state")
-    parser.add_argument("--save-state", type=named_path, metavar="FILE", help="write the state after prompt and answer")
+    parser.add_argument("--save-state", type=named_path, metavar="FILE", help="write the state after exactly the prompt and the text")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text as it comes")
     parser.add_argument("--stats", action="store_true", help="print counts, seed and speed on stderr")
     parser.set_defaults(run=run)
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         pieces = chat.displayed(chat.send(prompt))
     else:
         params = dataclasses.replace(engine.defaults, **settings)
-        state = engine.load_state(args.state) if args.state else engine.new_state()
+        state = engine.load_state(args.state) if args.state else engine.new_state() if args.save_state else None
         pieces = answer = engine.stream(prompt, params, state)
     text = ""
     for piece in pieces:
@@ -70,8 +71,6 @@ def run(args: argparse.Namespace) -> int:
         counts = f"prompt: {len(answer.prompt)} tokens, answer: {len(answer.tokens)} tokens ({answer.finish_reason})"
         print(f"{counts}, seed: {answer.seed}, {options.speed(engine)}", file=sys.stderr)
     if args.save_state:
-        if not args.chat:
-            answer.read_rest()
         engine.save_state(answer.state, args.save_state)
     return 0
 

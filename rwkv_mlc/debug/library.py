@@ -8,7 +8,8 @@ import numpy as np
 
 from ..bench.breakdown import instrumented
 from ..engine.engine import Engine
-from ..engine.runner import Runner, State
+from ..engine.runner import Runner
+from ..engine.state import State
 from ..engine.tvm_runtime import to_numpy
 from ..errors import UserError
 from ..schema import DumpHeader, KernelValues

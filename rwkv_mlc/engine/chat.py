@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .engine import Answer, Engine
-from .runner import State
 from .sampler import SamplingParams
+from .state import State
 
 
 class Chat:
@@ -35,9 +35,9 @@ class Chat:
 
         Closing the iterator stops the answer; what was said until then counts as the whole of it. A message whose
         reading fails counts as never sent. Raises UserError for text that the vocabulary cannot spell."""
-        before = self.state.copy()
+        before, template = self.state.copy(), self.engine.template
         try:
-            answer = self.engine.stream(self.engine.template.user_turn(text), self.params, self.state)
+            answer = Answer(self.engine, template.user_turn(text), self.params, self.state, template.after_answer)
         except BaseException:
             self.state = before
             raise
@@ -45,8 +45,7 @@ class Chat:
         try:
             yield from answer
         finally:
-            fed = self.engine.tokenizer.decode_bytes(answer.fed)
-            self._read(self.engine.template.after_answer(answer.released, fed), self.state)
+            answer.settle()
 
     def displayed(self, pieces: Iterable[str]) -> Iterator[str]:
         """An answer as it is shown: without the space after ``Assistant:``, which the model writes itself."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
 from .runner import Runner
 from .sampler import UNIT, Sampler
+from .state import Logits
 from .tvm_runtime import Tensor, lend, tensor, view
 
 FUNCTION = "sample"
@@ -27,21 +27,6 @@ REQUEST = np.dtype(
 )
 """A row of what ``sample`` calls requests; docs/artifact.md describes it."""
 NOBODY, NOTHING = np.zeros(1, np.int32), np.zeros(1, np.float32)  # a first row of penalties: no tensor is empty
-
-
-class Logits(NamedTuple):
-    """A row of the logits of a call, float32 [1, rows, V], where the library left them."""
-
-    call: Tensor
-    row: int
-
-    def array(self) -> np.ndarray:
-        """Float32 [V], not a copy on the CPU."""
-        return view(self.call)[0, self.row]
-
-    def alone(self) -> Logits:
-        """The same in a tensor of their own."""
-        return Logits(tensor(self.array()[None, None], self.call.device), 0) if self.call.shape[1] > 1 else self
 
 
 class Chooser:

@@ -16,42 +16,69 @@ from ..tokenizer import END_OF_TEXT, load_tokenizer
 from .choice import Chooser
 from .compatibility import check_library
 from .devices import check_name, choose_device, open_device, target_of
-from .runner import Runner, State
-from .sampler import SamplingParams
+from .runner import Runner
+from .sampler import Counts, SamplingParams
 from .scheduler import Scheduler
-from .sequence import Reading, Sequence, Tokens
-from .state_file import load_state, save_state
+from .sequence import Reading, Sequence, Tokens, nothing
+from .state import Ending, Logits, State
+from .state_file import SavedState, load_state, save_state
 from .state_pool import StatePool
 from .stats import Stats
 from .templates import Template
+from .tvm_runtime import tensor, view
 
 SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
 
 
 class Answer(Sequence):
-    """A sequence alone in a state of the caller's, while it runs and after it.
+    """A sequence alone in a state, while it runs and after it.
 
-    Iterating yields text as it becomes certain, and goes on where an earlier iteration stopped; an exception ends it."""
+    Iterating yields text as it becomes certain, and goes on where an earlier iteration stopped; an exception ends it. A state
+    of the caller's has read exactly the prompt and the text when the last piece comes. Where an answer is left before its end,
+    ``settle`` does that, and nothing more is written."""
 
-    def __init__(self, engine: Engine, prompt: Tokens, params: SamplingParams, state: State):
-        super().__init__(prompt, params, engine.tokenizer, engine.valid_ids, engine.end_ids)
-        self.engine, self.state = engine, state
-        engine.read(self, state)
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: str | bytes | Tokens,
+        params: SamplingParams,
+        state: State | None,
+        closing: Callable[[bytes], bytes] = nothing,
+    ):
+        self.engine, self._state = engine, engine.new_state() if state is None else state
+        tokens = engine.encode(prompt, self._state)
+        ending = None if len(tokens) else self._state.last[0]
+        counts = ending.counts if ending else Counts()
+        rules = engine.tokenizer, engine.valid_ids, engine.end_ids
+        super().__init__(tokens, params, *rules, closing, keeps=state is not None, counts=counts)
+        if ending:
+            self.last = ending.logits
+        else:
+            engine.read(self, self._state)
 
     def __iter__(self) -> Iterator[str]:
         """Raises UserError when the model's logits are not finite."""
         scheduler = self.engine.alone(
-            self, self.state
+            self, self._state
         )  # not kept: it has the answer, which then outlived its last user
-        while self.finish_reason is None:
-            yield from (text for _, text in scheduler.step() if text)
+        while self.finish_reason is None and not self.closed:
+            pieces = [text for _, text in scheduler.step() if text]
+            if self.finish_reason and self.keeps:
+                self.settle()
+            yield from pieces
 
-    def read_rest(self) -> None:
-        """Have the state read the tokens that it has not, so that it can go on after the whole answer."""
-        if rest := self.tokens[len(self.fed) :]:
-            reading = Reading(rest)
-            self.engine.read(reading, self.state)
-            self.read, self.last = self.read + len(rest), reading.last
+    @property
+    def state(self) -> State:
+        """After the prompt and the text, exactly; who asks for it before the end of an answer ends it."""
+        self.settle()
+        return self._state
+
+    def settle(self) -> None:
+        """Write no more, and have the state read exactly the prompt, the text and what closes it."""
+        scheduler = self.engine.alone(self, self._state)
+        scheduler.close(self)
+        while scheduler.running:
+            scheduler.step()
 
 
 class Engine:
@@ -147,20 +174,35 @@ class Engine:
     def decode(self, token: int, state: State) -> np.ndarray:
         """Read one token; returns the logits after it, float32 [V]."""
         began = time.perf_counter()
-        logits = self.runner.run("decode", [[token]], state)[0]
+        logits = Logits(self.runner.call("decode", [[token]], state), 0)
+        state.last[0] = Ending(logits)
+        array = logits.array()
         self.stats.add(0, 1, time.perf_counter() - began)
-        return logits
+        return array
 
     def score(self, tokens: Tokens, state: State) -> Iterator[np.ndarray]:
         """Read tokens; yields the logits at every position in order, float32 [up to SCORE_CHUNK, V] at a time."""
         for start in range(0, len(tokens), SCORE_CHUNK):
-            yield self.runner.run("score", [tokens[start : start + SCORE_CHUNK]], state)
+            logits = self.runner.call("score", [tokens[start : start + SCORE_CHUNK]], state)
+            state.last[0] = Ending(Logits(logits, logits.shape[1] - 1).alone())
+            yield view(logits)[0]
 
-    def encode(self, prompt: str | bytes | Tokens) -> Tokens:
-        """The ids of a prompt; the token that begins a text, for RWKV's own models the end of text, stands for an empty one, as
-        in training."""
+    def encode(self, prompt: str | bytes | Tokens, state: State | None = None) -> Tokens:
+        """The ids of a prompt. The token that begins a text, for RWKV's own models the end of text, stands for an empty one, as
+        in training; where ``state`` has read something, an empty one goes on from there and has no ids.
+
+        Raises UserError for text that the vocabulary cannot spell, and for an empty prompt after a state without its logits."""
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
-        return tokens if len(tokens) else [self.artifact.chat_config.bos_token_id or END_OF_TEXT]
+        if len(tokens):
+            return tokens
+        if state is None or 0 not in state.last:
+            return [self.artifact.chat_config.bos_token_id or END_OF_TEXT]
+        if state.last[0] is None:
+            raise UserError(
+                "This state came without the logits that an empty prompt goes on from, as those that earlier versions saved; "
+                "give a prompt of some text, or save the state again with this version."
+            )
+        return []
 
     def scheduler(self, slots: int) -> Scheduler:
         """Runs up to ``slots`` sequences at a time, each in a state of its own; more wait their turn."""
@@ -180,10 +222,11 @@ class Engine:
     ) -> Answer:
         """Read a prompt and return the running ``Answer`` to iterate over.
 
-        ``params`` (the artifact's defaults where None) with ``changes`` applied, such as ``temperature=0``; ``state``
-        goes on from an earlier call."""
+        ``params`` (the artifact's defaults where None) with ``changes`` applied, such as ``temperature=0``. A ``state``
+        goes on from an earlier call, and after the answer has read exactly the prompt and the text: an empty prompt goes on
+        with the next token."""
         params = dataclasses.replace(params or self.defaults, **changes)
-        return Answer(self, self.encode(prompt), params, self.new_state() if state is None else state)
+        return Answer(self, prompt, params, state)
 
     def generate(
         self,
@@ -199,11 +242,19 @@ class Engine:
         return answer
 
     def save_state(self, state: State, path: Path | str) -> None:
-        """Write a state with the model's identity beside it. Raises UserError when the file cannot be written."""
-        save_state(path, self.artifact, self.runner.state_names(), state.arrays())
+        """Write a state and what comes after it, with the model's identity beside them. Raises UserError when the file cannot
+        be written."""
+        arrays = dict(zip(self.runner.state_names(), state.arrays(), strict=True))
+        ending = state.last.get(0)
+        saved = SavedState(arrays, ending.logits.array(), ending.counts) if ending else SavedState(arrays)
+        save_state(path, self.artifact, saved)
 
     def load_state(self, path: Path | str) -> State:
         """Raises UserError for a file that holds no state, or that of another model."""
-        template = self.new_state()
-        shapes = [tuple(tensor.shape) for tensor in template.tensors]
-        return self.runner.state_from(load_state(path, self.artifact, self.runner.state_names(), shapes))
+        shapes = {spec.name: (1, *spec.shape) for spec in self.runner.metadata.states}
+        saved = load_state(path, self.artifact, shapes, self.config.vocab_size)
+        state = self.runner.state_from(saved.arrays.values())
+        state.last[0] = None
+        if saved.logits is not None:
+            state.last[0] = Ending(Logits(tensor(saved.logits[None, None], self.runner.device), 0), saved.counts)
+        return state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
@@ -17,18 +16,17 @@ from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
 from .older_libraries import described
 from .parameters import Stored, load_parameters
+from .state import State
 from .threads import start_threads
 from .tvm_runtime import (
     CPU,
     Device,
     Module,
     Tensor,
-    copy_row,
     duplicate,
     lend,
     load_library,
     tensor,
-    to_numpy,
     tvm_ffi,
     view,
     virtual_machine,
@@ -36,34 +34,6 @@ from .tvm_runtime import (
 
 # A virtual machine takes one call at a time, and all of a process have one memory, which a call may clear.
 CALLING = Lock()
-
-
-@dataclass
-class State:
-    """Recurrent state of ``slots`` sequences: one tensor a layer and role, float32 [slots, ...], in the order in which the
-    library takes them. Calls update it in place; ``copy`` gives an independent one."""
-
-    tensors: list[Tensor]
-    graph: DecodeGraph | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.packed = tvm_ffi.convert(self.tensors)
-
-    @property
-    def slots(self) -> int:
-        return int(self.tensors[0].shape[0])
-
-    def copy(self) -> State:
-        return State([duplicate(t) for t in self.tensors])
-
-    def copy_slot(self, slot: int, target: State, target_slot: int) -> None:
-        """Put what a slot holds into a slot of ``target``, a state of the same model on the same device; may be this one."""
-        for source, copied in zip(self.tensors, target.tensors, strict=True):
-            copy_row(source, slot, copied, target_slot)
-
-    def arrays(self) -> list[np.ndarray]:
-        """Copies of the tensors, in order."""
-        return [to_numpy(t) for t in self.tensors]
 
 
 class Runner:
@@ -153,6 +123,7 @@ class Runner:
         ends = list(accumulate(map(len, sequences)))
         inputs = [np.array(values, np.int32) for values in (tokens, ends, chosen)]  # alive until the logits are there
         with self.calling:
+            state.last.update(dict.fromkeys(chosen))
             if function == "decode" and self.uses_graphs:
                 state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
                 return duplicate(state.graph(inputs))

@@ -83,13 +83,38 @@ class SplitMix64:
         return (self.next() >> 11) * 2.0**-53
 
 
+class Counts:
+    """How often tokens were chosen, shrunk at every token since: ``ids`` int32 [n] and ``counts`` float32 [n]."""
+
+    def __init__(self, ids: np.ndarray | None = None, counts: np.ndarray | None = None):
+        """Of these ids, no two the same; of none where not given."""
+        self.ids = np.empty(0, np.int32) if ids is None else ids.copy()
+        self.counts = np.empty(0, np.float32) if counts is None else counts.copy()
+        self._places = {token: place for place, token in enumerate(self.ids.tolist())}
+
+    def add(self, token: int, decay: float) -> None:
+        self.counts *= np.float32(decay)
+        if token not in self._places:
+            self._places[token] = len(self.ids)
+            self.ids, self.counts = np.append(self.ids, np.int32(token)), np.append(self.counts, np.float32(0))
+        self.counts[self._places[token]] += 1
+
+    def after(self, tokens: Sequence[int], decay: float) -> Counts:
+        """Those when these were chosen, too."""
+        later = Counts(self.ids, self.counts)
+        for token in tokens:
+            later.add(token, decay)
+        return later
+
+
 class Sampler:
     """Chooses the tokens of one answer; it counts them for the penalties. ``seed`` is the one in use.
 
     ``sample`` follows the rules by itself; ``choose`` has them followed on a device, from ``draw`` and ``penalties``."""
 
-    def __init__(self, params: SamplingParams, valid_ids: np.ndarray):
-        """``valid_ids``, bool [V], is False for ids never to be chosen (``Tokenizer.valid_ids``)."""
+    def __init__(self, params: SamplingParams, valid_ids: np.ndarray, counts: Counts = Counts()):
+        """``valid_ids``, bool [V], is False for ids never to be chosen (``Tokenizer.valid_ids``); ``counts`` are of what the
+        answer goes on from."""
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else int(params.seed)
         self.inverse_temperature = np.float32(1 / params.temperature if params.temperature else 0)
@@ -97,8 +122,7 @@ class Sampler:
         self.penalizes = params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
         self._random = SplitMix64(self.seed)
         self._invalid = np.flatnonzero(~valid_ids)
-        self._generated: dict[int, int] = {}  # where the count of a token is
-        self._ids, self._counts = np.empty(0, np.int32), np.empty(0, np.float32)
+        self._counts = counts.after((), params.penalty_decay)
         self._scores = np.empty(len(valid_ids), dtype=np.float32)
 
     def sample(self, logits: np.ndarray) -> int:
@@ -125,18 +149,13 @@ class Sampler:
 
     def penalties(self) -> tuple[np.ndarray, np.ndarray]:
         """The tokens chosen so far, int32 [n], and what is subtracted from the logit of each, float32 [n]."""
-        frequency = self._counts * np.float32(self.params.frequency_penalty)
-        return self._ids, np.float32(self.params.presence_penalty) + frequency
+        frequency = self._counts.counts * np.float32(self.params.frequency_penalty)
+        return self._counts.ids, np.float32(self.params.presence_penalty) + frequency
 
     def count(self, token: int) -> None:
         """Note that a token was chosen."""
-        if not self.penalizes:
-            return
-        self._counts *= np.float32(self.params.penalty_decay)
-        if token not in self._generated:
-            self._generated[token] = len(self._ids)
-            self._ids, self._counts = np.append(self._ids, np.int32(token)), np.append(self._counts, np.float32(0))
-        self._counts[self._generated[token]] += 1
+        if self.penalizes:
+            self._counts.add(token, self.params.penalty_decay)
 
     def _penalize(self) -> None:
         ids, amounts = self.penalties()

@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Iterable
 
 from ..errors import UserError
-from .choice import Chooser, Logits
+from .choice import Chooser
+from .sampler import Counts
 from .sequence import Reading, Sequence
+from .state import Ending, Logits
 from .state_pool import StatePool
 from .stats import Stats
 from .tvm_runtime import synchronize
@@ -24,6 +26,9 @@ class Scheduler:
     ``decode``, whose kernels are made for it, where there is one. Steps of the two kinds take turns where both are wanted.
 
     ``running`` holds the slot of each sequence that has one; those in ``waiting`` get theirs in the order in which they came.
+    A slot of the caller's holds the prompt and the text when its sequence has left it, which may be some steps after the
+    sequence was finished: its last token is read, and what it has read of a stop string is undone.
+
     An exception ends the sequences that it concerns, with "error", and leaves ``step``; the next step goes on with the
     others."""
 
@@ -37,7 +42,7 @@ class Scheduler:
 
     @property
     def sequences(self) -> list[Reading]:
-        """All that are not finished."""
+        """All that run or wait."""
         return [*self.running, *self.waiting]
 
     def add(self, sequence: Reading, slot: int | None = None) -> None:
@@ -58,6 +63,17 @@ class Scheduler:
         if sequence in self.waiting:
             self.waiting.remove(sequence)
         elif sequence in self.running:
+            self._leave(sequence)
+
+    def close(self, sequence: Sequence) -> None:
+        """Have a running sequence write no more, and its slot read exactly its prompt, its text and what closes that, with the
+        next steps. Raises UserError where the vocabulary cannot spell the end of it."""
+        slot, state = self.running[sequence], self.pool.state
+        if not sequence.closed and (earlier := sequence.close()):
+            (earlier.state or self.pool.fresh).copy_slot(0, state, slot)
+            ending = state.last.get(slot)
+            sequence.last = ending.logits if ending else None
+        if not sequence.pending:
             self._leave(sequence)
 
     def step(self) -> list[tuple[Reading, str]]:
@@ -81,13 +97,16 @@ class Scheduler:
 
     def _go_on(self) -> None:
         """Finish what is read, and choose the next token of all others that have nothing pending."""
-        ready = [sequence for sequence in self.running if not sequence.pending]
-        answers = [sequence for sequence in ready if isinstance(sequence, Sequence)]
-        for reading in ready:
+        answers: list[Sequence] = []
+        for reading in [sequence for sequence in self.running if not sequence.pending]:
             if not isinstance(reading, Sequence):
                 reading.finish("read")
                 self._news.append((reading, ""))
                 self._leave(reading)
+            elif reading.closed:
+                self._leave(reading)
+            else:
+                answers.append(reading)
         if not answers:
             return
         began = time.perf_counter()
@@ -107,23 +126,37 @@ class Scheduler:
             if text or answer.finish_reason:
                 self._news.append((answer, text))
             if answer.finish_reason:
-                self._leave(answer)
+                self._end(answer)
         if faults:
             raise faults[0]
+
+    def _end(self, answer: Sequence) -> None:
+        if not answer.keeps or self.running[answer] in self._allocated:
+            self._leave(answer)
+            return
+        try:
+            self.close(answer)
+        except BaseException:
+            self._fail([answer])
+            raise
 
     def _call(self) -> None:
         function, parts = self._next_call()
         try:
             began = time.perf_counter()
             slots = [self.running[sequence] for sequence in parts]
+            for sequence, slot in zip(parts, slots):
+                if isinstance(sequence, Sequence) and slot not in self._allocated:
+                    sequence.remember(self.pool.state, slot)
             logits = self.pool.runner.call(function, list(parts.values()), self.pool.state, slots)
-            prompts = sum(len(part) for sequence, part in parts.items() if sequence.read < len(sequence.prompt))
+            prompts = sum(len(part) for sequence, part in parts.items() if not sequence.writes)
             if prompts:  # what answers wait for is counted when their tokens are chosen
                 synchronize(self.pool.runner.device)
             seconds = time.perf_counter() - began
             self.stats.add(prompts, sum(map(len, parts.values())) - prompts, seconds)
             for row, (sequence, part) in enumerate(parts.items()):
                 sequence.advance(len(part), Logits(logits, row))
+                self.pool.state.last[slots[row]] = Ending(Logits(logits, row))
         except BaseException:
             self._fail(parts)
             raise
@@ -156,3 +189,7 @@ class Scheduler:
         if slot in self._allocated:
             self._allocated.remove(slot)
             self.pool.free(slot)
+        elif ending := self.pool.state.last.get(slot):
+            sequence.last = ending.logits.alone()
+            counts = sequence.counts if isinstance(sequence, Sequence) and sequence.closed else Counts()
+            self.pool.state.last[slot] = Ending(sequence.last, counts)

@@ -6,6 +6,7 @@ A ``Scheduler`` moves sequences: it has their pending ids read, and asks for the
 from __future__ import annotations
 
 from collections import abc
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TypeAlias
 
@@ -14,8 +15,8 @@ import numpy as np
 from ..errors import UserError
 from ..escaping import shortened
 from ..tokenizer import Tokenizer
-from .choice import Logits
-from .sampler import Sampler, SamplingParams
+from .sampler import Counts, Sampler, SamplingParams
+from .state import Logits, State
 from .stream import TextStream
 
 Tokens: TypeAlias = abc.Sequence[int]
@@ -44,6 +45,11 @@ class Reading:
         """Those after the last id read, float32 [V]; empty before."""
         return np.empty(0, np.float32) if self.last is None else self.last.array()
 
+    @property
+    def writes(self) -> bool:
+        """Whether what is pending are tokens chosen, and no prompt."""
+        return False
+
     def advance(self, count: int, logits: Logits) -> None:
         """Note that the slot has read the first ``count`` pending ids, and the logits after them."""
         del self.pending[:count]
@@ -58,12 +64,28 @@ class Reading:
             self.last = self.last.alone()
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What a slot held when it had read the prompt and so many of the tokens chosen; ``state`` is None before the prompt."""
+
+    state: State | None = None
+    tokens: int = 0
+
+
+def nothing(text: bytes) -> bytes:
+    return b""
+
+
 class Sequence(Reading):
     """A prompt and its answer.
 
     ``tokens`` are the ids chosen, ``fed`` those of them that the slot has read, ``text`` is what is certain of the answer;
     ``finish_reason`` is "stop" (end of text or a stop string), "length", "error" or None (not finished); ``seed`` is the one
-    drawn from."""
+    drawn from; ``counts`` are those that an answer goes on from, and when it is closed, those that it leaves.
+
+    A slot reads a token before it is known whether a stop string begins in it, and does not read the last one. ``close`` has
+    it read the prompt, the text, and ``closing(text)``, what is to stand after that: neither more nor less. Where ``keeps`` is
+    True, ``remember`` keeps what the slot held before it read what may be no text."""
 
     def __init__(
         self,
@@ -72,32 +94,45 @@ class Sequence(Reading):
         tokenizer: Tokenizer,
         valid_ids: np.ndarray,
         end_ids: abc.Set[int],
+        closing: abc.Callable[[bytes], bytes] = nothing,
+        keeps: bool = True,
+        counts: Counts = Counts(),
     ):
         """``valid_ids``, bool [V], is False for ids never to be chosen; one of ``end_ids`` ends the answer and is no text
-        of it."""
+        of it. ``counts`` are of what it goes on from."""
         super().__init__(prompt)
-        self.params = params
+        self.params, self.keeps, self.closed = params, keeps, False
         self.tokens: list[int] = []
         self.text = ""
-        self.sampler = Sampler(params, valid_ids)
+        self.counts, self.sampler = counts, Sampler(params, valid_ids, counts)
         self._stream = TextStream(params.stop)
-        self._token_bytes, self._end_ids = tokenizer.token_bytes, end_ids
+        self._tokenizer, self._end_ids, self._closing = tokenizer, end_ids, closing
+        self._fed, self._earlier = 0, Earlier()
         self.seed = self.sampler.seed
 
     @property
     def fed(self) -> list[int]:
-        return self.tokens[: max(self.read - len(self.prompt), 0)]
+        return self.tokens[: self._fed]
 
     @property
     def released(self) -> bytes:
         """Bytes of ``text``, before the stop string."""
         return bytes(self._stream.released)
 
+    @property
+    def writes(self) -> bool:
+        return self.read >= len(self.prompt) and not self.closed
+
+    def advance(self, count: int, logits: Logits) -> None:
+        super().advance(count, logits)
+        if not self.closed:
+            self._fed = max(self.read - len(self.prompt), 0)
+
     def take(self, token: int) -> str:
         """Go on with a token, which becomes pending unless it is the last; returns the text that it makes certain."""
         self.tokens.append(token)
         ended = token in self._end_ids
-        text = "" if ended else self._stream.push(self._token_bytes(token))
+        text = "" if ended else self._stream.push(self._tokenizer.token_bytes(token))
         if ended or self._stream.stopped:
             self.finish("stop")
         elif len(self.tokens) >= self.params.max_tokens:
@@ -109,3 +144,47 @@ class Sequence(Reading):
             del self.sampler  # of the size of the logits
         self.text += text
         return text
+
+    def remember(self, state: State, slot: int) -> None:
+        """Keep what the slot holds where the token that it reads next may belong to a stop string and what it has read does
+        not."""
+        held = self._stream.held
+        if not self.keeps or not held or not self.writes or not self.pending:
+            return
+        after = self._closing(self.released)
+        read = held[: max(len(held) - len(self._tokenizer.token_bytes(self.pending[0])), 0)]
+        if not after.startswith(held) and after.startswith(read):
+            if self._earlier.state is None:
+                self._earlier = Earlier(state.copy_of_slot(slot), self._fed)
+            else:
+                state.copy_slot(slot, self._earlier.state, 0)
+                self._earlier = Earlier(self._earlier.state, self._fed)
+
+    def close(self) -> Earlier | None:
+        """Write no more. What its slot lacks of the text and of what closes it becomes pending; where the slot has read more
+        than that, it lacks it from what it held ``Earlier``, which is returned.
+
+        Tokens that were shown whole are read as they were chosen, unless something closes the text: both are encoded as one
+        then, as in the texts that models learn from. Raises UserError where the vocabulary cannot spell a part of a token."""
+        decode, text = self._tokenizer.decode_bytes, self.released
+        goal = text + self._closing(text)
+        earlier = None if goal.startswith(decode(self.fed)) else self._earlier
+        if earlier:
+            self._fed = earlier.tokens
+        begun = len(decode(self.fed))
+        whole = self._fed
+        if goal == text:
+            while whole < len(self.tokens) and self.tokens[whole] not in self._end_ids:
+                end = begun + len(self._tokenizer.token_bytes(self.tokens[whole]))
+                if end > len(text):
+                    break
+                begun, whole = end, whole + 1
+            self.counts = self.counts.after(self.tokens[:whole], self.params.penalty_decay)
+        else:
+            self.counts = Counts()
+        rest = goal[begun:]
+        again = earlier is not None and earlier.state is None
+        prompt = list(map(int, self.prompt)) if again else self.pending[: max(len(self.prompt) - self.read, 0)]
+        self.pending = prompt + self.tokens[self._fed : whole] + (self._tokenizer.encode(rest) if rest else [])
+        self.closed, self._fed, self._earlier = True, whole, Earlier()
+        return earlier

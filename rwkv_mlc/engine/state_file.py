@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,28 @@ from ..artifact.disk import beside
 from ..errors import UserError
 from ..escaping import shortened
 from ..regular_files import size_of
+from .sampler import Counts
 
 FORMAT = "rwkv_mlc state 1"
+LOGITS, IDS, COUNTS = "logits", "counted_ids", "counts"
+"""Tensors beside those of the state; files of earlier versions have none of them."""
 
 
-def save_state(path: Path | str, artifact: Artifact, names: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
-    """Write named arrays, float32; the file appears whole or not at all. Raises UserError when it cannot be written."""
+@dataclass(frozen=True)
+class SavedState:
+    """``arrays`` of a state of one sequence by name, float32 [1, ...]; the ``logits`` after its last token, float32 [V], None
+    where nobody kept them; and where that was one of an answer, the ``counts`` of its tokens."""
+
+    arrays: Mapping[str, np.ndarray]
+    logits: np.ndarray | None = None
+    counts: Counts = field(default_factory=Counts)
+
+
+def save_state(path: Path | str, artifact: Artifact, state: SavedState) -> None:
+    """The file appears whole or not at all. Raises UserError when it cannot be written."""
+    tensors = dict(state.arrays)
+    if state.logits is not None:
+        tensors |= {LOGITS: np.ascontiguousarray(state.logits), IDS: state.counts.ids, COUNTS: state.counts.counts}
     metadata = {
         "format": FORMAT,
         "model": artifact.record.source_sha256,
@@ -28,15 +45,15 @@ def save_state(path: Path | str, artifact: Artifact, names: Sequence[str], array
     }
     try:
         with beside(Path(path)) as partial:
-            partial.write_bytes(save(dict(zip(names, arrays)), metadata))  # save_file would replace a device
+            partial.write_bytes(save(tensors, metadata))  # save_file would replace a device
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"The state cannot be written to {path}: {error}.") from None
 
 
 def load_state(
-    path: Path | str, artifact: Artifact, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
-) -> list[np.ndarray]:
-    """The arrays in the order of ``names``. A state of the same checkpoint in another quantization is accepted.
+    path: Path | str, artifact: Artifact, shapes: Mapping[str, tuple[int, ...]], vocab_size: int
+) -> SavedState:
+    """The arrays in the order of ``shapes``. A state of the same checkpoint in another quantization is accepted.
 
     Raises UserError for a file that is no state, and for a state of another model."""
     try:
@@ -51,13 +68,25 @@ def load_state(
                     f"{path} is a state of {maker}, another model than {artifact.name}; a state means something only to "
                     "the model that made it."
                 )
-            found = [file.get_slice(name) for name in names]
-            if [(tuple(entry.get_shape()), entry.get_dtype()) for entry in found] != [
-                (shape, "F32") for shape in shapes
-            ]:
+            expected = {name: (shape, "F32") for name, shape in shapes.items()}
+            if LOGITS in file.keys():  # noqa: SIM118  it is no dictionary
+                (count,) = file.get_slice(IDS).get_shape()[:1] or (0,)
+                counted = min(count, vocab_size)
+                expected |= {LOGITS: ((vocab_size,), "F32"), IDS: ((counted,), "I32"), COUNTS: ((counted,), "F32")}
+            slices = {name: file.get_slice(name) for name in expected}
+            if {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()} != expected:
                 raise UserError(f"The state {path} does not have this model's shapes; it is damaged.")
-            return [file.get_tensor(name) for name in names]
+            arrays = {name: file.get_tensor(name) for name in expected}
     except OSError as error:
         raise UserError(f"The state {path} cannot be read: {error.strerror or error}.") from None
     except SafetensorError as error:
         raise UserError(f"The state {path} cannot be read: {shortened(str(error))}.") from None
+    states = {name: arrays.pop(name) for name in shapes}
+    return SavedState(states, arrays[LOGITS], _counts(path, arrays, vocab_size)) if arrays else SavedState(states)
+
+
+def _counts(path: Path | str, arrays: Mapping[str, np.ndarray], vocab_size: int) -> Counts:
+    ids, counts = arrays[IDS], arrays[COUNTS]
+    if len(np.unique(ids)) < len(ids) or not np.all((ids >= 0) & (ids < vocab_size)) or not np.all(counts > 0):
+        raise UserError(f"The state {path} counts tokens that cannot have been chosen; it is damaged.")
+    return Counts(ids, counts)

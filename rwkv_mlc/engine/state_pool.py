@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from ..errors import UserError
-from .runner import Runner, State
+from .runner import Runner
+from .state import State
 
 
 class StatePool:
@@ -34,12 +35,13 @@ class StatePool:
 
     def allocate(self) -> int:
         """A slot with the state before the first token. Raises UserError where none is free, as all that allocate do."""
-        return self.load(self._fresh)
+        return self.load(self.fresh)
 
     def free(self, slot: int) -> None:
         """Give a slot back. Raises UserError for one that is not in use."""
         self._check(slot)
         self._free.add(slot)
+        self.state.last.pop(slot, None)
 
     def copy(self, slot: int) -> int:
         """Another slot with the same state, from where the two go their own ways."""
@@ -51,9 +53,7 @@ class StatePool:
     def save(self, slot: int) -> State:
         """What a slot holds, as a state of its own; ``Engine.save_state`` writes one to a file."""
         self._check(slot)
-        saved = self.runner.new_state()
-        self.state.copy_slot(slot, saved, 0)
-        return saved
+        return self.state.copy_of_slot(slot)
 
     def load(self, state: State) -> int:
         """A slot that holds what the first slot of ``state`` does."""
@@ -62,7 +62,8 @@ class StatePool:
         return slot
 
     @cached_property
-    def _fresh(self) -> State:
+    def fresh(self) -> State:
+        """The state before the first token, not to be changed."""
         return self.runner.new_state()
 
     def _take(self) -> int:

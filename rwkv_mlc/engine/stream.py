@@ -21,6 +21,11 @@ class TextStream:
         self._pending = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def held(self) -> bytes:
+        """Bytes that may be the beginning of a stop string, after ``released``."""
+        return self._pending
+
     def push(self, data: bytes) -> str:
         """The text that ``data`` makes certain. Held back are the start of what may become a stop string and an
         incomplete character; bytes that can no longer become a character read U+FFFD."""

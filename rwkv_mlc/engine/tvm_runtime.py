@@ -131,6 +131,11 @@ def duplicate(tensor: Tensor) -> Tensor:
     return target
 
 
+def duplicate_row(tensor: Tensor, index: int) -> Tensor:
+    """A copy of ``tensor[index : index + 1]``."""
+    return duplicate(_row(tensor, index))
+
+
 def copy_row(source: Tensor, index: int, target: Tensor, target_index: int) -> None:
     """``target[target_index] = source[index]``, on one device; rows have the same shape and dtype."""
     _copy(_row(source, index), _row(target, target_index))

@@ -197,6 +197,21 @@ def test_generate_saves_and_takes_up_a_state(run, demo, tmp_path, mode):
     assert json.loads(second)["text"] == expected
 
 
+def test_a_saved_state_is_what_was_shown(run, demo, tmp_path):
+    """Without the stop string and what followed it, and with the last token; an empty prompt goes on from there."""
+    state, options = tmp_path / "a.state", (demo, "--json", "--temperature", "0")
+    prompt = "User: Who lives in the red house?\n\nAssistant:"
+    _, out, _ = run("generate", *options, "--prompt", prompt, "--max-tokens", "9")
+    whole = json.loads(out)
+    assert whole["text"] == " Tom the cat lives in the red house."
+    for ending in (("--stop", " in the"), ("--stop", " house"), ("--max-tokens", "4")):
+        _, out, _ = run("generate", *options, "--prompt", prompt, *ending, "--save-state", state)
+        first = json.loads(out)["text"]
+        assert whole["text"].startswith(first) and first != whole["text"]
+        _, out, _ = run("generate", *options, "--prompt", "", "--state", state, "--stop", "\n")
+        assert first + json.loads(out)["text"] == whole["text"] and json.loads(out)["prompt_tokens"] == 0
+
+
 def test_generate_refuses(run, demo, reciter, tmp_path):
     state = tmp_path / "a.state"
     assert run("generate", demo, "--prompt", "x", "--max-tokens", "1", "--save-state", state)[0] == 0

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkv_mlc import Engine, UserError
-from rwkv_mlc.engine.choice import Logits
+from rwkv_mlc import UserError
 from rwkv_mlc.engine.scheduler import FEW_TOKENS, Scheduler
 from rwkv_mlc.engine.sequence import Reading
+from rwkv_mlc.engine.state import Logits
 from rwkv_mlc.engine.tvm_runtime import CPU, tensor
 from support.paths import DEMO
 
@@ -299,16 +299,3 @@ def test_progress_of_a_prompt(engine, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         engine.stream([1] * 1000)
     assert seen == [(CHUNK, 1000), (2 * CHUNK, 1000)]
-
-
-def test_the_rest_of_an_answer_is_read(engine: Engine):
-    answer = engine.generate(QUESTION, temperature=0, max_tokens=5)
-    state = engine.new_state()
-    logits = engine.prefill(engine.encode(QUESTION), state)
-    for token in answer.tokens:
-        logits = engine.decode(token, state)
-    assert answer.fed == answer.tokens[:-1]
-    for _ in range(2):
-        answer.read_rest()
-        assert answer.fed == answer.tokens
-        np.testing.assert_array_equal(answer.logits, logits)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_mlc.engine.stream import TextStream
 from rwkv_mlc.engine.templates import Template, load_template
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.typed_json import parse
@@ -27,8 +26,7 @@ def test_vectors(case):
     for turn in case["user_turns"]:
         assert template.user_turn(turn["text"]) == turn["turn"]
     for end in case["after_answer"]:
-        answer, fed = bytes.fromhex(end["answer"]), bytes.fromhex(end["fed"])
-        assert template.after_answer(answer, fed).hex() == end["feed"]
+        assert template.after_answer(bytes.fromhex(end["answer"])).hex() == end["feed"]
 
 
 def test_world_prompt_is_chatrwkvs():
@@ -78,49 +76,6 @@ def test_json_round_trip(name):
     assert template.name == name
 
 
-def answer_and_fed(tokens: list[bytes], stop: tuple[str, ...], max_tokens: int = 99) -> tuple[bytes, bytes]:
-    """What an engine keeps while it generates ``tokens``: a token is fed only when the next one is wanted."""
-    stream, fed = TextStream(stop), b""
-    for count, token in enumerate(tokens, 1):
-        stream.push(token)
-        if stream.stopped or count == max_tokens:
-            break
-        fed += token
-    stream.finish()
-    return bytes(stream.released), fed
-
-
-@pytest.mark.parametrize(
-    "tokens",
-    [
-        [b" Hi", b".", b"\n\n"],
-        [b" Hi", b".\n", b"\n"],
-        [b" Hi", b".", b"\n", b"\n"],
-        [b" Hi", b".\n\n"],
-        [b" Hi", b".\n\nUser"],
-        [b" Hi."],
-        [b" Hi.", b"\n"],
-    ],
-)
-def test_state_reads_answer_and_separator_exactly_once(tokens):
-    world = load_template("rwkv_world")
-    answer, fed = answer_and_fed(tokens, world.stop_str)
-    assert fed + world.after_answer(answer, fed) == b" Hi.\n\n"
-
-
-def test_an_interrupted_answer_is_closed_too():
-    world = load_template("rwkv_world")
-    answer, fed = answer_and_fed([b" one", b" two", b" three"], world.stop_str, max_tokens=2)
-    assert (answer, fed) == (b" one two", b" one")
-    assert fed + world.after_answer(answer, fed) == b" one two\n\n"
-
-
-def test_what_was_read_of_another_stop_string_stays_read():
-    world = load_template("rwkv_world")
-    answer, fed = answer_and_fed([b" one", b"##", b"#"], ("###",))
-    assert fed + world.after_answer(answer, fed) == b" one##\n\n"
-
-
 def test_two_separators_follow_user_and_assistant():
     template = template_of(
         {
@@ -136,7 +91,7 @@ def test_two_separators_follow_user_and_assistant():
     )
     assert template.system_prompt() == "S Q=1<u>A=2<a>"
     assert template.user_turn(" as is\n\n ") == "Q= as is\n\n <u>A="
-    assert template.after_answer(b"x<", b"x<") == b"a>"
+    assert template.after_answer(b"x<") == b"a>"
 
 
 def test_system_message_can_be_replaced():

@@ -20,7 +20,8 @@ from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.debug.recipe import Recipe
 from rwkv_mlc.debug.reference import dump_checkpoint
 from rwkv_mlc.engine.compatibility import read_metadata
-from rwkv_mlc.engine.state_file import save_state
+from rwkv_mlc.engine.sampler import Counts
+from rwkv_mlc.engine.state_file import SavedState, save_state
 from rwkv_mlc.verification.library import BLOB, Library, _content, _defined
 from rwkv_mlc.weights import open_checkpoint
 from support.synthetic import synthetic_checkpoint
@@ -144,5 +145,6 @@ def write(folder: Path, artifact: Path) -> None:
 
     checkpoint = open_checkpoint(str(folder / "model.safetensors"))
     dump_checkpoint(checkpoint, Recipe((1, 2, 3), 1, 2)).write(folder / "dump")
-    states = [np.zeros((1, 4), np.float32), np.ones((1, 2, 3), np.float32)]
-    save_state(folder / "a.state", opened, ["blocks.0.x", "blocks.0.y"], states)
+    arrays = {"blocks.0.x": np.zeros((1, 4), np.float32), "blocks.0.y": np.ones((1, 2, 3), np.float32)}
+    counts = Counts(np.array([1, 4], np.int32), np.ones(2, np.float32))
+    save_state(folder / "a.state", opened, SavedState(arrays, np.arange(5, dtype=np.float32), counts))

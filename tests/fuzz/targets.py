@@ -138,7 +138,7 @@ def artifact(name: str, place: Place, draw: random.Random) -> None:
         settings = opened.chat_config
         SamplingParams(**settings.sampling)
         template = Template.of(settings.conv_template)
-        template.system_prompt(), template.user_turn("hi"), template.after_answer(b"yes\n", b"yes")
+        template.system_prompt(), template.user_turn("hi"), template.after_answer(b"yes\n")
         artifact_summary(opened)
     finally:
         (target / name).write_bytes(data)
@@ -193,7 +193,7 @@ def state(place: Place, draw: random.Random) -> None:
         data = struct.pack("<Q", len(header)) + header + data[8 + size :]
     path = place.write("x.state", data)
     opened = Artifact.open(place.seeds / "artifact")
-    load_state(path, opened, ["blocks.0.x", "blocks.0.y"], [(1, 4), (1, 2, 3)])
+    load_state(path, opened, {"blocks.0.x": (1, 4), "blocks.0.y": (1, 2, 3)}, 5)
 
 
 def dump(place: Place, draw: random.Random) -> None:
@@ -217,7 +217,7 @@ def template(place: Place, draw: random.Random) -> None:
     config = json.loads(place.seed("artifact/params/mlc-chat-config.json"))
     data = json.dumps(mutations.value_of(config["conv_template"], draw))
     changed = parse(Template, data, "The template", "correct it")
-    changed.system_prompt(), changed.user_turn("a\r\n\n b"), changed.after_answer(b"yes\n", b"yes\n\n")
+    changed.system_prompt(), changed.user_turn("a\r\n\n b"), changed.after_answer(b"yes\n")
 
 
 def target(place: Place, draw: random.Random) -> None:
