@@ -31,7 +31,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     options.add_sampling(parser)
     parser.add_argument("--state", type=named_path, metavar="FILE", help="go on from a saved state")
-    parser.add_argument("--save-state", type=named_path, metavar="FILE", help="write the state after exactly the prompt and the text")
+    parser.add_argument(
+        "--save-state", type=named_path, metavar="FILE", help="write the state after exactly the prompt and the text"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text as it comes")
     parser.add_argument("--stats", action="store_true", help="print counts, seed and speed on stderr")
     parser.set_defaults(run=run)
