@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from .errors import UserError
 from .escaping import CONTROL, listed, shortened
 from .regular_files import read_bytes
+from .text_encoding import in_utf8
 
 LARGEST_FILE = 16 << 20  # bytes; the index of the largest models has one of them
 MOST_ERRORS = 1000  # that are looked at
@@ -73,7 +74,7 @@ def read(kind: type[T], path: Path, advice: str) -> T:
     """The JSON file ``path`` as ``kind``. Raises UserError for one that is missing, cannot be read or does not fit, which
     ends in ``advice``."""
     try:
-        text = read_bytes(path, LARGEST_FILE)
+        text = in_utf8(read_bytes(path, LARGEST_FILE), path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {advice}.") from None
     except OSError as error:

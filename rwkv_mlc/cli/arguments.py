@@ -26,6 +26,11 @@ def path_or_name(text: str) -> str:
     return text
 
 
+def prompt(text: str) -> str:
+    """Text, without the byte order mark of a file that a shell has put here."""
+    return text.removeprefix("\ufeff")
+
+
 def integer(least: int = 0, most: int = LARGEST) -> Callable[[str], int]:
     """An integer from ``least`` to ``most``."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,24 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..escaping import escaped
+from ..escaping import escaped, shortened
 from ..regular_files import check_name
-from . import options
+from ..text_encoding import lines_in_utf8
+from . import options, stop_strings
 from .arguments import named_path
 from .faults import say, say_error, sentence
 
-HELP = """\
-You can use the following special commands:
+HELP = r"""You can use the following special commands:
   /help               print the special commands
   /exit               leave, as does Ctrl-D
   /stats              print the speed of reading and writing
   /reset              start the conversation afresh
-  /reload [model]     load this model again, or another artifact
-  /set key=value;...  change settings, such as temperature=0.5;top_p=0.8;seed=23;max_tokens=100;stop=a,b
-                      (seed=none draws a new one for each answer, \\n in stop is a line end); alone, print them
-  /save FILE          write the state of the conversation to a file
+  /reload [model]     load this model again, or another
+  /set key=value;...  change settings, such as
+                      temperature=0.5;top_p=0.8;seed=23;
+                      max_tokens=100;stop=a,b. In stop, \n is
+                      a line end, \t a tab, \\ a backslash,
+                      \x2c a comma; seed=none draws a new one
+                      for each answer. Alone, print them
+  /save FILE          write the state of the conversation
   /load FILE          go on from a saved state
+Messages may begin with a path, such as /home/me/x; where
+one begins like a command, //help sends "/help".
 Esc and Enter begin a new line, Ctrl-C stops an answer."""
+COMMANDS = ("help", "exit", "stats", "reset", "reload", "set", "save", "load")
 
 
 def add_parser(subparsers) -> None:
@@ -73,15 +82,15 @@ class Session:
 
     def handle(self, line: str) -> bool:
         """Run a command or answer a message; whether to go on."""
-        name, _, argument = line.strip().partition(" ")
+        word, _, argument = line.strip().partition(" ")
         with self._deferred_interrupt():
             try:
-                if name == "/exit":
-                    return False
-                if name.startswith("/"):
+                if name := command_of(word):
+                    if name == "exit":
+                        return False
                     self.command(name, argument.strip())
-                elif name:
-                    self.answer(line)
+                elif word:
+                    self.answer(line.replace("//", "/", 1) if word.startswith("//") else line)
             except UserError as error:
                 say_error(str(error))
             except KeyboardInterrupt:
@@ -96,7 +105,7 @@ class Session:
         try:
             with closing(self.chat.send(text)) as pieces:
                 for piece in self.chat.displayed(pieces):
-                    print(label + piece, end="", flush=True)
+                    print(label + options.shown(piece), end="", flush=True)
                     label = ""
                     if self.interrupted:
                         break
@@ -104,18 +113,16 @@ class Session:
             print(flush=True)
 
     def command(self, name: str, argument: str) -> None:
-        """Raises UserError for an unknown command and for what the command refuses."""
+        """Raises UserError for what the command refuses."""
         commands: dict[str, Callable[[str], None]] = {
-            "/help": lambda _: print(HELP),
-            "/stats": lambda _: print(options.speed(self.chat.engine)),
-            "/reset": self._reset,
-            "/reload": lambda path: self.load_model(_path(path) if path else self.model),
-            "/set": self._set,
-            "/save": self._save,
-            "/load": self._load,
+            "help": lambda _: print(HELP),
+            "stats": lambda _: print(options.speed(self.chat.engine)),
+            "reset": self._reset,
+            "reload": lambda path: self.load_model(_path(path) if path else self.model),
+            "set": self._set,
+            "save": self._save,
+            "load": self._load,
         }
-        if name not in commands:
-            raise UserError(f"Unknown command {name}; /help lists the commands.")
         commands[name](argument)
         sys.stdout.flush()
 
@@ -185,13 +192,28 @@ class Session:
             signal.signal(signal.SIGINT, previous)
 
 
+def command_of(word: str) -> str | None:
+    """The command that the first word of a line names; None where the line is a message, which may begin with a path.
+
+    Raises UserError for another word of nothing but letters, which is a mistyped command rather than a path."""
+    name = word[1:].rstrip(".,!?")
+    if word[1:] in COMMANDS and word.startswith("/"):
+        return word[1:]
+    if not word.startswith("/") or not re.fullmatch("[A-Za-z]+", name):
+        return None
+    similar = difflib.get_close_matches(name.lower(), COMMANDS, 1)
+    hint = f"did you mean /{similar[0]}? " if similar else ""
+    word = shortened(word)
+    raise UserError(f"Unknown command {word}; {hint}/help lists the commands, and /{word} sends {word} as text.")
+
+
 def _lines(session: Session) -> Iterator[str]:
     """The user's lines, until end of file."""
     if sys.stdin is None:
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        for line in sys.stdin.buffer:
-            yield line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+        for line in lines_in_utf8(sys.stdin.buffer, "Standard input"):
+            yield line.decode("utf-8", "surrogateescape")
         return
 
     from prompt_toolkit import PromptSession
@@ -214,7 +236,7 @@ def _setting(text: str) -> tuple[str, Any]:
     """One ``key=value`` of ``/set``."""
     name, separator, value = (part.strip() for part in text.partition("="))
     if name == "stop" and separator:
-        return name, tuple(stop.replace("\\n", "\n") for stop in value.split(",") if stop)
+        return name, tuple(stop_strings.parse(stop) for stop in value.split(",") if stop)
     if name not in options.SAMPLING or not separator:
         raise UserError(f"/set takes key=value with a key of {', '.join((*options.SAMPLING, 'stop'))}, not {text!r}.")
     if name == "seed" and value == "none":
@@ -228,7 +250,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _spelled(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(value).replace("\n", "\\n")
+        return ",".join(map(stop_strings.spelled, value))
     return "none" if value is None else str(value)
 
 

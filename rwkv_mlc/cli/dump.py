@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .arguments import integer, integers, named_path, path_or_name
+from .arguments import integer, integers, named_path, path_or_name, prompt
 from .faults import say
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """What is fed."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--tokens", type=integers("token ids"), metavar="1,2,3", help="token ids (ten ones)")
-    source.add_argument("--prompt", metavar="TEXT", help="text in their place")
+    source.add_argument("--prompt", type=prompt, metavar="TEXT", help="text in their place")
     parser.add_argument(
         "--decode",
         type=integer(0, MOST_DECODES),

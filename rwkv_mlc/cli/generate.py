@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
+from ..text_encoding import in_utf8
 from . import options
-from .arguments import named_path, path_or_name
+from .arguments import named_path, path_or_name, prompt
 from .faults import say
 
 
@@ -20,13 +21,13 @@ def add_parser(subparsers) -> None:
         help="go on from a prompt",
         description=(
             "Print what the model writes after a prompt, which is read from stdin where none is given. Prompts need "
-            "not be UTF-8. The end-of-text token stands for an empty one, but with --state, where that goes on with the "
-            "next token."
+            "not be UTF-8; a byte order mark is left out, UTF-16 with one understood, and line ends stay as they are given. "
+            "The end-of-text token stands for an empty prompt; with --state it goes on with the next token."
         ),
     )
     options.add_engine(parser)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompt", type=prompt, metavar="TEXT")
     source.add_argument("--prompt-file", type=path_or_name, metavar="FILE", help="- is stdin")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     options.add_sampling(parser)
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     for piece in pieces:
         text += piece
         if not args.json:
-            print(piece, end="", flush=True)
+            print(options.shown(piece), end="", flush=True)
     if args.chat:
         answer = chat.answer
     if args.json:
@@ -85,13 +86,14 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt_file in (None, "-"):
         if sys.stdin is None:
             raise UserError("Standard input is closed; give the prompt with --prompt or --prompt-file.")
-        data = sys.stdin.buffer.read()
+        data, source = sys.stdin.buffer.read(), "Standard input"
     else:
+        source = args.prompt_file
         try:
-            data = Path(args.prompt_file).read_bytes()
+            data = Path(source).read_bytes()
         except (OSError, ValueError) as error:
-            raise UserError(f"The prompt {args.prompt_file} cannot be read: {error}.") from None
-    return data.decode("utf-8", "surrogateescape")
+            raise UserError(f"The prompt {source} cannot be read: {error}.") from None
+    return in_utf8(data, source).decode("utf-8", "surrogateescape")
 
 
 def _report(engine, answer, prompt: str, text: str) -> dict:

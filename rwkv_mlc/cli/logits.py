@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from . import options
-from .arguments import integers, named_path
+from .arguments import integers, named_path, prompt
 
 
 def add_parser(subparsers) -> None:
@@ -13,7 +13,9 @@ def add_parser(subparsers) -> None:
     options.add_engine(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tokens", type=integers("token ids"), metavar="1,2,3", help="token ids")
-    source.add_argument("--prompt", metavar="TEXT", help="text; the end-of-text token stands for an empty one")
+    source.add_argument(
+        "--prompt", type=prompt, metavar="TEXT", help="text; the end-of-text token stands for an empty one"
+    )
     parser.add_argument("--decode", action="store_true", help="feed the tokens one by one, as in generation")
     parser.add_argument(
         "--out", type=named_path, required=True, metavar="FILE.npy", help="float32 [tokens, vocabulary]"

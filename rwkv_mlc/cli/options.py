@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..escaping import LAYOUT, escaped
+from . import stop_strings
 from .arguments import integer, named_path
 
 if TYPE_CHECKING:
@@ -51,20 +53,29 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     for name, (kind, text) in SAMPLING.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
     group.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help=f"end before this text, in which {stop_strings.RULE}; may be given several times",
     )
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling settings that the command line gives, by the names of ``SamplingParams``."""
+    """The sampling settings that the command line gives, by the names of ``SamplingParams``. Raises UserError for a stop
+    string that cannot be."""
     settings = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    return settings | ({"stop": tuple(args.stop)} if args.stop else {})
+    return settings | ({"stop": tuple(map(stop_strings.parse, args.stop))} if args.stop else {})
 
 
 def speed(engine: Engine) -> str:
     """How fast it was, and on a CPU with which threads."""
     on_cpu = engine.runner.device.type == "cpu"
     return f"{engine.stats}, {engine.runner.pool}" if on_cpu else str(engine.stats)
+
+
+def shown(text: str) -> str:
+    """What a model wrote, for stdout: as it is, but on a terminal, where control characters would be obeyed, escaped."""
+    return escaped(text, LAYOUT) if sys.stdout.isatty() else text
 
 
 def prompt_progress() -> Callable[[int, int], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgpack
 
 from ..config import RWKVConfig
 from ..errors import UserError
+from ..text_encoding import in_utf8
 from .base import END_OF_TEXT, Tokenizer
 from .pile import PileTokenizer
 from .world import WorldTokenizer
@@ -119,13 +119,18 @@ def write_tokenizer_files(tokenizer_files: Iterable[Path], params_dir: Path, voc
     tokenizer = load_tokenizer(tokenizer_files)
     check_vocabulary(tokenizer, vocab_size)
     if tokenizer.kind == "pile":
-        shutil.copyfile(tokenizer.files[0], params_dir / "tokenizer.json")
+        _copy(tokenizer.files[0], params_dir / "tokenizer.json")
         return ["tokenizer.json"]
-    shutil.copyfile(tokenizer.files[0], params_dir / "rwkv_vocab.txt")
+    _copy(tokenizer.files[0], params_dir / "rwkv_vocab.txt")
     texts = {token: tokenizer.tokens.get(token, b"<|pad%d|>" % token) for token in range(vocab_size)}
     texts[END_OF_TEXT] = b"<|endoftext|>"
     (params_dir / "tokenizer_model").write_bytes(msgpack.packb(texts))
     return ["rwkv_vocab.txt", "tokenizer_model"]
+
+
+def _copy(vocabulary: Path, target: Path) -> None:
+    """In UTF-8, whatever the original is in: other engines know nothing of marks."""
+    target.write_bytes(in_utf8(vocabulary.read_bytes(), vocabulary))
 
 
 def _vocabularies(files: Iterable[Path]) -> list[Path]:

@@ -14,6 +14,7 @@ from pydantic import StringConstraints
 from ..errors import UserError
 from ..escaping import listed, shortened
 from ..regular_files import read_bytes
+from ..text_encoding import in_utf8
 from ..typed_json import Schema, read
 from .base import END_OF_TEXT, Tokenizer
 
@@ -35,7 +36,7 @@ class PileTokenizer(Tokenizer):
         A special token in a text is that token, and decodes to its own text but for id 0, the end of text.
         """
         try:
-            data = read_bytes(path, LARGEST_FILE)
+            data = in_utf8(read_bytes(path, LARGEST_FILE), path)
         except FileNotFoundError:
             raise UserError(f"The vocabulary {path} does not exist.") from None
         except OSError as error:

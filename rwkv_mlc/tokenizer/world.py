@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..regular_files import read_bytes
+from ..text_encoding import in_utf8
 from .base import END_OF_TEXT, Tokenizer
 
 MAX_IDS = 1 << 16
@@ -69,14 +70,14 @@ class WorldTokenizer(Tokenizer):
 
 def _read_vocabulary(path: Path) -> dict[int, bytes]:
     try:
-        lines = read_bytes(path, LARGEST_FILE).decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
+        text = in_utf8(read_bytes(path, LARGEST_FILE), path).decode("utf-8")
     except OSError as error:
         raise UserError(f"Cannot read the vocabulary {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a World vocabulary: it is not UTF-8 text.") from None
     tokens: dict[int, bytes] = {}
     id_of: dict[bytes, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.replace("\r\n", "\n").rstrip("\n").split("\n"), 1):
         try:
             token, data = _parse_line(line)
             if token in tokens:

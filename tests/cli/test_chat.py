@@ -22,6 +22,7 @@ from rwkv_mlc.cli import options
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.engine.templates import load_template
+from rwkv_mlc.text_encoding import lines_in_utf8
 from support.reciter import LONG_TOKEN, RECITED
 
 RECITAL = RECITED.strip()
@@ -133,8 +134,54 @@ def test_piped_lines_are_answered(monkeypatch, capsys, reciter):
 
 
 def test_piped_lines_need_not_be_utf_8_nor_end(monkeypatch, capsys, reciter):
-    out, err = chat(monkeypatch, capsys, b"\xff\xfe", reciter, "--temperature", "0", "--stop", "bc")
+    out, err = chat(monkeypatch, capsys, b"\xff\xf0", reciter, "--temperature", "0", "--stop", "bc")
     assert (out, err) == (["Assistant: a"], "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_piped_lines_with_a_byte_order_mark(monkeypatch, capsys, reciter, encoding):
+    """As PowerShell sends them."""
+    lines = ("\ufeff" if encoding == "utf-16-be" else "") + "/set max_tokens=4\r\nhéllo\r\n\r\n/exit\r\nnever\r\n"
+    sent: list[str] = []
+    send = Chat.send
+    monkeypatch.setattr(Chat, "send", lambda self, text: sent.append(text) or send(self, text))
+    out, err = chat(monkeypatch, capsys, lines.encode(encoding), reciter, "--temperature", "0")
+    assert (out[1:], err, sent) == (["Assistant: abc"], "", ["héllo"])
+
+
+def test_lines_come_one_by_one_whatever_their_encoding():
+    """The second is not waited for."""
+    read, write = os.pipe()
+    with open(read, "rb") as stream, open(write, "wb", buffering=0) as pipe:
+        lines = lines_in_utf8(stream, "stdin")
+        for i, text in enumerate(("one\r\n", "two\n", "three")):
+            pipe.write(text.encode("utf-16-le" if i else "utf-16"))
+            if i == 2:
+                pipe.close()
+            assert next(lines).decode() == text.strip()
+        assert list(lines) == []
+
+
+@pytest.mark.parametrize(
+    "line, sent",
+    [
+        ("/home/me/notes.txt is where?", "/home/me/notes.txt is where?"),
+        ("/etc/hosts", "/etc/hosts"),
+        ("/x.py fails", "/x.py fails"),
+        ("/3 of them", "/3 of them"),
+        ("/", "/"),
+        ("//help", "/help"),
+        ("//home//x", "/home//x"),
+        ("// a comment", "/ a comment"),
+        ("  //help me", "  /help me"),
+        ("what is //x?", "what is //x?"),
+    ],
+)
+def test_messages_that_begin_with_a_slash(monkeypatch, capsys, reciter, line, sent):
+    messages: list[str] = []
+    monkeypatch.setattr(Chat, "send", lambda _, text: messages.append(text) or (piece for piece in ("yes",)))
+    out, err = chat(monkeypatch, capsys, f"{line}\n", reciter)
+    assert (messages, out, err) == ([sent], ["Assistant: yes"], "")
 
 
 def test_a_model_without_roles_goes_on_with_the_line(monkeypatch, capsys, reciter, tmp_path):
@@ -166,12 +213,19 @@ def test_settings(monkeypatch, capsys, reciter):
     assert out[4].endswith("seed=none; max_tokens=100; stop=\\n\\n,zz,cd")
     assert out[5].endswith("seed=5; max_tokens=100; stop=\\n\\n,\\n")
     assert "seed=none" in out[6]
+    strange = r"/set stop=a\x2cb\x3b,\t\\n,\x20x"
+    out, err = chat(monkeypatch, capsys, f"{strange}\n", reciter)
+    assert err == "" and out[0].endswith(r"stop=\n\n,a\x2cb\x3b,\t\\n,\x20x")
 
 
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("/foo bar", "Unknown command /foo; /help lists the commands."),
+        ("/foo bar", "Unknown command /foo; /help lists the commands, and //foo sends /foo as text."),
+        ("/hlep", "Unknown command /hlep; did you mean /help? /help lists the commands, and //hlep"),
+        ("/Save x", "Unknown command /Save; did you mean /save? "),
+        ("/reset!", "Unknown command /reset!; did you mean /reset? "),
+        ("/set stop=\\q", "A stop string has '\\\\q', which means nothing: in it \\n is a line end"),
         ("/set temperature=warm", "temperature must be a number, not 'warm'."),
         ("/set temperature=nan", "temperature must be a number from 0.0 to 100.0, not nan."),
         ("/set top_k=1;max_tokens=0", "max_tokens must be an integer from 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rwkv_mlc import Engine, __version__, reference
+from rwkv_mlc import Chat, Engine, __version__, reference
 from rwkv_mlc.artifact import Artifact
+from rwkv_mlc.cli import chat, options, stop_strings
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.weights import open_checkpoint
@@ -152,14 +154,47 @@ def test_generate_as_json(run, reciter):
 def test_generate_reads_prompts_from_everywhere(run, stdin, reciter, tmp_path):
     options = (reciter, *GREEDY, "--max-tokens", "3")
     path = tmp_path / "prompt.txt"
-    path.write_bytes(b"\xff\xfe\r\n:")
+    path.write_bytes(b"\xff\xf0\r\n:")
     assert run("generate", *options, "--prompt-file", path) == (0, " ab\n", "")
     for arguments in ((), ("--prompt-file", "-")):
-        stdin(b"\xff\xfe\r\n:")
+        stdin(b"\xff\xf0\r\n:")
         code, out, _ = run("generate", *options, *arguments, "--json")
         assert code == 0
         assert json.loads(out)["prompt"] == "\ufffd\ufffd\r\n:" and json.loads(out)["prompt_tokens"] == 5
     assert_refused(run("generate", *options, "--prompt-file", tmp_path / "none"), "cannot be read")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_prompts_with_a_byte_order_mark(run, stdin, demo, tmp_path, encoding):
+    """As Windows writes them; their line ends are the user's."""
+    text = "User: Who are you? é好\r\n\r\nAssistant:"
+    data = text.encode(encoding) if encoding != "utf-16-be" else codecs.BOM_UTF16_BE + text.encode(encoding)
+    options = (demo, *GREEDY, "--max-tokens", "3", "--json")
+    (tmp_path / "p").write_bytes(data)
+    for arguments in (("--prompt-file", tmp_path / "p"), ("--prompt", f"\ufeff{text}"), ()):
+        stdin(data)
+        _, out, _ = run("generate", *options, *arguments)
+        assert json.loads(out)["prompt"] == text
+    stdin(codecs.BOM_UTF16_LE + b"abc")
+    assert_refused(run("generate", *options), "Standard input begins with the mark of UTF-16 and is not UTF-16")
+
+
+def test_stop_strings_on_a_command_line(run, reciter):
+    for stop, text in ((r"c\x64e", " ab"), (r"\xc3\xa9", " abcdefghijklmnopqrstuvwxyz"), (r"\x62\x63", " a")):
+        assert run("generate", reciter, "--prompt", "Recite:", *GREEDY, "--stop", stop) == (0, f"{text}\n", "")
+    for stop, message in (
+        (r"a\q", "'\\\\q', which means nothing"),
+        ("a\\", "which means nothing"),
+        (r"\xff", "is not UTF-8"),
+    ):
+        assert_refused(run("generate", reciter, "--prompt", "x", "--stop", stop), message)
+
+
+@pytest.mark.parametrize("text", ["\n\n", "a,b;c", " x ", "\\n", "\\", "\t\r\x1b", "é\u3002", "\\x41", "User: "])
+def test_stop_strings_are_spelled_as_they_are_read(text):
+    spelled = stop_strings.spelled(text)
+    assert stop_strings.parse(spelled) == text
+    assert not set(spelled) & set(",;\n\t\x1b") and spelled.strip() == spelled
 
 
 def test_generate_from_an_empty_prompt(run, stdin, demo):
@@ -210,6 +245,20 @@ def test_a_saved_state_is_what_was_shown(run, demo, tmp_path):
         assert whole["text"].startswith(first) and first != whole["text"]
         _, out, _ = run("generate", *options, "--prompt", "", "--state", state, "--stop", "\n")
         assert first + json.loads(out)["text"] == whole["text"] and json.loads(out)["prompt_tokens"] == 0
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_what_a_model_writes_moves_no_cursor(reciter, monkeypatch, capsys, command):
+    """On a terminal; a pipe gets it as it is."""
+    monkeypatch.setattr(Engine, "stream", lambda *_: iter(["a\x1b]0;t\x07", "\r\tb\n\x9b31m"]))
+    monkeypatch.setattr(Chat, "send", lambda *_: (text for text in ("a\x1b]0;t\x07", "\r\tb\n\x9b31m")))
+    monkeypatch.setattr(chat, "_lines", lambda _: iter(["hello"]))
+    arguments = [command, str(reciter), *(["--prompt", "x"] if command == "generate" else [])]
+    assert main(arguments) == 0
+    assert "a\x1b]0;t\x07\r\tb\n\x9b31m\n" in capsys.readouterr().out
+    monkeypatch.setattr(options.sys.stdout, "isatty", lambda: True)
+    assert main(arguments) == 0
+    assert "a\\u001b]0;t\\u0007\\u000d\tb\n\\u009b31m\n" in capsys.readouterr().out
 
 
 def test_generate_refuses(run, demo, reciter, tmp_path):
