@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..escaping import escaped_values
 from . import options
 from .arguments import integer, integers, named_path
+from .tables import Table, console, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,21 +70,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(result: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(markup=False)
+    out = console()
     slowest, fastest = (limit(result["decode"]["read_bandwidth"]) / 1e9 for limit in (min, max))
     device = result["device"]
     threads = f"{result['threads']} thread{'s' * (result['threads'] != 1)}"
     threads += " of TVM's pool" * (result["thread_pool"] == "tvm")
     where = f"{threads}; this machine" if device.startswith("cpu") else f"on {device}, which"
     beside = f" beside {result['busy']} busy processes" if result["busy"] else ""
-    console.print(
+    out.print(
         f"{result['model']}{beside}, {where} reads {result['read_bandwidth'] / 1e9:.1f} GB/s "
         f"({slowest:.1f} to {fastest:.1f} while decoding) and multiplies {result['gemm_peak'] / 1e9:.0f} GFLOP/s "
-        f"({result['gemm_peak_of']})",
-        highlight=False,
+        f"({result['gemm_peak_of']})"
     )
     table = Table("", "tok/s", "p10", "p90", "of the limit", "runs")
     decode = result["decode"]
@@ -95,35 +92,30 @@ def _print(result: dict) -> None:
     for name, row, limit in rows:
         rates = (f"{row['tokens_per_second'][key]:.1f}" for key in ("median", "p10", "p90"))
         table.add_row(name, *rates, limit, str(row["runs"]))
-    console.print(table)
-    console.print(
+    out.print(table)
+    out.print(
         f"load {result['load_seconds']:.2f} s, peak memory of the {result['peak_memory_of']} "
-        f"{result['peak_memory_bytes'] / 1e9:.2f} GB for {result['weight_bytes'] / 1e9:.2f} GB of weights read for a token",
-        highlight=False,
+        f"{size(result['peak_memory_bytes'])} for {size(result['weight_bytes'])} of weights read for a token"
     )
     if "hidden_zeros" in decode:
         zeros = decode["hidden_zeros"]
         drawn = ", of random weights, which says nothing of trained ones" if result["random_weights"] else ""
-        console.print(
+        out.print(
             f"channel mixing's hidden units are zero for {sum(zeros) / len(zeros):.0%} ({min(zeros):.0%} to "
             f"{max(zeros):.0%} by layer{drawn}); for that {1 - decode['read_bytes'] / result['weight_bytes']:.0%} of "
-            f"the weights are not read, and the others come at {decode['read_fraction']:.2f} of bandwidth",
-            highlight=False,
+            f"the weights are not read, and the others come at {decode['read_fraction']:.2f} of bandwidth"
         )
     if "prefill_error" in result:
         error = result["prefill_error"]
-        console.print(
+        out.print(
             f"prefill takes {result['prefill_activations']} activations: its logits differ by {error['relative_rms']:.2e} "
-            f"of their root mean square, at most by {error['max_abs']:.2g}",
-            highlight=False,
+            f"of their root mean square, at most by {error['max_abs']:.2g}"
         )
     for name, parts in result.get("breakdown", {}).items():
-        _print_breakdown(console, name, parts)
+        _print_breakdown(out, name, parts)
 
 
-def _print_breakdown(console: Console, name: str, parts: dict) -> None:
-    from rich.table import Table
-
+def _print_breakdown(out: Console, name: str, parts: dict) -> None:
     amount, unit = ("bytes", "GB/s") if name == "decode" else ("operations", "GFLOP/s")
     table = Table("kernels", "calls", "ms", "of the time", unit, title=name)
     for row in parts["groups"]:
@@ -133,11 +125,11 @@ def _print_breakdown(console: Console, name: str, parts: dict) -> None:
     outside = parts["outside_seconds"]
     table.add_row("outside", "", _milliseconds(outside), f"{outside / parts['seconds']:.1%}", "")
     table.add_row("all", "", _milliseconds(parts["seconds"]), "", "")
-    console.print(table)
+    out.print(table)
     table = Table("layer", "time mixing, ms", "channel mixing, ms", title=name)
     for layer, row in enumerate(parts["layers"]):
         table.add_row(str(layer), _milliseconds(row["time_mixing"]), _milliseconds(row["channel_mixing"]))
-    console.print(table)
+    out.print(table)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -7,7 +7,6 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..building import events
 from ..building.precision import WideValue
@@ -15,6 +14,7 @@ from ..config import RWKVConfig
 from ..escaping import escaped
 from ..weights.checkpoint import Checkpoint
 from .faults import say
+from .tables import Table, console, size
 
 
 class Printer:
@@ -62,7 +62,7 @@ class Printer:
             case events.ConversionFinished(conversion, index):
                 print("Finish computing and quantizing weights.")
                 bits = 8 * conversion.nbytes / conversion.parameters
-                say(f"Total param size: {conversion.nbytes / 1e9:.3f} GB, {bits:.2f} bits each")
+                say(f"Total param size: {size(conversion.nbytes)}, {bits:.2f} bits each")
                 say(f"All finished, {conversion.shards} total shards committed, record saved to {index}")
             case events.ConfigWritten(file):
                 say(f"Finish exporting chat config to {file}")
@@ -107,4 +107,4 @@ def _print_precision(values: list[WideValue]) -> None:
     table = Table("value", "largest magnitude", "float16", title="Auto precision: kept in float32")
     for value in values:
         table.add_row(value.name, f"{value.largest:.4g}", "overflows" if value.overflows else "comes near")
-    Console().print(table)
+    console().print(table)

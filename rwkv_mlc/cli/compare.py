@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..escaping import escaped
 from .arguments import named_path, positive_number
 from .faults import say
+from .tables import Table, console
 
 if TYPE_CHECKING:
     from ..debug.compare import Comparison, Row
@@ -67,7 +68,6 @@ def show(args: argparse.Namespace, comparison: Comparison, **more) -> int:
 
 def _print(comparison: Comparison, everything: bool) -> None:
     from ..debug.report import lines
-    from .tables import console
 
     out, rows, finding = console(), comparison.rows, comparison.finding
     a, b = (f"{header.name} ({header.source}, {header.activations})" for header in (comparison.a, comparison.b))
@@ -95,9 +95,7 @@ def _worst(rows: list[Row]) -> list[Row]:
 
 
 def _table(first: str, rows: Iterator[tuple[str, Row]]):
-    from .tables import table
-
-    result = table(first, "shape", "relative RMS", "limit", "max abs", "cosine", "NaN, Inf in A", "magnitudes in A")
+    result = Table(first, "shape", "relative RMS", "limit", "max abs", "cosine", "NaN, Inf in A", "magnitudes in A")
     for name, row in rows:
         d = row.difference
         result.add_row(

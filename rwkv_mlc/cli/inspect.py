@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..escaping import escaped_values
 from .arguments import integer, path_or_name
 from .faults import say
-from .tables import console, pairs, table
+from .tables import Table, console, pairs
 
 ALL = "all"
 
@@ -191,7 +191,7 @@ def _versions(versions: dict[str, str]) -> str:
 
 
 def _groups(summary: dict[str, Any]):
-    rows = table("group", "tensors", "parameters", "bytes", "of all bytes")
+    rows = Table("group", "tensors", "parameters", "bytes", "of all bytes")
     for group in (
         *summary["groups"],
         {**summary, "name": "all", "tensors": sum(g["tensors"] for g in summary["groups"])},
@@ -202,7 +202,7 @@ def _groups(summary: dict[str, Any]):
 
 
 def _schemes(schemes: list[dict[str, Any]]):
-    rows = table("scheme", "bytes", "bits per weight", "RMS", "worst group")
+    rows = Table("scheme", "bytes", "bits per weight", "RMS", "worst group")
     for scheme in schemes:
         rows.add_row(
             scheme["quantization"],
@@ -214,7 +214,7 @@ def _schemes(schemes: list[dict[str, Any]]):
 
 
 def _errors(errors: list[dict[str, Any]]):
-    rows = table("tensor", "shape", "stored as", "RMS", "worst group", "at")
+    rows = Table("tensor", "shape", "stored as", "RMS", "worst group", "at")
     for error in errors:
         rows.add_row(
             error["name"],

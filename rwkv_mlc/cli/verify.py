@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UserError
 from ..escaping import escaped_values
 from .arguments import named_path
 from .faults import say
-from .tables import console, pairs, table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from .tables import Table, console, pairs
 
 EXIT_FAILED = 1
 
@@ -65,7 +62,7 @@ def _print(report: dict[str, Any]) -> None:
     out.print(pairs(_facts(report)))
     if report["kernels"]:
         out.print(_kernels(report["kernels"]))
-    checks = table("check", "", "found", justify="left")
+    checks = Table("check", "", "found", justify="left")
     for check in report["checks"]:
         checks.add_row(check["check"], check["status"], check["detail"])
     out.print(checks)
@@ -93,7 +90,7 @@ def _facts(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _kernels(kernels: list[dict[str, Any]]) -> Table:
     """What each kernel takes, over all architectures, for CUDA; its size where it is by itself."""
     if any("resources" in kernel for kernel in kernels):
-        rows = table("kernel", "registers", "stack", "shared memory")
+        rows = Table("kernel", "registers", "stack", "shared memory")
         for kernel in kernels:
             each = kernel["resources"].values()
             rows.add_row(
@@ -101,7 +98,7 @@ def _kernels(kernels: list[dict[str, Any]]) -> Table:
             )
         return rows
     sizes = [f"{kernel['bytes']:,}" for kernel in kernels if "bytes" in kernel]
-    rows = table("kernel", *(["bytes"] if sizes else []))
+    rows = Table("kernel", *(["bytes"] if sizes else []))
     for cells in zip((kernel["name"] for kernel in kernels), *([sizes] if sizes else [])):
         rows.add_row(*cells)
     return rows

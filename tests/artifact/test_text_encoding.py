@@ -42,7 +42,9 @@ def test_a_mark_says_what_a_text_is_in(encode):
 
 def test_a_mark_that_is_not_true():
     for data in (codecs.BOM_UTF16_LE + b"abc", codecs.BOM_UTF16_BE + b"\xd8\x00"):
-        with pytest.raises(UserError, match="notes.txt begins with the mark of UTF-16 and is not UTF-16 .*; save it as"):
+        with pytest.raises(
+            UserError, match="notes.txt begins with the mark of UTF-16 and is not UTF-16 .*; save it as"
+        ):
             in_utf8(data, "notes.txt")
 
 

@@ -146,7 +146,7 @@ def test_milestones_of_a_build(built, tiny):
         f"Start storing to cache {folder / 'params'}",
         "[0038/0038]",
         "Finish computing and quantizing weights.",
-        "Total param size: 0.000 GB",
+        "Total param size: ",
         f"All finished, 1 total shards committed, record saved to {folder / 'params' / 'tensor-cache.json'}",
         f"Finish exporting chat config to {folder / 'params' / CHAT_CONFIG}",
         f"Dump mod to {folder / 'debug' / '0-graph.py'}",
