@@ -10,12 +10,14 @@ for text in engine.stream("Once upon a time", temperature=0):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # typing's own takes 30 ms to import, in which Ctrl-C would be a traceback
 
 __version__ = "0.1.0"
 __all__ = ["BuildOptions", "Chat", "Engine", "SamplingParams", "UserError", "build"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from .building import BuildOptions, build
     from .engine.chat import Chat
     from .engine.engine import Engine

@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return EXIT_USAGE
             say_error(sentence(error))
             return EXIT_USAGE if lacks_memory(error) else EXIT_FAULT
+        except BaseException as error:  # such as a panic of a library in Rust that Ctrl-C has met while it was loaded
+            if isinstance(error, SystemExit) or not was_interrupted():
+                raise
+            return EXIT_INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -22,6 +22,7 @@ from rwkv_mlc.cli.faults import TRACEBACKS
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.escaping import escaped, listed, shortened
+from support.paths import ROOT
 from support.synthetic import synthetic_checkpoint
 
 COMMAND = [sys.executable, "-m", "rwkv_mlc"]
@@ -203,7 +204,12 @@ def test_a_fault_is_a_traceback_for_developers(monkeypatch):
         main(["inspect", "x"])
 
 
-def test_an_interrupt_that_comes_as_another_exception(monkeypatch):
+class Panic(BaseException):
+    """As Rust's, which is no Exception."""
+
+
+@pytest.mark.parametrize("other", [RuntimeError, Panic])
+def test_an_interrupt_that_comes_as_another_exception(monkeypatch, other):
     """As from TVM, in whose calls Ctrl-C becomes a RuntimeError."""
 
     def interrupted(_):
@@ -212,12 +218,29 @@ def test_an_interrupt_that_comes_as_another_exception(monkeypatch):
             while True:
                 pass
         except KeyboardInterrupt:
-            raise RuntimeError("KeyboardInterrupt") from None
+            raise other("KeyboardInterrupt") from None
 
     monkeypatch.delenv(TRACEBACKS)
     monkeypatch.setattr(inspect, "run", interrupted)
     assert main(["inspect", "x"]) == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_panic_that_nobody_asked_for_is_shown(monkeypatch):
+    def panic(_):
+        raise Panic
+
+    monkeypatch.setattr(inspect, "run", panic)
+    with pytest.raises(Panic):
+        main(["inspect", "x"])
+
+
+def test_little_is_loaded_before_ctrl_c_is_understood():
+    code = "import sys; before = {*sys.modules}; import rwkv_mlc.__main__; print(sorted({*sys.modules} - before))"
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert result.stdout == "['__future__', 'rwkv_mlc', 'rwkv_mlc.__main__']\n", result.stderr
 
 
 # A chat goes on
