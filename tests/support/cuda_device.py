@@ -45,7 +45,9 @@ KERNELS = (
     *("-O0", "-march=native", "-w", "-fvisibility=hidden", "-fno-strict-aliasing", "-ftrivial-auto-var-init=pattern"),
     *(f"-fsanitize={','.join(UNDEFINED)}", "-fsanitize-undefined-trap-on-error"),
 )
-KERNEL = re.compile(r'^extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\([^{;]*\) \{', re.MULTILINE)
+KERNEL = re.compile(r'^extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\([^{;]*\) \{', re.MULTILINE)
+DEFINITION = re.compile(r"__global__[^;{]*\{")
+MOST_THREADS = "1024"  # of a block, where a kernel is not bound to fewer: TVM leaves the bound of one thread out
 DEVICE_FUNCTIONS = re.compile(
     r"^// rwkv_mlc: device functions$.*?^// rwkv_mlc: end of device functions$", re.DOTALL | re.MULTILINE
 )
@@ -167,14 +169,17 @@ def _compile(written: Path, options: list[str]) -> None:
 
 def on_cpu(source: str) -> str:
     """CUDA C++ with shared arrays by kernel, without the device functions that the shim has, and with every kernel made
-    known to the machine."""
+    known to the machine. Raises ValueError for a kernel in another form than TVM's, which would be known to nobody."""
     source = DEVICE_FUNCTIONS.sub("", source)
     kernels = list(KERNEL.finditer(source))
+    written = len(DEFINITION.findall(source))
+    if not kernels or len(kernels) != written:
+        raise ValueError(f"{written} kernels, of which {len(kernels)} begin as TVM's do")
     ends = [*(kernel.start() for kernel in kernels[1:]), len(source)]
     parts = [source[: kernels[0].start()]]
     for kernel, end in zip(kernels, ends):
         parts.append(source[kernel.start() : end].replace("__shared__", f"__shared__({kernel[2]})"))
-    return "".join([*parts, *(f"\nKERNEL({kernel[2]}, {kernel[1]})" for kernel in kernels)])
+    return "".join([*parts, *(f"\nKERNEL({kernel[2]}, {kernel[1] or MOST_THREADS})" for kernel in kernels)])
 
 
 class CpuCompiler:

@@ -6,8 +6,10 @@ import ctypes
 
 import numpy as np
 import pytest
+from tvm.script import tirx as T
 
-from support.cuda_device import CudaOnCpu
+from rwkv_mlc.engine.tvm_runtime import tensor, to_numpy
+from support.cuda_device import CudaOnCpu, on_cpu
 from support.cuda_program import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, Program
 
 SOURCE = """
@@ -73,6 +75,14 @@ extern "C" __global__ void __launch_bounds__(64) too_much(float* x) {
 
 extern "C" __global__ void __launch_bounds__(64) scale(float* x, float factor) { x[threadIdx.x] *= factor; }
 
+// As TVM writes a kernel of one thread.
+extern "C" __global__ void unbound(float* x) {
+  __shared__ float array[2];
+  array[0] = x[blockIdx.x * blockDim.x + threadIdx.x];
+  array[1] = blockDim.x;
+  x[blockIdx.x * blockDim.x + threadIdx.x] = array[0] + 1000 * array[1];
+}
+
 // [64, 16] by [32, 16] transposed, where two warps share what they have copied.
 extern "C" __global__ void __launch_bounds__(64) product(half* a, half* b, float* out, int mistake) {
   __shared__ alignas(16) half left[64][16];
@@ -111,6 +121,41 @@ def test_every_thread_of_every_block_runs(program):
         (out,) = program.run("indices", grid, block, out)
         blocks, threads = np.divmod(np.arange(out.size), np.prod(block))
         assert np.array_equal(out, 1000 * blocks + threads)
+
+
+def test_a_kernel_without_bounds(program, cuda_device):
+    """As one of its own, with its own shared memory, and with the launch that it is given: CUDA bounds a block to 1024."""
+    for threads in (1, 2, 1024):
+        x = np.arange(3 * threads, dtype=np.float32)
+        assert np.array_equal(program.run("unbound", [3], [threads], x)[0], x + 1000 * threads)
+    with pytest.raises(CudaError, match=r"a block of \(1025, 1, 1\)"):
+        program.run("unbound", [1], [1025], np.zeros(1025, np.float32))
+
+
+@pytest.mark.parametrize(
+    "source", ["", SOURCE.replace('extern "C" __global__ void unbound', "static __global__ void unbound")]
+)
+def test_kernels_that_nobody_would_know_are_refused(source):
+    with pytest.raises(ValueError, match="kernels, of which"):
+        on_cpu(source)
+
+
+def test_a_kernel_of_one_thread_from_tvm(cuda_device, tmp_path):
+    """Which TVM bounds to nothing: as channels of a prime number may have it."""
+
+    @T.prim_func
+    def alone(x: T.Buffer((97,), "float32"), y: T.Buffer((97,), "float32")):
+        for block in T.thread_binding(97, "blockIdx.x"):
+            for thread in T.thread_binding(1, "threadIdx.x"):
+                y[block + thread] = x[block + thread] + T.float32(1)
+
+    sources: list[str] = []
+    built = cuda_device.build({"alone": alone}, tmp_path, lambda source: sources.append(source) or source)["alone"]
+    assert "__launch_bounds__" not in sources[0] and "__global__" in sources[0]
+    x = np.arange(97, dtype=np.float32)
+    y = tensor(np.zeros_like(x), built.device)
+    built(tensor(x, built.device), y)
+    assert np.array_equal(to_numpy(y), x + 1)
 
 
 def test_barriers(program):
