@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import pytest
 
 from rwkv_mlc.artifact import Artifact, BuildRecord, add_library
 from rwkv_mlc.artifact.disk import beside, check_output, staging
+from rwkv_mlc.building import staged
+from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.engine.state_file import FORMAT, load_state
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.weights import open_checkpoint
 from support.limited import outcome
+from support.paths import DEMO
 
 INSPECT = (
     "from rwkv_mlc.artifact import Artifact; from rwkv_mlc.inspection import artifact_summary; "
@@ -183,6 +188,47 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(tmp_path, m
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
+def test_a_folder_that_is_a_mount_point(tmp_path, demo, monkeypatch, capsys):
+    """Refused before the work as what is to be replaced, and used as what an artifact is built into or read from."""
+    mount, folder = tmp_path / "mount", tmp_path / "mount" / f"{DEMO.name}-q0f32"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(mount)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        build = ["--model", str(DEMO), "--quantization", "q0f32"]
+        assert main(["build", *build, "--artifact-path", str(mount), "--convert-weights-only"]) == 0
+        assert (folder / CONFIG).is_file()
+        subprocess.run(["mount", "--bind", str(demo), str(folder)], check=True)
+        try:
+            command = [
+                sys.executable,
+                "-m",
+                "rwkv_mlc",
+                "generate",
+                str(folder),
+                "--prompt",
+                "Tom",
+                "--max-tokens",
+                "2",
+            ]
+            assert subprocess.run(command, capture_output=True).returncode == 0
+            monkeypatch.setattr(staged, "write_parameters", lambda *_: pytest.fail("the work began"))
+            monkeypatch.setattr(staged, "compile_library", lambda *_: pytest.fail("the work began"))
+            for command in (
+                ["build", *build, "--artifact-path", str(mount), "--target", "llvm", "--overwrite", "--use-cache", "0"],
+                ["convert-weight", *build, "-o", str(folder)],
+                ["gen-config", *build, "-o", str(folder)],
+                ["compile", str(folder), "--target", "llvm"],
+            ):
+                assert main(command) == 2
+                assert f"{folder} cannot be replaced (Device or resource busy)" in capsys.readouterr().err
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+    assert (demo / CONFIG).is_file()
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "x/" * 2500, "x\0y"])
 def test_paths_that_cannot_be(path):
     with pytest.raises(UserError, match="is no path"):
@@ -199,4 +245,4 @@ def test_a_state_of_more_axes_than_numpy_has(artifact, tmp_path):
     text = json.dumps(header).encode()
     (tmp_path / "a.state").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(UserError, match="does not have this model's shapes; it is damaged"):
-        load_state(tmp_path / "a.state", Artifact.open(artifact), ["a"], [(1,)])
+        load_state(tmp_path / "a.state", Artifact.open(artifact), {"a": (1,)}, 8)
