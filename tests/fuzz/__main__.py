@@ -19,7 +19,8 @@ from support.paths import DEMO
 
 from . import seeds
 from .campaign import Campaign
-from .targets import TARGETS, Place
+from .targets import TARGETS
+from .worker import fenced_place
 
 
 def main() -> int:
@@ -37,9 +38,9 @@ def main() -> int:
         seeds.write(place, args.artifact or _build(Path(folder)))
         if args.case:
             name, _, number = args.case.rpartition(":")
-            Path(folder, "scratch").mkdir()
-            TARGETS[name](Place(place, Path(folder, "scratch")), random.Random(f"{name} {number}"))
-            return 0
+            fenced = fenced_place(place, Path(folder))
+            TARGETS[name](fenced, random.Random(f"{name} {number}"))
+            return 1 if fenced.fence.breaches else 0
         campaign = Campaign(place, tell=lambda text: print(text, flush=True))
         end = time.monotonic() + 3600 * args.hours
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
+WORKER = [sys.executable, "-m", "fuzz.worker"]
 PATIENCE = 240  # seconds; a worker loads TVM, and the machine may be busy
 
 
@@ -46,7 +47,7 @@ class Campaign:
     def _worker(self) -> subprocess.Popen:
         environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
         return subprocess.Popen(
-            [sys.executable, "-m", "fuzz.worker", str(self.seeds)],
+            [*WORKER, str(self.seeds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

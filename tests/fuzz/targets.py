@@ -15,20 +15,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from . import mutations, seeds
+from .fence import Fence
 
 Change = Callable[[bytes, random.Random], bytes]
 
 
 @dataclass
 class Place:
-    """The folder of seeds, and one to write into."""
+    """The folder of seeds, one to write into, and the fence around that."""
 
     seeds: Path
     scratch: Path
+    fence: Fence
 
     def seed(self, name: str) -> bytes:
         return (self.seeds / name).read_bytes()
@@ -272,18 +275,21 @@ def command(place: Place, draw: random.Random) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise UserError("Nothing is run here.")
 
-    Runner.__init__ = staged.compile_library = refuse  # type: ignore[method-assign]
     place_of = {"DIST": "artifact", "MODEL": "model.safetensors", "FOLDER": "", "VOCAB": "vocab.txt", "DUMP": "dump"}
     place_of |= {"STATE": "a.state", "LIBRARY": "library.so"}
     words = draw.choice(COMMANDS).split()
     name, words = words[0], mutations.words_of(words[1:], draw)
     paths = {word: str(place.seeds / file) for word, file in place_of.items()} | {"OUT": str(place.scratch / "out")}
     shutil.rmtree(place.scratch / "out", ignore_errors=True)
+    if name == "compile":  # which writes into what it is given
+        shutil.rmtree(place.scratch / "compiled", ignore_errors=True)
+        paths["DIST"] = str(shutil.copytree(place.seeds / "artifact", place.scratch / "compiled"))
     arguments = [name, *(paths.get(word, word) for word in words)]
     before = Path.cwd()
     os.chdir(place.scratch)
+    place.fence.tell(arguments)
     try:
-        with quiet():
+        with quiet(), patch.object(Runner, "__init__", refuse), patch.object(staged, "compile_library", refuse):
             assert main(arguments) in (0, 1, 2, 130)
     except SystemExit as end:
         assert end.code in (0, 2)
@@ -298,13 +304,13 @@ def chat(place: Place, draw: random.Random) -> None:
         [*mutations.STRINGS, *map(str, mutations.NUMBERS), "~nosuchuser/x", "x/" * 2500, "temperature=0"]
     )
     argument = draw.choice(["", "temperature=", "stop=", "seed=none;", "max_tokens=", str(place.scratch)]) + argument
-    line = f"{draw.choice(['/help', '/stats', '/reset', '/reload', '/set', '/save', '/load', '/nothing', '//'])} {argument}"
+    line = f"/{draw.choice(['help', 'stats', 'reset', 'reload', 'set', 'save', 'load', 'nothing'])} {argument}"
     before = Path.cwd()
     os.chdir(place.scratch)
+    place.fence.tell([argument])
     try:
         with quiet():
-            if not line.startswith("//"):
-                session.handle(line)
+            session.handle(line)
     finally:
         os.chdir(before)
 

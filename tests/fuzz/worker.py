@@ -1,5 +1,6 @@
 """The process that runs cases: ``python -m fuzz.worker SEEDS`` reads a target and a number a line and answers each with a line
-of JSON. A case that kills it, or that it hangs in, is its parent's business."""
+of JSON. A case that kills it, or that it hangs in, is its parent's business. It writes into a folder of its own and no other:
+cases give product code hostile paths, with the rights of whoever runs this."""
 
 from __future__ import annotations
 
@@ -14,9 +15,12 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
+from rwkv_mlc.artifact.names import VERIFIED
 from rwkv_mlc.cli.faults import TRACEBACKS
+from rwkv_mlc.engine import native
 from rwkv_mlc.errors import UserError
 
+from .fence import Fence
 from .targets import TARGETS, Place
 
 SECONDS = 10  # of the CPU
@@ -35,6 +39,7 @@ def hang(number: int, frame: FrameType | None) -> None:
 def run(name: str, number: int, place: Place) -> dict[str, str] | None:
     """A finding, None for a result or a UserError."""
     before = peak()
+    place.fence.told, place.fence.breaches = [], []
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         TARGETS[name](place, random.Random(f"{name} {number}"))
@@ -52,6 +57,8 @@ def run(name: str, number: int, place: Place) -> dict[str, str] | None:
         }
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+    if place.fence.breaches:
+        return {"what": f"out of its folder: {place.fence.breaches[0]}", "where": name, "trace": ""}
     if (taken := peak() - before) > BYTES:
         return {"what": f"{taken / 1e9:.1f} GB of memory", "where": name, "trace": ""}
     return None
@@ -69,11 +76,24 @@ def main(seeds: str) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESSES, mapped + ADDRESSES))
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Place(Path(seeds), Path(scratch))
+    with tempfile.TemporaryDirectory() as folder:
+        place = fenced_place(Path(seeds), Path(folder))
         for line in sys.stdin:
             name, number = json.loads(line)
             print(json.dumps(run(name, number, place)), file=answers, flush=True)
+
+
+def fenced_place(seeds: Path, folder: Path) -> Place:
+    """A place whose process writes below ``folder`` and into the cache from here on. Cases run deep in it: their ``../../x``
+    is still inside."""
+    scratch, temporary = folder / "deep" / "deeper" / "scratch", folder / "temporary"
+    scratch.mkdir(parents=True)
+    temporary.mkdir()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)
+    sys.dont_write_bytecode = True
+    place = Place(seeds, scratch, Fence([folder, native._cache()], named=[VERIFIED]))
+    place.fence.close()
+    return place
 
 
 if __name__ == "__main__":
