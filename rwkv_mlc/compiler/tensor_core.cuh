@@ -1,5 +1,5 @@
 // rwkv_mlc: device functions
-// What gemm_tensor_core calls. PTX of sm_80, and what comes to the same on sm_75.
+// What kernels for tensor cores call. PTX of sm_80, and what comes to the same on sm_75.
 
 #if __CUDA_ARCH__ >= 800
 
@@ -56,6 +56,13 @@ static __device__ __forceinline__ void multiply_matrices(float* sums, const unsi
 static __device__ __forceinline__ unsigned multiply_add_pairs(unsigned a, unsigned b, unsigned c) {
   unsigned result;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+// What the compiler makes of C has an instruction for each of two immediate numbers.
+static __device__ __forceinline__ unsigned masked_or(unsigned word, unsigned mask, unsigned bits) {
+  unsigned result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
   return result;
 }
 // rwkv_mlc: end of device functions

@@ -1,4 +1,4 @@
-"""``gemm_tensor_core`` against its twin in float64, from the very source that is compiled for GPUs, on ``cuda_device``."""
+"""Products on tensor cores against twins in float64, from the very source that is compiled for GPUs, on ``cuda_device``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from support.cuda_device import CudaOnCpu
 from support.gpu_kernels import EXACT, FORMS, ROUNDED, normal, stuck, weights
 from support.kernel_build import call, error
 from support.opencl_device import source_of
-from tir_kernels.gpu.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, fits_tensor_cores, gemm_tensor_core
+from tir_kernels.gpu.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, gemm_tensor_core
+from tir_kernels.gpu.gemv_tensor_core import gemv_tensor_core
+from tir_kernels.gpu.tensor_core import fits_tensor_cores
 from tir_kernels.product import Matrix
 
 
@@ -58,15 +60,26 @@ PRODUCTS = {
     "ragged": Product((Matrix(129, None, "float16"),), 40, ("float16", "q8")),
     "least": Product((Matrix(6),), 8, ("q4",), residual=True),
 }
+# Weights that no product of many tokens needs to be told of: one row, several steps of a warp and of all warps, an odd
+# number of them, a row of an odd number of groups, two tiles of rows for a warp.
+FEW_TOKENS = {
+    "tall": Product((Matrix(8200, "silu"), Matrix(70, plane=1)), 96, ("q4",), planes=2),
+    "long": Product((Matrix(1, None, "float16"), Matrix(33)), 1248, ("float16", "q4", "q8")),
+    "longest": Product((Matrix(5),), 3072, ("float16", "q4", "q8"), gated=True),
+}
 CASES = [(name, form) for name, product in PRODUCTS.items() for form in product.forms]
 TOKENS = [1, 33, SMALL_TOKENS, SMALL_TOKENS + 1, 200]
 COPIES_LATE, SCHEDULES = 0, 4  # for ``CudaOnCpu.schedule``
 
 
-def kernel_of(name: str, form: str):
-    product = PRODUCTS[name]
+FEW_CASES = CASES + [(name, form) for name, product in FEW_TOKENS.items() for form in product.forms]
+FEW = {"of one": 1, "of several": 8}
+
+
+def kernel_of(name: str, form: str, factory: Callable = gemm_tensor_core, **options: int):
+    product = {**PRODUCTS, **FEW_TOKENS}[name]
     fused = {"planes": product.planes, "gated": product.gated, "residual": product.residual}
-    return gemm_tensor_core(product.matrices, product.columns, FORMS[form][0], **fused)
+    return factory(product.matrices, product.columns, FORMS[form][0], **fused, **options)
 
 
 def identifier(name: str, form: str) -> str:
@@ -80,7 +93,7 @@ def kernels(cuda_device: CudaOnCpu, libraries) -> dict[str, Callable]:
 
 def check_product(function, name: str, form: str, tokens: int, bound: float = 2 * EXACT, rounded: bool = True) -> None:
     """The twin's weights are rounded to float16 as the kernel's, unless ``rounded`` is False."""
-    product, rng = PRODUCTS[name], np.random.default_rng(tokens)
+    product, rng = {**PRODUCTS, **FEW_TOKENS}[name], np.random.default_rng(tokens)
     shape = (product.planes, tokens, product.columns)
     x = (normal(rng, shape) / np.sqrt(product.columns)).astype(np.float16)
     x[unread(product)] = np.nan
@@ -100,6 +113,25 @@ def check_product(function, name: str, form: str, tokens: int, bound: float = 2 
 def test_products(kernels, name, form):
     for tokens in TOKENS:
         check_product(kernels[identifier(name, form)], name, form, tokens)
+
+
+@pytest.fixture(scope="module")
+def few(cuda_device: CudaOnCpu, libraries) -> dict[str, Callable]:
+    kernels = {
+        f"{identifier(*case)}_{tokens}": kernel_of(*case, gemv_tensor_core, tokens=tokens)
+        for case in FEW_CASES
+        for tokens in FEW.values()
+    }
+    return cuda_device.build(kernels, libraries)
+
+
+@pytest.mark.parametrize("kind", FEW)
+@pytest.mark.parametrize("name, form", FEW_CASES)
+def test_few_tokens(few, kind, name, form):
+    """Weights are not rounded."""
+    for tokens in (1, 2, 3) if FEW[kind] == 1 else (1, 2, 7, 8, 17):
+        function = few[f"{identifier(name, form)}_{FEW[kind]}"]
+        check_product(function, name, form, tokens, bound=3 * EXACT, rounded=False)
 
 
 def test_copies_early_and_late(kernels, cuda_device):

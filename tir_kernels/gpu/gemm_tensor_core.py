@@ -7,14 +7,6 @@ chunk is read, so that another takes its place, and the first step of the next i
 
 A row of a chunk is ``depth`` / 8 pieces of 16 bytes. Which of its places a piece takes depends on the row, so that neither
 the eight rows that ``load_matrices`` reads at once nor what eight threads write meet in a bank.
-
-What TIR cannot say is called by name; whoever compiles the source adds these functions:
-
-- ``async_copy(to, from, inside)``: 16 bytes into shared memory, zeros where not ``inside``, with others up to the next
-  ``async_commit()``; ``async_wait(n)`` waits for all such groups of the thread but the last n.
-- ``load_matrices(fragments, row)``: four 8 x 8 matrices of float16 to registers, from the rows that the threads name.
-- ``multiply_matrices(sums, left, right)``: adds the product of 16 x 16 by 16 x 8 elements.
-- ``multiply_add_pairs(a, b, c)``: a * b + c of two float16 each, rounded once.
 """
 
 from __future__ import annotations
@@ -23,23 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ..activations import ACTIVATIONS
 from ..builder import arg, prim_func, size, span
-from ..product import Matrix, block_starts, check_planes, operands
+from ..product import Matrix, Operands, block_starts, check_planes, operands
 from ..rows import RowFloat, RowGroup, Rows
 from .product import plane_of
+from .tensor_core import GROUP, LEFT, PIECE, RIGHT, STEP, WARP, WORDS, call, multiply_add, pair, permute
 from .threads import barrier, choose, exp, grid, narrow, registers, shared, vector_of
 
 THREADS = 128
-WARP = 32
-GROUP = 32  # inputs that share a scale
-PIECE = 8  # float16 in 16 bytes
-WORDS = 4  # of 32 bits in a piece
-LEFT, RIGHT, STEP = 16, 8, 16  # tokens, output rows and inputs of ``multiply_matrices``
 EXPANDED = 2  # chunks of expanded weights in shared memory
 
 
@@ -81,40 +68,12 @@ SMALL = Shape(tokens=32, rows=64, warp_tokens=32, warp_rows=16, depth=64, stages
 SMALL_TOKENS = 64  # of the longest prompt for which blocks are ``SMALL``
 
 
-def fits_tensor_cores(columns: int, form: Rows, x_dtype: str) -> bool:
-    """Whether ``gemm_tensor_core`` is for such matrices: all float16, whole pieces in a row, groups of ``GROUP``."""
-    if isinstance(form, RowFloat):
-        weights = form.dtype == "float16"
-    else:
-        weights = form.bits in (4, 8) and form.group == GROUP and form.scale_dtype == "float16"
-    return weights and x_dtype == "float16" and columns % PIECE == 0
-
-
-def call(name: str, *args) -> None:
-    T.evaluate(T.call_extern("void", name, *args))
-
-
-def pair(low: float, high: float):
-    """Two float16 in a word."""
-    bits = np.array([low, high], np.float16).view(np.uint32)
-    return T.uint32(int(bits[0]))
-
-
 def bytes_of(form: RowGroup, word) -> list:
     """The fields of a word as bytes, four to a word."""
     if form.bits == 8:
         return [word]
     even, odd = (T.bind(T.bitwise_and(part, T.uint32(0x0F0F0F0F))) for part in (word, T.shift_right(word, T.uint32(4))))
     return [T.bind(permute(even, odd, order)) for order in (0x5140, 0x7362)]
-
-
-def permute(low, high, order: int):
-    """Four of the eight bytes of two words, by a digit of ``order`` each."""
-    return T.call_pure_extern("uint32", "__byte_perm", low, high, T.uint32(order))
-
-
-def multiply_add(a, b, c):
-    return T.call_pure_extern("uint32", "multiply_add_pairs", a, b, c)
 
 
 def field_pair(form: RowGroup, fields, index: int, scale):
@@ -135,187 +94,190 @@ def gemm_tensor_core(
 
     Blocks of the same weights follow one another, so that these are read from memory once."""
     check_planes(matrices, planes)
-    grouped = not isinstance(form, RowFloat)
 
     @prim_func
     def kernel():
         rows = size("rows")
         x = arg("x", (planes, rows, columns), "float16")
         rest = operands(matrices, rows, columns, form, gated, residual)
-
-        def product(shape: Shape, tile, block, thread, landing, expanded):
-            """All that a block does. What arrives by ``async_copy`` lies in ``landing``: x, then weights, those of groups in
-            one stage less, as they stay there only until they are expanded."""
-            chunks, starts = -(-columns // shape.depth), block_starts(matrices, shape.rows)
-            x_words, w_words = shape.words(shape.tokens), shape.words(shape.rows)
-            products = shape.warp_tokens // LEFT, shape.warp_rows // RIGHT
-            across = shape.rows // shape.warp_rows
-            acc = registers((*products, 4))
-            left = registers((2, products[0], 4), "uint32")
-            right = registers((2, products[1], 2), "uint32")
-            scale = registers((1,), form.scale_dtype) if grouped else None
-            plane = plane_of(matrices, block, starts)
-            warp, lane = T.bind(thread // WARP), T.bind(thread % WARP)
-            warp_token, warp_row = T.bind(warp // across * shape.warp_tokens), T.bind(warp % across * shape.warp_rows)
-            groups_of_row = shape.depth // GROUP
-            group_row, group_place = T.bind(thread // groups_of_row), T.bind(thread % groups_of_row)
-
-            def copy(chunk, count: int, first, extent, source: Callable):
-                """Begin to copy ``count`` rows of a chunk to the word ``first``, element k of row n from ``source(n, k)``;
-                zeros past ``extent`` rows and past K."""
-                with T.unroll(0, count * shape.pieces // THREADS) as i:
-                    n, piece = thread // shape.pieces + i * (THREADS // shape.pieces), thread % shape.pieces
-                    k = chunk * shape.depth + piece * PIECE
-                    inside = n < extent if columns % shape.depth == 0 else T.And(n < extent, k < columns)
-                    to = first + n * shape.pieces * WORDS + shape.place(n, piece)
-                    call("async_copy", T.address_of(landing[to]), T.address_of(source(n, k)), inside)
-
-            def first_row(i: int):
-                return (block - starts[i]) * shape.rows
-
-            def begin(chunk):
-                """Set out to bring a chunk into its stage."""
-                stage, first = chunk % shape.stages, tile * shape.tokens
-                copy(chunk, shape.tokens, stage * x_words, rows - first, lambda n, k: x[plane, first + n, k])
-
-                def weights_of(i: int):
-                    if grouped:
-                        return copy_group(i, chunk)
-                    to, extent = shape.stages * x_words + stage * w_words, matrices[i].rows - first_row(i)
-                    copy(chunk, shape.rows, to, extent, lambda n, k: rest.weights[i][0][first_row(i) + n, k])
-
-                choose(block, starts, weights_of)
-
-            def landed_group(chunk, start: int):
-                """Where words from ``start`` on of a thread's group are."""
-                slot = (chunk % shape.ahead * form.words + start) * THREADS
-                return shape.stages * x_words + slot + thread * WORDS
-
-            def copy_group(i: int, chunk):
-                row, group = first_row(i) + group_row, chunk * groups_of_row + group_place
-                inside = T.And(row < matrices[i].rows, group < form.groups(columns))
-                for start in range(0, form.words, WORDS):
-                    source = rest.weights[i][0][row, group * form.words + start]
-                    call("async_copy", T.address_of(landing[landed_group(chunk, start)]), T.address_of(source), inside)
-
-            def load_scale(chunk):
-                """Take the scale of a thread's group to a register; that of any other where the thread has none."""
-
-                def load(i: int):
-                    row = T.min(first_row(i) + group_row, matrices[i].rows - 1)
-                    group = T.min(chunk * groups_of_row + group_place, form.groups(columns) - 1)
-                    T.buffer_store(scale, rest.weights[i][1][row, group], [0])
-
-                choose(block, starts, load)
-
-            def expand(chunk):
-                """Store a thread's group as float16."""
-                words, stored = (registers((n,), "uint32") for n in (form.words, WORDS))
-                for start in range(0, form.words, WORDS):
-                    landed = landing[T.ramp(landed_group(chunk, start), 1, WORDS)]
-                    T.buffer_store(words, landed, [T.ramp(start, 1, WORDS)])
-                both = T.bind(T.cast(T.reinterpret(scale[0], dtype="uint16"), "uint32") * T.uint32(0x10001))
-                fields = [part for i in range(form.words) for part in bytes_of(form, words[i])]
-                to = chunk % EXPANDED * w_words + group_row * shape.pieces * WORDS
-                for piece in range(GROUP // PIECE):
-                    for j in range(WORDS):
-                        T.buffer_store(stored, field_pair(form, fields[2 * piece + j // 2], j % 2, both), [j])
-                    at = to + shape.place(group_row, group_place * (GROUP // PIECE) + piece)
-                    T.buffer_store(expanded, stored[T.ramp(0, 1, WORDS)], [T.ramp(at, 1, WORDS)])
-
-            def load(chunk, step: int):
-                """Take the factors of one step to registers."""
-                token, row = warp_token + lane % 16, warp_row + lane // 16 * 8 + lane % 8
-                xs, turn = chunk % shape.stages * x_words, step % 2
-                if grouped:
-                    tensor, ws = expanded, chunk % EXPANDED * w_words
-                else:
-                    tensor, ws = landing, shape.stages * x_words + chunk % shape.stages * w_words
-                with T.unroll(0, products[0]) as m:
-                    at = (token + m * LEFT) * shape.pieces * WORDS + shape.place(token, step * 2 + lane // 16)
-                    to = left.access_ptr("w", offset=(turn * products[0] + m) * 4)
-                    call("load_matrices", to, T.address_of(landing[xs + at]))
-                with T.unroll(0, products[1] // 2) as n:
-                    at = (row + n * 2 * RIGHT) * shape.pieces * WORDS + shape.place(row, step * 2 + lane // 8 % 2)
-                    to = right.access_ptr("w", offset=(turn * products[1] + n * 2) * 2)
-                    call("load_matrices", to, T.address_of(tensor[ws + at]))
-
-            def multiply(step: int):
-                turn = step % 2
-                with T.unroll(0, products[0]) as m, T.unroll(0, products[1]) as n:
-                    sums = acc.access_ptr("rw", offset=(m * products[1] + n) * 4)
-                    factors = (
-                        left.access_ptr("r", offset=(turn * products[0] + m) * 4),
-                        right.access_ptr("r", offset=(turn * products[1] + n) * 2),
-                    )
-                    call("multiply_matrices", sums, *factors)
-
-            def finish(i: int):
-                """A thread has elements 2 j and 2 j + 1 of rows n and n + 8 of every product, n = lane / 4, j = lane % 4."""
-                matrix = matrices[i]
-                width = vector_of("float32", matrix.rows) // 2 or 1
-                first = tile * shape.tokens + warp_token + lane // 4
-                with T.unroll(0, products[0]) as m, T.unroll(0, 2) as upper, T.unroll(0, products[1]) as n:
-                    t = first + m * LEFT + upper * 8
-                    for j in range(0, 2, width):
-                        row, held = first_row(i) + warp_row + lane % 4 * 2 + n * RIGHT + j, upper * 2 + j
-                        with T.If(T.And(t < rows, row < matrix.rows)), T.Then():
-                            for k in range(width):
-                                active = ACTIVATIONS[matrix.activation](acc[m, n, held + k], 1, exp)
-                                T.buffer_store(acc, active, [m, n, held + k])
-                            y, at = acc[m, n, span(held, width)], span(row, width)
-                            y = rest.follow(y, lambda source: source[0, t, at])
-                            T.buffer_store(rest.outs[i], narrow(y, matrix.dtype, width), [0, t, at])
-
-            with T.unroll(0, products[0]) as m, T.unroll(0, products[1]) as n, T.unroll(0, 4) as k:
-                T.buffer_store(acc, T.float32(0.0), [m, n, k])
-
-            for chunk in range(shape.stages):
-                if chunk == shape.ahead:  # it takes the first one's place
-                    call("async_wait", shape.ahead - 1)
-                    if grouped:
-                        load_scale(0)
-                        expand(0)
-                if chunk < chunks:
-                    begin(chunk)
-                call("async_commit")
-            barrier()
-            load(0, 0)
-            last = shape.depth // STEP - 1
-            with T.serial(0, chunks) as chunk:
-                if grouped:
-                    load_scale(chunk + 1)
-                for step in range(last):
-                    load(chunk, step + 1)
-                    multiply(step)
-                call("async_wait", shape.ahead - 1)
-                if grouped:
-                    with T.If(chunk + 1 < chunks), T.Then():
-                        expand(chunk + 1)
-                barrier()
-                with T.If(chunk + shape.stages < chunks), T.Then():
-                    begin(chunk + shape.stages)
-                call("async_commit")
-                load(chunk + 1, 0)  # after the last chunk whatever is there, which nothing uses
-                multiply(last)
-            choose(block, starts, finish)
-
-        small = rows <= SMALL_TOKENS
-        tiles = [(rows + shape.tokens - 1) // shape.tokens for shape in (SMALL, LARGE)]
-        blocks = [block_starts(matrices, shape.rows)[-1] for shape in (SMALL, LARGE)]
-        with grid(T.Select(small, *tiles), T.Select(small, *blocks), threads=THREADS) as (tile, block, thread):
-            shapes = SMALL, LARGE
-            landing = shared((max(landing_words(shape, form) for shape in shapes),), "uint32")
-            expanded = (
-                shared((max(EXPANDED * shape.words(shape.rows) for shape in shapes),), "uint32") if grouped else None
-            )
-            with T.If(small):
-                with T.Then():
-                    product(SMALL, tile, block, thread, landing, expanded)
-                with T.Else():
-                    product(LARGE, tile, block, thread, landing, expanded)
+        many_tokens(matrices, columns, form, rows, x, rest)
 
     return kernel
+
+
+def many_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, rows, x, rest: Operands) -> None:
+    """The launch of ``gemm_tensor_core``; ``rows`` are all tokens."""
+    grouped = not isinstance(form, RowFloat)
+
+    def product(shape: Shape, tile, block, thread, landing, expanded):
+        """All that a block does. What arrives by ``async_copy`` lies in ``landing``: x, then weights, those of groups in
+        one stage less, as they stay there only until they are expanded."""
+        chunks, starts = -(-columns // shape.depth), block_starts(matrices, shape.rows)
+        x_words, w_words = shape.words(shape.tokens), shape.words(shape.rows)
+        products = shape.warp_tokens // LEFT, shape.warp_rows // RIGHT
+        across = shape.rows // shape.warp_rows
+        acc = registers((*products, 4))
+        left = registers((2, products[0], 4), "uint32")
+        right = registers((2, products[1], 2), "uint32")
+        scale = registers((1,), form.scale_dtype) if grouped else None
+        plane = plane_of(matrices, block, starts)
+        warp, lane = T.bind(thread // WARP), T.bind(thread % WARP)
+        warp_token, warp_row = T.bind(warp // across * shape.warp_tokens), T.bind(warp % across * shape.warp_rows)
+        groups_of_row = shape.depth // GROUP
+        group_row, group_place = T.bind(thread // groups_of_row), T.bind(thread % groups_of_row)
+
+        def copy(chunk, count: int, first, extent, source: Callable):
+            """Begin to copy ``count`` rows of a chunk to the word ``first``, element k of row n from ``source(n, k)``;
+            zeros past ``extent`` rows and past K."""
+            with T.unroll(0, count * shape.pieces // THREADS) as i:
+                n, piece = thread // shape.pieces + i * (THREADS // shape.pieces), thread % shape.pieces
+                k = chunk * shape.depth + piece * PIECE
+                inside = n < extent if columns % shape.depth == 0 else T.And(n < extent, k < columns)
+                to = first + n * shape.pieces * WORDS + shape.place(n, piece)
+                call("async_copy", T.address_of(landing[to]), T.address_of(source(n, k)), inside)
+
+        def first_row(i: int):
+            return (block - starts[i]) * shape.rows
+
+        def begin(chunk):
+            """Set out to bring a chunk into its stage."""
+            stage, first = chunk % shape.stages, tile * shape.tokens
+            copy(chunk, shape.tokens, stage * x_words, rows - first, lambda n, k: x[plane, first + n, k])
+
+            def weights_of(i: int):
+                if grouped:
+                    return copy_group(i, chunk)
+                to, extent = shape.stages * x_words + stage * w_words, matrices[i].rows - first_row(i)
+                copy(chunk, shape.rows, to, extent, lambda n, k: rest.weights[i][0][first_row(i) + n, k])
+
+            choose(block, starts, weights_of)
+
+        def landed_group(chunk, start: int):
+            """Where words from ``start`` on of a thread's group are."""
+            slot = (chunk % shape.ahead * form.words + start) * THREADS
+            return shape.stages * x_words + slot + thread * WORDS
+
+        def copy_group(i: int, chunk):
+            row, group = first_row(i) + group_row, chunk * groups_of_row + group_place
+            inside = T.And(row < matrices[i].rows, group < form.groups(columns))
+            for start in range(0, form.words, WORDS):
+                source = rest.weights[i][0][row, group * form.words + start]
+                call("async_copy", T.address_of(landing[landed_group(chunk, start)]), T.address_of(source), inside)
+
+        def load_scale(chunk):
+            """Take the scale of a thread's group to a register; that of any other where the thread has none."""
+
+            def load(i: int):
+                row = T.min(first_row(i) + group_row, matrices[i].rows - 1)
+                group = T.min(chunk * groups_of_row + group_place, form.groups(columns) - 1)
+                T.buffer_store(scale, rest.weights[i][1][row, group], [0])
+
+            choose(block, starts, load)
+
+        def expand(chunk):
+            """Store a thread's group as float16."""
+            words, stored = (registers((n,), "uint32") for n in (form.words, WORDS))
+            for start in range(0, form.words, WORDS):
+                landed = landing[T.ramp(landed_group(chunk, start), 1, WORDS)]
+                T.buffer_store(words, landed, [T.ramp(start, 1, WORDS)])
+            both = T.bind(T.cast(T.reinterpret(scale[0], dtype="uint16"), "uint32") * T.uint32(0x10001))
+            fields = [part for i in range(form.words) for part in bytes_of(form, words[i])]
+            to = chunk % EXPANDED * w_words + group_row * shape.pieces * WORDS
+            for piece in range(GROUP // PIECE):
+                for j in range(WORDS):
+                    T.buffer_store(stored, field_pair(form, fields[2 * piece + j // 2], j % 2, both), [j])
+                at = to + shape.place(group_row, group_place * (GROUP // PIECE) + piece)
+                T.buffer_store(expanded, stored[T.ramp(0, 1, WORDS)], [T.ramp(at, 1, WORDS)])
+
+        def load(chunk, step: int):
+            """Take the factors of one step to registers."""
+            token, row = warp_token + lane % 16, warp_row + lane // 16 * 8 + lane % 8
+            xs, turn = chunk % shape.stages * x_words, step % 2
+            if grouped:
+                tensor, ws = expanded, chunk % EXPANDED * w_words
+            else:
+                tensor, ws = landing, shape.stages * x_words + chunk % shape.stages * w_words
+            with T.unroll(0, products[0]) as m:
+                at = (token + m * LEFT) * shape.pieces * WORDS + shape.place(token, step * 2 + lane // 16)
+                to = left.access_ptr("w", offset=(turn * products[0] + m) * 4)
+                call("load_matrices", to, T.address_of(landing[xs + at]))
+            with T.unroll(0, products[1] // 2) as n:
+                at = (row + n * 2 * RIGHT) * shape.pieces * WORDS + shape.place(row, step * 2 + lane // 8 % 2)
+                to = right.access_ptr("w", offset=(turn * products[1] + n * 2) * 2)
+                call("load_matrices", to, T.address_of(tensor[ws + at]))
+
+        def multiply(step: int):
+            turn = step % 2
+            with T.unroll(0, products[0]) as m, T.unroll(0, products[1]) as n:
+                sums = acc.access_ptr("rw", offset=(m * products[1] + n) * 4)
+                factors = (
+                    left.access_ptr("r", offset=(turn * products[0] + m) * 4),
+                    right.access_ptr("r", offset=(turn * products[1] + n) * 2),
+                )
+                call("multiply_matrices", sums, *factors)
+
+        def finish(i: int):
+            """A thread has elements 2 j and 2 j + 1 of rows n and n + 8 of every product, n = lane / 4, j = lane % 4."""
+            matrix = matrices[i]
+            width = vector_of("float32", matrix.rows) // 2 or 1
+            first = tile * shape.tokens + warp_token + lane // 4
+            with T.unroll(0, products[0]) as m, T.unroll(0, 2) as upper, T.unroll(0, products[1]) as n:
+                t = first + m * LEFT + upper * 8
+                for j in range(0, 2, width):
+                    row, held = first_row(i) + warp_row + lane % 4 * 2 + n * RIGHT + j, upper * 2 + j
+                    with T.If(T.And(t < rows, row < matrix.rows)), T.Then():
+                        for k in range(width):
+                            active = ACTIVATIONS[matrix.activation](acc[m, n, held + k], 1, exp)
+                            T.buffer_store(acc, active, [m, n, held + k])
+                        y, at = acc[m, n, span(held, width)], span(row, width)
+                        y = rest.follow(y, lambda source: source[0, t, at])
+                        T.buffer_store(rest.outs[i], narrow(y, matrix.dtype, width), [0, t, at])
+
+        with T.unroll(0, products[0]) as m, T.unroll(0, products[1]) as n, T.unroll(0, 4) as k:
+            T.buffer_store(acc, T.float32(0.0), [m, n, k])
+
+        for chunk in range(shape.stages):
+            if chunk == shape.ahead:  # it takes the first one's place
+                call("async_wait", shape.ahead - 1)
+                if grouped:
+                    load_scale(0)
+                    expand(0)
+            if chunk < chunks:
+                begin(chunk)
+            call("async_commit")
+        barrier()
+        load(0, 0)
+        last = shape.depth // STEP - 1
+        with T.serial(0, chunks) as chunk:
+            if grouped:
+                load_scale(chunk + 1)
+            for step in range(last):
+                load(chunk, step + 1)
+                multiply(step)
+            call("async_wait", shape.ahead - 1)
+            if grouped:
+                with T.If(chunk + 1 < chunks), T.Then():
+                    expand(chunk + 1)
+            barrier()
+            with T.If(chunk + shape.stages < chunks), T.Then():
+                begin(chunk + shape.stages)
+            call("async_commit")
+            load(chunk + 1, 0)  # after the last chunk whatever is there, which nothing uses
+            multiply(last)
+        choose(block, starts, finish)
+
+    small = rows <= SMALL_TOKENS
+    tiles = [(rows + shape.tokens - 1) // shape.tokens for shape in (SMALL, LARGE)]
+    blocks = [block_starts(matrices, shape.rows)[-1] for shape in (SMALL, LARGE)]
+    with grid(T.Select(small, *tiles), T.Select(small, *blocks), threads=THREADS) as (tile, block, thread):
+        shapes = SMALL, LARGE
+        landing = shared((max(landing_words(shape, form) for shape in shapes),), "uint32")
+        expanded = shared((max(EXPANDED * shape.words(shape.rows) for shape in shapes),), "uint32") if grouped else None
+        with T.If(small):
+            with T.Then():
+                product(SMALL, tile, block, thread, landing, expanded)
+            with T.Else():
+                product(LARGE, tile, block, thread, landing, expanded)
 
 
 def landing_words(shape: Shape, form: Rows) -> int:

@@ -10,8 +10,10 @@ from tvm import relax, tirx
 from tir_kernels.gpu.embedding import embedding
 from tir_kernels.gpu.fill import fill
 from tir_kernels.gpu.gemm import gemm
-from tir_kernels.gpu.gemm_tensor_core import fits_tensor_cores, gemm_tensor_core
+from tir_kernels.gpu.gemm_tensor_core import gemm_tensor_core
 from tir_kernels.gpu.gemv import gemv
+from tir_kernels.gpu.gemv_or_gemm import gemv_or_gemm
+from tir_kernels.gpu.gemv_tensor_core import gemv_tensor_core
 from tir_kernels.gpu.group_norm import group_norm
 from tir_kernels.gpu.halve import halve
 from tir_kernels.gpu.last_rows import last_rows
@@ -19,6 +21,7 @@ from tir_kernels.gpu.layer_norm import layer_norm
 from tir_kernels.gpu.norm_shift_mix import norm_shift_mix
 from tir_kernels.gpu.sample import memory_shape, sample
 from tir_kernels.gpu.stream import stream
+from tir_kernels.gpu.tensor_core import fits_tensor_cores
 from tir_kernels.product import Matrix
 from tir_kernels.rows import RowFloat, Rows
 
@@ -103,9 +106,7 @@ class GPUOps(KernelOps):
         )
         given = {"planes": int(x.ty.shape[0]), "gated": gate is not None, "residual": residual is not None}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
-            tokens = 1 if self.batch == 1 else TOKENS
-            lanes = self.target.float16_lanes
-            kernel = gemv(outputs, columns, form, x.ty.dtype, tokens=tokens, float16_lanes=lanes, **given)
+            kernel = self._product_of_tokens(outputs, columns, form, x.ty.dtype, **given)
         else:
             kernel = self._product_of_prompts(outputs, columns, form, x.ty.dtype, **given)
         args = [x, *(tensor for _, m, _ in products for tensor in m.tensors)]
@@ -122,8 +123,19 @@ class GPUOps(KernelOps):
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [name], dtype)[0]
 
+    def _product_of_tokens(self, matrices: tuple[Matrix, ...], columns: int, form: Rows, dtype: str, **fused: int):
+        """The kernel of one token of every sequence: on tensor cores as that of prompts."""
+        if self._uses_tensor_cores(columns, form, dtype):
+            return (gemv_tensor_core if self.batch == 1 else gemv_or_gemm)(matrices, columns, form, **fused)
+        tokens = 1 if self.batch == 1 else TOKENS
+        return gemv(matrices, columns, form, dtype, tokens=tokens, float16_lanes=self.target.float16_lanes, **fused)
+
     def _product_of_prompts(self, matrices: tuple[Matrix, ...], columns: int, form: Rows, dtype: str, **fused: int):
-        """The kernel of many tokens: on tensor cores where the target has them and the matrices suit them."""
-        if self.target.tensor_cores and fits_tensor_cores(columns, form, dtype):
+        """The kernel of many tokens."""
+        if self._uses_tensor_cores(columns, form, dtype):
             return gemm_tensor_core(matrices, columns, form, **fused)
         return gemm(matrices, columns, form, dtype, float16_lanes=self.target.float16_lanes, **fused)
+
+    def _uses_tensor_cores(self, columns: int, form: Rows, dtype: str) -> bool:
+        """Whether the target has them and the matrices suit them."""
+        return self.target.tensor_cores and fits_tensor_cores(columns, form, dtype)

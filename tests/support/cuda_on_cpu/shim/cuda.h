@@ -42,6 +42,8 @@ inline unsigned multiply_add_pairs(unsigned a, unsigned b, unsigned c) {
   return result;
 }
 
+inline unsigned masked_or(unsigned word, unsigned mask, unsigned bits) { return (word & mask) | bits; }
+
 // Byte i of the result is the byte of y:x that digit i of `selector` names.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const unsigned long long bytes = (unsigned long long)y << 32 | x;
