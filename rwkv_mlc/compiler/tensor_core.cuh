@@ -32,6 +32,12 @@ static __device__ __forceinline__ void async_wait(int) {}
 
 #endif
 
+static __device__ __forceinline__ void load_where(unsigned* to, const void* from, bool inside) {
+  asm("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];}"
+      : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
+      : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(inside)));
+}
+
 static __device__ __forceinline__ void load_matrices(unsigned* fragments, const void* row) {
   unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

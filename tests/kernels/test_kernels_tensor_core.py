@@ -24,6 +24,7 @@ from support.gpu_kernels import EXACT, FORMS, ROUNDED, normal, stuck, weights
 from support.kernel_build import call, error
 from support.opencl_device import source_of
 from tir_kernels.gpu.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, gemm_tensor_core
+from tir_kernels.gpu.gemv_or_gemm import MOST_FEW, gemv_or_gemm
 from tir_kernels.gpu.gemv_tensor_core import gemv_tensor_core
 from tir_kernels.gpu.tensor_core import fits_tensor_cores
 from tir_kernels.product import Matrix
@@ -73,6 +74,8 @@ COPIES_LATE, SCHEDULES = 0, 4  # for ``CudaOnCpu.schedule``
 
 
 FEW_CASES = CASES + [(name, form) for name, product in FEW_TOKENS.items() for form in product.forms]
+BATCH_CASES = [("several", "q4"), ("deep", "float16"), ("whole", "q4")]
+BATCHES = [1, 7, 8, 15, MOST_FEW, MOST_FEW + 1, 33]
 FEW = {"of one": 1, "of several": 8}
 
 
@@ -132,6 +135,20 @@ def test_few_tokens(few, kind, name, form):
     for tokens in (1, 2, 3) if FEW[kind] == 1 else (1, 2, 7, 8, 17):
         function = few[f"{identifier(name, form)}_{FEW[kind]}"]
         check_product(function, name, form, tokens, bound=3 * EXACT, rounded=False)
+
+
+@pytest.fixture(scope="module")
+def batches(cuda_device: CudaOnCpu, libraries) -> dict[str, Callable]:
+    return cuda_device.build({identifier(*case): kernel_of(*case, gemv_or_gemm) for case in BATCH_CASES}, libraries)
+
+
+@pytest.mark.parametrize("name, form", BATCH_CASES)
+def test_one_token_of_each_sequence(batches, name, form):
+    """Weights are rounded where the tokens are many."""
+    for tokens in BATCHES:
+        few = tokens <= MOST_FEW
+        bound = 3 * EXACT if few else 2 * EXACT
+        check_product(batches[identifier(name, form)], name, form, tokens, bound, rounded=not few)
 
 
 def test_copies_early_and_late(kernels, cuda_device):
@@ -263,3 +280,15 @@ def test_prompts(scheme, cuda_device, compiled, within):
     for first, end in [(0, 40), (40, 150)]:
         logits = model.runner.run("prefill", [tokens[first:end]], state)[0]
         within(f"prefill of {end - first}", error(logits, expected[end - 1]), 2 * ROUNDED)
+
+
+def test_batches(cuda_device, compiled, within):
+    """Every number of sequences reads its first token in one step."""
+    gpu = open_device("cuda")
+    model = compiled(
+        trained_like_weights("5.2"), "q4f16_0", "cuda -arch=sm_80", lambda library, stored: Runner(library, stored, gpu)
+    )
+    expected = np.stack([model.reference([token])[0] for token in range(max(BATCHES))])
+    for count in BATCHES:
+        logits = model.runner.run("batch_decode", [[token] for token in range(count)], model.runner.new_state(count))
+        within(f"batch of {count}", error(logits, expected[:count]), 2 * ROUNDED)

@@ -95,6 +95,7 @@ def gemv_tensor_core(
 def few_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, tokens: int, rows, x, rest: Operands) -> None:
     """The launch of ``gemv_tensor_core``; ``rows`` are all tokens."""
     grouped = isinstance(form, RowGroup)
+    sharing = 1 if tokens == 1 or not grouped else 2  # threads with one group, of which each loads a part
     pieces = GROUP // PIECE if grouped else 2  # of a row, that a thread loads at once
     words = form.words if grouped else pieces * WORDS
     inputs = QUAD * pieces * PIECE  # of a row, that a warp loads at once
@@ -104,35 +105,50 @@ def few_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, tokens: i
     tiles = tiles_of(form, matrices, LEFT * WARPS // along)
     block_rows = LEFT * tiles * WARPS // along
     starts = block_starts(matrices, block_rows)
-    together = RIGHT // QUAD if grouped else RIGHT  # tokens of one right factor
+    apart = QUAD // sharing if grouped else 1  # columns of the right factor that a token takes
+    together = RIGHT // apart
     sets = -(-tokens // together)
-    turns, slots = (2, pieces) if sets == 1 else (1, sets)  # x is loaded a step ahead, or a piece where it is used
     kept = 1 if grouped else COLUMNS  # sums of a row and a set in a thread
+    owners = apart // COLUMNS if grouped else 1  # threads that have a part of the sum of a token
+    turns, slots = (2, pieces) if sets == 1 else (1, sets)  # x is loaded a step ahead, or a piece where it is used
     lines = [
         (tile, half) for tile in range(tiles) for half in range(2)
     ]  # a thread's rows, ``LEFT`` / 2 from one another
 
+    def everywhere(buffer, value, *extents: int) -> None:
+        for at in itertools.product(*map(range, extents)):
+            T.buffer_store(buffer, value, list(at))
+
     with grid((rows + tokens - 1) // tokens, starts[-1]) as (tile_of_tokens, block, thread):
-        parts = along * COLUMNS if grouped else along
+        parts = along * owners
         partial = shared((parts, tokens * block_rows))
         warp, lane = T.bind(thread // WARP), T.bind(thread % WARP)
         part_of_row, line, place = T.bind(warp % along), T.bind(lane // QUAD), T.bind(lane % QUAD)
         warp_row = T.bind(warp // along * (LEFT * tiles) + line)
         plane = plane_of(matrices, block, starts)
         loaded = registers((2, len(lines), words), "uint32")
-        scales = registers((2, len(lines), COLUMNS), form.scale_dtype) if grouped else None
+        scales = registers((2, len(lines), sharing, COLUMNS), form.scale_dtype) if grouped else None
         held = registers((turns, slots, WORDS), "uint32")
         left = registers((2, 4), "uint32")
         right = registers((sets, 2, 2), "uint32")
         acc = registers((sets, tiles, 2, kept))
         part = registers((sets, tiles, 2, COLUMNS)) if grouped else acc
+        own_tokens = [group * together + line // apart for group in range(sets)]  # whose inputs the thread gives
+        own_rows = [T.bind(T.min(tile_of_tokens * tokens + token, rows - 1)) for token in own_tokens]
+
+        def first_group(step, which: int):
+            """Of those that ``QUAD`` threads have at once."""
+            return (step * along + part_of_row) * QUAD + which * apart
 
         def place_of(step, piece: int):
             """Where in a row a piece of this thread begins."""
-            first = (step * along + part_of_row) * inputs
-            return first + (place * GROUP + piece * PIECE if grouped else (piece * QUAD + place) * PIECE)
+            if not grouped:
+                return (step * along + part_of_row) * inputs + (piece * QUAD + place) * PIECE
+            which, rest_of = divmod(piece, pieces // sharing)
+            group, part = first_group(step, which) + place // sharing, place % sharing
+            return group * GROUP + (part * (pieces // sharing) + rest_of) * PIECE
 
-        def load(turn: int, step) -> None:
+        def load_weights(turn: int, step) -> None:
             """Weights and scales of one step."""
 
             def of_matrix(i: int) -> None:
@@ -140,21 +156,22 @@ def few_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, tokens: i
                     row = (block - starts[i]) * block_rows + warp_row + tile * LEFT + half * (LEFT // 2)
                     row = T.min(row, matrices[i].rows - 1)
                     if grouped:
-                        load_group(*rest.weights[i], row, n)
+                        load_groups(*rest.weights[i], row, n)
                     else:
                         load_pieces(*rest.weights[i], row, n)
 
-            def load_group(q_weight, q_scale, row, n: int) -> None:
-                groups = form.groups(columns)
-                first = T.bind((step * along + part_of_row) * QUAD)
-                group = T.min(first + place, groups - 1)
-                for word in range(0, words, WORDS):
-                    stored = q_weight[row, T.ramp(group * words + word, 1, WORDS)]
-                    T.buffer_store(loaded, stored, [turn, n, T.ramp(word, 1, WORDS)])
-                width = COLUMNS if groups % COLUMNS == 0 else 1
-                for column in range(0, COLUMNS, width):
-                    at = T.min(first + place % COLUMNS * COLUMNS + column, groups - width)
-                    T.buffer_store(scales, q_scale[row, span(at, width)], [turn, n, span(column, width)])
+            def load_groups(q_weight, q_scale, row, n: int) -> None:
+                groups, share = form.groups(columns), words // sharing
+                width, lanes = min(share, WORDS), COLUMNS if groups % COLUMNS == 0 else 1
+                for which in range(sharing):
+                    first = first_group(step, which)
+                    group = T.min(first + place // sharing, groups - 1)
+                    for word in range(0, share, width):
+                        stored = q_weight[row, T.ramp(group * words + place % sharing * share + word, 1, width)]
+                        T.buffer_store(loaded, stored, [turn, n, T.ramp(which * share + word, 1, width)])
+                    for column in range(0, COLUMNS, lanes):
+                        at = T.min(first + place % owners * COLUMNS + column, groups - lanes)
+                        T.buffer_store(scales, q_scale[row, span(at, lanes)], [turn, n, which, span(column, lanes)])
 
             def load_pieces(weight, row, n: int) -> None:
                 for piece in range(pieces):
@@ -166,83 +183,79 @@ def few_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, tokens: i
 
         def load_x(turn: int, slot: int, group: int, step, piece: int) -> None:
             """A piece of x for a set of tokens; it stays zero, or becomes so, where it has no place in the right factor."""
-            token = group * together + (line // QUAD if grouped else line)
             start = T.bind(place_of(step, piece))
-            to, inside = [turn, slot, T.ramp(0, 1, WORDS)], start < columns
-            source = x[plane, T.min(tile_of_tokens * tokens + token, rows - 1), T.ramp(start, 1, PIECE)]
-            has_place = T.And(line % QUAD == place, token < tokens) if grouped else None
+            conditions = [] if whole else [start < columns]
+            if grouped:
+                conditions += [line % apart == place // sharing, own_tokens[group] < tokens]
             if not whole:
-                T.buffer_store(held, T.broadcast(T.uint32(0), WORDS), to)
-            conditions = ([] if whole else [inside]) + ([has_place] if grouped else [])
-            if conditions:
-                with T.If(reduce(T.And, conditions)), T.Then():
-                    T.buffer_store(held, T.reinterpret(source, dtype="uint32x4"), to)
-            else:
-                T.buffer_store(held, T.reinterpret(source, dtype="uint32x4"), to)
+                T.buffer_store(held, T.broadcast(T.uint32(0), WORDS), [turn, slot, T.ramp(0, 1, WORDS)])
+            source = x[plane, own_rows[group], start]
+            call(
+                "load_where",
+                held.access_ptr("rw", offset=(turn * slots + slot) * WORDS),
+                T.address_of(source),
+                reduce(T.And, conditions, T.bool(True)),
+            )
 
-        def load_step(turn: int, step) -> None:
-            load(turn, step)
+        def load(turn: int, step) -> None:
+            """What is loaded a step ahead."""
+            load_weights(turn, step)
             if turns == 2:
                 for piece in range(pieces):
                     load_x(turn, piece, 0, step, piece)
 
+        def multiply_piece(turn: int, step, piece: int) -> None:
+            for group in range(sets):
+                if turns == 1:
+                    load_x(0, group, group, step, piece)
+                stored = [held[turn, piece, i] if turns == 2 else held[0, group, i] for i in range(WORDS)]
+                for i, inputs in enumerate(inputs_of(form, stored)):
+                    T.buffer_store(right, inputs, [group, i // 2, i % 2])
+            for tile in range(tiles):
+                for half in range(2):
+                    n, share = tile * 2 + half, words // pieces
+                    own = [loaded[turn, n, piece * share + i] for i in range(share)]
+                    for i, weights in enumerate([w for word in own for w in pairs_of(form, word)] if grouped else own):
+                        T.buffer_store(left, weights, [i // 2, i % 2 * 2 + half])
+                for group, i in itertools.product(range(sets), range(2)):
+                    sums = part.access_ptr("rw", offset=(group * tiles + tile) * 2 * COLUMNS)
+                    factors = left.access_ptr("r", offset=i * 4), right.access_ptr("r", offset=(group * 2 + i) * 2)
+                    call("multiply_matrices", sums, *factors)
+
         def multiply(turn: int, step) -> None:
             """Add the products of one step."""
-            if grouped:
-                for at in itertools.product(range(sets), range(tiles), range(2), range(COLUMNS)):
-                    T.buffer_store(part, T.float32(0.0), list(at))
-            for piece in range(pieces):
-                for group in range(sets):
-                    if turns == 1:
-                        load_x(0, group, group, step, piece)
-                    stored = [held[turn, piece, i] if turns == 2 else held[0, group, i] for i in range(WORDS)]
-                    for i, pair_of_inputs in enumerate(inputs_of(form, stored)):
-                        T.buffer_store(right, pair_of_inputs, [group, i // 2, i % 2])
-                for tile in range(tiles):
-                    for half in range(2):
-                        own = [
-                            loaded[turn, tile * 2 + half, piece * words // pieces + i] for i in range(words // pieces)
-                        ]
-                        values = [p for word in own for p in pairs_of(form, word)] if grouped else own
-                        for i, pair_of_weights in enumerate(values):
-                            T.buffer_store(left, pair_of_weights, [i // 2, i % 2 * 2 + half])
-                    for group, i in itertools.product(range(sets), range(2)):
-                        sums = part.access_ptr("rw", offset=(group * tiles + tile) * 2 * COLUMNS)
-                        factors = left.access_ptr("r", offset=i * 4), right.access_ptr("r", offset=(group * 2 + i) * 2)
-                        call("multiply_matrices", sums, *factors)
-            if grouped:
-                for group, (n, (tile, half)) in itertools.product(range(sets), enumerate(lines)):
-                    for column in range(COLUMNS):
-                        share = part[group, tile, half, column] * T.cast(scales[turn, n, column], "float32")
-                        T.buffer_store(acc, acc[group, tile, half, 0] + share, [group, tile, half, 0])
+            for which in range(sharing):
+                if grouped:
+                    everywhere(part, T.float32(0.0), sets, tiles, 2, COLUMNS)
+                for piece in range(which * (pieces // sharing), (which + 1) * (pieces // sharing)):
+                    multiply_piece(turn, step, piece)
+                if grouped:
+                    for group, (n, (tile, half)) in itertools.product(range(sets), enumerate(lines)):
+                        for column in range(COLUMNS):
+                            scale = T.cast(scales[turn, n, which, column], "float32")
+                            total = acc[group, tile, half, 0] + part[group, tile, half, column] * scale
+                            T.buffer_store(acc, total, [group, tile, half, 0])
 
-        for at in itertools.product(range(sets), range(tiles), range(2), range(kept)):
-            T.buffer_store(acc, T.float32(0.0), list(at))
+        everywhere(acc, T.float32(0.0), sets, tiles, 2, kept)
         if whole and grouped:
-            for at in itertools.product(range(turns), range(slots), range(WORDS)):
-                T.buffer_store(held, T.uint32(0), list(at))
-        load_step(0, 0)
+            everywhere(held, T.uint32(0), turns, slots, WORDS)
+        load(0, 0)
         if steps > 1:
             with T.serial(0, steps // 2) as two:
-                load_step(1, two * 2 + 1)
+                load(1, two * 2 + 1)
                 multiply(0, two * 2)
-                if steps % 2:
-                    load_step(0, two * 2 + 2)
-                else:
-                    with T.If(two * 2 + 2 < steps), T.Then():
-                        load_step(0, two * 2 + 2)
+                with T.If(two * 2 + 2 < steps), T.Then():
+                    load(0, two * 2 + 2)
                 multiply(1, two * 2 + 1)
         if steps % 2:
             multiply(0, steps - 1)
 
         for group, (tile, half), column in itertools.product(range(sets), lines, range(kept)):
             row = warp_row + tile * LEFT + half * (LEFT // 2)
-            if grouped:
-                token, own = group * together + place // COLUMNS, part_of_row * COLUMNS + place % COLUMNS
-            else:
-                token, own = group * together + place * COLUMNS + column, part_of_row
+            token = group * together + (place // owners if grouped else place * COLUMNS + column)
             with T.If(token < tokens), T.Then():
-                T.buffer_store(partial, acc[group, tile, half, column], [own, token * block_rows + row])
+                at = [part_of_row * owners + place % owners, token * block_rows + row]
+                T.buffer_store(partial, acc[group, tile, half, column], at)
         barrier()
 
         def finish(i: int, value) -> None:

@@ -2,6 +2,7 @@
 
 - ``async_copy(to, from, inside)``: 16 bytes into shared memory, zeros where not ``inside``, with others up to the next
   ``async_commit()``; ``async_wait(n)`` waits for all such groups of the thread but the last n.
+- ``load_where(to, from, inside)``: 16 bytes to registers, which stay as they are where not ``inside``.
 - ``load_matrices(fragments, row)``: four 8 x 8 matrices of float16 to registers, from the rows that the threads name.
 - ``multiply_matrices(sums, left, right)``: adds the product of 16 x 16 by 16 x 8 elements.
 - ``multiply_add_pairs(a, b, c)``: a * b + c of two float16 each, rounded once.

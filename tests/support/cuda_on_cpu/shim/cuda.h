@@ -30,6 +30,10 @@ using cuda_on_cpu::async_commit;
 using cuda_on_cpu::async_copy;
 using cuda_on_cpu::async_wait;
 
+inline void load_where(unsigned* to, const void* from, bool inside) {
+  if (inside) *reinterpret_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+
 // a * b + c of two halves each, rounded once.
 inline unsigned multiply_add_pairs(unsigned a, unsigned b, unsigned c) {
   _Float16 x[2], y[2], z[2];
