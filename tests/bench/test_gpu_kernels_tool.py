@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rwkv_mlc.compiler.cuda import compile_fatbin, find_compiler
+from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.errors import UserError
+from rwkv_mlc.verification.fatbin import read_fatbin
+from support.opencl_device import source_of
 from tir_kernels.gpu.gemm import gemm
 from tir_kernels.gpu.gemm_tensor_core import gemm_tensor_core
 from tir_kernels.gpu.gemv import gemv
+from tir_kernels.gpu.gemv_or_gemm import gemv_or_gemm
+from tir_kernels.gpu.gemv_tensor_core import gemv_tensor_core
 from tir_kernels.gpu.wkv5 import wkv5
 from tir_kernels.product import Matrix
 from tir_kernels.rows import RowFloat, RowGroup
@@ -18,6 +25,7 @@ from tir_kernels.rows import RowFloat, RowGroup
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 
 from gpu_kernels import Count, main
+from machine_code import disassemble, disassembler, read_assembly
 
 FLOAT16 = RowFloat("float16")
 
@@ -63,6 +71,65 @@ def test_tensor_cores(tokens, tile, rows, depth):
     assert work.on_tensor_cores == 2 * tiles * tile * 128 * chunks * depth
     assert work.operations == work.on_tensor_cores + tiles * 128 * chunks * depth * 2  # two instructions for a pair
     assert work.threads == 128 * tiles * 128 // rows and work.chain == chunks
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_few_and_many_tokens(tokens):
+    """One of two launches: four warps along a row, weights and scales once; or large products."""
+    columns, form = 512, RowGroup(4, 32, "float16")
+    work = Count(gemv_or_gemm((Matrix(64),), columns, form), {"rows": tokens}, {}).run()
+    assert work.launch == (tokens > 16) and work.weights == 64 * columns
+    if tokens == 1:
+        blocks, fields = 2, 64 * columns // 2
+        scales = 64 * columns // 32 * 2 * 2  # by two threads of four
+        assert work.bytes_written == 64 * 4 and work.threads == blocks * 256 and work.chain == 1 and work.trips == []
+        assert work.bytes_read >= fields + scales / 2
+    else:
+        assert work.threads == 128 and work.chain == columns // 64
+
+
+ASSEMBLY = """
+	.section	.text.k_kernel,"ax",@progbits
+.text.k_kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @P0 BRA `(.L_x_1) ;
+.L_x_0:
+        /*0020*/                   FADD R1, R2, R3 ;
+        /*0030*/                   FADD R1, R2, R3 ;
+        /*0040*/              @!P1 BRA `(.L_x_0) ;
+        /*0050*/                   BRA `(.L_x_2) ;
+.L_x_1:
+        /*0060*/                   FMUL R1, R2, R3 ;
+.L_x_2:
+        /*0070*/                   EXIT ;
+.L_x_3:
+        /*0080*/                   BRA `(.L_x_3) ;
+        /*0090*/                   NOP;
+"""
+
+
+def test_instructions_of_the_longest_way():
+    """Two before the loop, three in it, two after."""
+    (code,) = read_assembly(ASSEMBLY).values()
+    assert code.loops() == [(2, 4)]
+    assert code.longest([10]) == 2 + 3 * 10 + 2
+    assert code.longest([0]) == 4  # the other way, round the loop
+    assert code.longest([]) is None and code.longest([2, 2]) is None
+
+
+def test_machine_code_of_few_tokens():
+    """At most two instructions a weight in four bits, of all that a launch does."""
+    if disassembler() is None:
+        pytest.skip("nvdisasm is not installed")
+    try:
+        find_compiler(["sm_90"])
+    except UserError as reason:
+        pytest.skip(str(reason))
+    kernel = gemv_tensor_core((Matrix(4096), Matrix(4096, plane=1)), 4096, RowGroup(4, 32, "float16"), planes=2)
+    source = source_of({"few": kernel}, resolve_target("cuda").attributes).encode()
+    cubin = next(image.code for image in read_fatbin(compile_fatbin(source, ["sm_90"])) if image.is_machine_code)
+    work = Count(kernel, {"rows": 1}, {}).run()
+    assert disassemble(cubin)["few_kernel"].longest(work.trips) * work.threads <= 2.0 * work.weights
 
 
 @pytest.mark.parametrize("sequences", [1, 3])

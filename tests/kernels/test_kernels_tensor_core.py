@@ -223,6 +223,23 @@ def test_the_checks_find_mistakes(mutation, kernels, cuda_device, libraries):
         check_product(changed, *name.split("_"), tokens)
 
 
+MUTATIONS_OF_FEW = {
+    "no barrier": without("__syncthreads();", 0),
+    "one scale": stuck("w0_q_scale"),
+    "one gate": stuck("gate"),
+    "threads give inputs of another group": replaced(r"(load_where\(.*?)\) == \(", r"\1) != (", 0),
+    "fields that count 16 times count once": replaced("738208768", "1006648320", 0),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS_OF_FEW)
+def test_the_checks_of_few_tokens_find_mistakes(mutation, few, cuda_device, libraries):
+    kernel, change = kernel_of("deep", "q4", gemv_tensor_core, tokens=8), MUTATIONS_OF_FEW[mutation]
+    changed = cuda_device.build({"few": kernel}, libraries, change)["few"]
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_product(changed, "deep", "q4", 7, bound=3 * EXACT, rounded=False)
+
+
 @pytest.mark.parametrize("shape", [LARGE, SMALL])
 def test_no_two_pieces_meet_in_a_bank(shape):
     """Eight threads at a time read or write 16 bytes each of the 128 that all banks hold: the same piece of eight rows in
@@ -257,6 +274,22 @@ def test_what_a_gpu_has_to_give(form, monkeypatch):
     for image in images:
         (resources,) = read_resources(image.code).values()
         assert resources.registers <= 255 and resources.stack == 0 and resources.shared == 48 << 10
+
+
+@pytest.mark.parametrize("tokens", FEW.values())
+@pytest.mark.parametrize("form", ["float16", "q4", "q8"])
+def test_two_blocks_of_few_tokens_find_room(form, tokens, monkeypatch):
+    """Registers for 512 threads on a multiprocessor, and no local memory."""
+    try:
+        find_compiler(["sm_90"])
+    except UserError as reason:
+        pytest.skip(str(reason))
+    monkeypatch.setattr(cuda, "find_compiler", find_compiler)
+    kernel = gemv_tensor_core((Matrix(4096, "silu"), Matrix(4096)), 2048, FORMS[form][0], tokens=tokens)
+    source = source_of({form: kernel}, resolve_target("cuda").attributes)
+    image = next(image for image in read_fatbin(compile_fatbin(source.encode(), ["sm_90"])) if image.is_machine_code)
+    (resources,) = read_resources(image.code).values()
+    assert resources.registers <= 128 and resources.stack == 0 and resources.shared <= 16 << 10
 
 
 def test_which_products_it_is_for():

@@ -6,6 +6,9 @@ decoding step and for a prompt. Needs no GPU.
 Counted are the loads and stores of the kernels' own code, over all blocks, threads and loops. What several threads of a
 block load with one instruction from one address counts once, what is loaded again by another block, or later, counts again:
 it comes from a cache at best. The least is every tensor once. A branch that depends on data counts as taken.
+
+With ``--cuda`` the machine code tells how many instructions a launch takes: those of a thread that goes the longest way,
+times the threads. Where the compiler unrolled a part of a loop, or made two loops of one, nothing is shown.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tvm import ir, s_tir, tirx
 
+from machine_code import Code, disassemble, disassembler
 from rwkv_mlc.compiler.cuda import compile_fatbin
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import resolve_target
@@ -53,8 +57,8 @@ OPERATIONS = {
 }
 EXTERNAL = ("tirx.call_extern", "tirx.call_pure_extern")
 AXES = 12  # at least as many as loops lie in one another
-PRODUCTS = ("gemv", "gemm", "gemm_tensor_core")
-COPY, COPIED = "async_copy", 16  # bytes
+PRODUCTS = ("gemv", "gemm", "gemv_tensor_core", "gemm_tensor_core", "gemv_or_gemm")
+COPIES, COPIED = ("async_copy", "load_where"), 16  # bytes
 PAIRS, TENSOR_CORES = "multiply_add_pairs", "multiply_matrices"
 OPERATIONS_OF = {
     PAIRS: 2,
@@ -94,6 +98,8 @@ COLUMNS = (
     "of threads",
     "chain",
     "registers shared stack",
+    "instructions a weight",
+    "us of instructions",
 )
 
 
@@ -104,7 +110,8 @@ class Unknown(Exception):
 @dataclass
 class Work:
     """What one launch does. ``chain`` is how many steps of loops that a thread runs one after the other;
-    ``on_tensor_cores`` are those of the operations."""
+    ``on_tensor_cores`` are those of the operations, ``weights`` the elements of a product's matrices. Of the launches in a
+    kernel it is number ``launch``, and its loops run ``trips`` times, in the order in which they stand there."""
 
     bytes_read: float = 0.0
     bytes_written: float = 0.0
@@ -114,6 +121,9 @@ class Work:
     on_tensor_cores: float = 0.0
     threads: int = 0
     chain: int = 1
+    weights: int = 0
+    launch: int = 0
+    trips: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -130,6 +140,7 @@ class Count:
     extents: list[int] = field(default_factory=list)  # of the loops around, by axis
     thread_axis: int = 0
     touched: Counter = field(default_factory=Counter)  # bytes by argument, read and written
+    launches: int = 0
 
     def run(self) -> Work:
         self.arguments = {parameter.name: parameter for parameter in self.kernel.params}
@@ -141,7 +152,8 @@ class Count:
         if self.kernel.attrs["kernel"] in PRODUCTS:
             _, rows, columns = (self.number(n) for n in self.arguments["x"].shape)
             outputs = [self.number(b.shape[2]) for name, b in self.arguments.items() if name.startswith("out")]
-            self.work.least_operations = 2.0 * rows * columns * sum(outputs)
+            self.work.weights = columns * sum(outputs)
+            self.work.least_operations = 2.0 * rows * self.work.weights
         return self.work
 
     def number(self, expression) -> int:
@@ -212,10 +224,28 @@ class Count:
             branches = [(s.then_case, taken), (s.else_case, np.logical_not(taken))]
         except Unknown:
             branches = [(s.then_case, True), (s.else_case, True)]
-        steps = [
-            self.visit(body, [*conditions, taken]) for body, taken in branches if body is not None and np.any(taken)
-        ]
-        return max(steps, default=1)
+        steps = [1]
+        for body, taken in branches:
+            if body is not None and np.any(taken):
+                steps.append(self.visit(body, [*conditions, taken]))
+            elif body is not None:
+                self.leave_out(body)
+        return max(steps)
+
+    def leave_out(self, body) -> None:
+        """A branch that no thread takes: a launch that is not made, or loops that run not once."""
+
+        def found(s: tirx.For) -> None:
+            if is_launch(s):
+                self.launches += 1
+            elif s.kind == tirx.ForKind.SERIAL:
+                self.work.trips.append(0)
+
+        before = len(self.work.trips)
+        launches = self.launches
+        tvm_ffi.structural_walk(body, [(tirx.For, found)])
+        if self.launches > launches:  # its loops are in another kernel's code
+            del self.work.trips[before:]
 
     def loop(self, s: tirx.For, conditions: list) -> int:
         extent, axis = self.number(s.extent), len(self.extents)
@@ -223,6 +253,10 @@ class Count:
         self.extents.append(extent)
         if s.thread_binding is not None and str(s.thread_binding.thread_tag) == "threadIdx.x":
             self.thread_axis, self.work.threads = axis, math.prod(self.extents)
+        if is_launch(s):
+            self.work.launch, self.launches = self.launches, self.launches + 1
+        if s.kind == tirx.ForKind.SERIAL and not (isinstance(s.extent, tirx.IntImm) and extent == 1):
+            self.work.trips.append(extent)
         steps = self.visit(s.body, conditions)
         self.extents.pop()
         return steps * (extent if s.kind == tirx.ForKind.SERIAL else 1)
@@ -265,7 +299,7 @@ class Count:
         found = [*((kind, operation) for kind in ARITHMETIC), (ir.TensorLoad, loads.append), (ir.Call, calls.append)]
         tvm_ffi.structural_walk(expression, found)
         functions = [str(call.args[0].value) for call in calls if call.op.name in EXTERNAL]
-        if COPY in functions:
+        if not set(functions).isdisjoint(COPIES):
             return self.copy(expression, conditions)
         for load in loads:
             self.access(load.source, load.indices, conditions, written=False)
@@ -281,6 +315,10 @@ class Count:
         *rows, first = source.indices
         vector = tirx.Ramp(first, 1, COPIED // itemsize(source.source))
         self.access(source.source, [*rows, vector], [*conditions, self.value(inside)], written=False)
+
+
+def is_launch(s: tirx.For) -> bool:
+    return s.thread_binding is not None and str(s.thread_binding.thread_tag) == "blockIdx.x"
 
 
 def itemsize(buffer) -> int:
@@ -307,21 +345,36 @@ def count_calls(module, function: str, tokens: int, sequences: int = 1) -> list[
     return counted
 
 
-def resources_of(module, target, architecture: str) -> dict[str, Resources]:
-    """What the compiled kernels take of a GPU. Raises UserError where there is no compiler for CUDA."""
+@dataclass(frozen=True)
+class Compiled:
+    """What a kernel takes of a GPU, and its machine code where nvdisasm can show it."""
+
+    resources: Resources
+    code: Code | None
+
+    def instructions(self, work: Work) -> float | None:
+        """Of all threads of a launch; None where that is not known."""
+        longest = self.code.longest(work.trips) if self.code else None
+        return None if longest is None else float(longest) * work.threads
+
+
+def compiled_kernels(module, target, architecture: str) -> dict[str, Compiled]:
+    """The machine code of a module's kernels, by name. Raises UserError where there is no compiler for CUDA."""
     (host,) = compile_module(module, target).mod.imports
     source = host.imports[0].inspect_source().encode()
-    images = read_fatbin(compile_fatbin(source, [architecture]))
-    return read_resources(next(image.code for image in images if image.is_machine_code))
+    cubin = next(i.code for i in read_fatbin(compile_fatbin(source, [architecture])) if i.is_machine_code)
+    codes = disassemble(cubin) if disassembler() else {}
+    return {name: Compiled(resources, codes.get(name)) for name, resources in read_resources(cubin).items()}
 
 
-def show(title: str, counted: list[tuple[str, int, Work]], sheet: DataSheet, resources: dict[str, Resources]) -> None:
+def show(title: str, counted: list[tuple[str, int, Work]], sheet: DataSheet, compiled: dict[str, Compiled]) -> None:
     table = Table(*COLUMNS, title=title)
     total = 0.0
     for name, calls, work in sorted(counted, key=lambda row: -row[1] * ideal_seconds(row[2], sheet)):
         moved, seconds = work.bytes_read + work.bytes_written, ideal_seconds(work, sheet)
         total += calls * seconds
-        taken = resources.get(f"{name}_kernel")
+        taken = compiled.get(f"{name}_kernel{f'_{work.launch}' if work.launch else ''}")
+        instructions = taken.instructions(work) if taken else None
         table.add_row(
             name,
             str(calls),
@@ -334,9 +387,11 @@ def show(title: str, counted: list[tuple[str, int, Work]], sheet: DataSheet, res
             f"{(work.operations - work.on_tensor_cores) / sheet.float32 * 1e6:.2f}",
             f"{work.threads / sheet.threads:.2f}",
             str(work.chain),
-            f"{taken.registers} {taken.shared} {taken.stack}" if taken else "",
+            f"{taken.resources.registers} {taken.resources.shared} {taken.resources.stack}" if taken else "",
+            f"{instructions / work.weights:.2f}" if instructions and work.weights else "",
+            f"{instructions / (sheet.float32 / 2) * 1e6:.2f}" if instructions else "",
         )
-    console = Console(width=170)
+    console = Console(width=200)
     console.print(table, f"ideal, all kernels: {total * 1e3:.3f} ms on {sheet.name}\n", highlight=False)
 
 
@@ -356,11 +411,11 @@ def main(arguments: list[str] | None = None) -> None:
     target = resolve_target("cuda")
     config, _, _ = resolve(random_checkpoint(load_preset(args.preset), args.preset, 0))
     module = build_module(config, get_scheme(args.scheme), target)
-    resources = resources_of(module, target, args.cuda) if args.cuda else {}
+    compiled = compiled_kernels(module, target, args.cuda) if args.cuda else {}
     step = "decode" if args.batch == 1 else "batch_decode"
     title, sheet = f"{args.preset} {args.scheme}", DEVICES[args.device]
-    show(f"{title}, {step} of {args.batch}", count_calls(module, step, args.batch, args.batch), sheet, resources)
-    show(f"{title}, prefill of {args.tokens}", count_calls(module, "prefill", args.tokens), sheet, resources)
+    show(f"{title}, {step} of {args.batch}", count_calls(module, step, args.batch, args.batch), sheet, compiled)
+    show(f"{title}, prefill of {args.tokens}", count_calls(module, "prefill", args.tokens), sheet, compiled)
 
 
 if __name__ == "__main__":
