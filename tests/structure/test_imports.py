@@ -16,7 +16,7 @@ from support.paths import ROOT
 
 SHARED_BY_KERNELS = {
     "cpu": {"__init__", "blocks", "integer_dot", "lists", "packed", "simd"},
-    "gpu": {"__init__", "product", "threads", "whole"},
+    "gpu": {"__init__", "product", "tensor_core", "threads", "whole"},
 }
 TARGET_NAMES = ("llvm", "cuda", "vulkan", "metal", "opencl", "webgpu", "rocm")
 
