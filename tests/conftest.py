@@ -69,8 +69,8 @@ def libraries(artifacts) -> Path:
 
 @pytest.fixture
 def compiled(libraries) -> Callable[..., Model]:
-    """Compile tensors or a checkpoint: (checkpoint, scheme, target, runner, options) -> Model, the last three as in
-    ``Model.of``."""
+    """Compile tensors or a checkpoint: (checkpoint, scheme, target, runner, options, functions) -> Model, the last four
+    as in ``Model.of``."""
 
     def build(checkpoint, scheme: str, *more, **named) -> Model:
         checkpoint = in_memory(checkpoint) if isinstance(checkpoint, dict) else checkpoint
@@ -81,16 +81,16 @@ def compiled(libraries) -> Callable[..., Model]:
 
 @pytest.fixture
 def on_gpu(request, compiled) -> Callable[..., Model]:
-    """Compile tensors or a checkpoint for the GPU that the test names, Vulkan or CUDA: (checkpoint, scheme, options) ->
-    Model."""
+    """Compile tensors or a checkpoint for the GPU that the test names, Vulkan or CUDA: (checkpoint, scheme, options,
+    functions) -> Model."""
     match request.param:
         case "vulkan":
             target, device = "vulkan", vulkan_device()
         case "cuda":
             request.getfixturevalue("cuda_device")
             target, device = "cuda -arch=sm_80", open_device("cuda")
-    return lambda checkpoint, scheme, *options: compiled(
-        checkpoint, scheme, target, partial(Runner, device=device), *options
+    return lambda checkpoint, scheme, *more, **named: compiled(
+        checkpoint, scheme, target, partial(Runner, device=device), *more, **named
     )
 
 

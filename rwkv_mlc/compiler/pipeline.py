@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import tvm
 from tvm import relax
@@ -56,15 +55,22 @@ PHASES: list[tuple[str, Callable[[CompileTarget], list[Pass]]]] = [
 """Every pass, in order, by the phase after which the module can be dumped; a phase may be empty for a target."""
 
 
-def lowering(family: Literal["cpu", "gpu"]) -> tvm.transform.PassContext:
-    """How TVM lowers the kernels of a family of targets.
+IDLE = (
+    "s_tir.CompactBufferAllocation",
+    "s_tir.InjectPermutedLayout",
+    "s_tir.InjectVirtualThread",
+    "s_tir.InsertHoistIfThenElse",
+    "tirx.RemoveNoOp",
+)
+"""Passes of TVM's that find nothing to do in our kernels, which declare buffers of the size that they use and compute nothing
+in vain, and would take up to a third of the time of a build. Schedules of DLight's need the first."""
 
-    They declare buffers of the size that they use, so the pass that looks for smaller ones, which schedules of DLight's would
-    need, finds none, in up to a quarter of the time that a build takes. For GPUs TVM's elimination of common subexpressions
-    stays out as well: it has the host pass parts of an index, about which the code generators cannot then know what it takes
-    to load a vector."""
-    config = {"tirx.disable_cse_tir": True} if family == "gpu" else {}
-    return tvm.transform.PassContext(config=config, disabled_pass=["s_tir.CompactBufferAllocation"])
+
+def lowering() -> tvm.transform.PassContext:
+    """How TVM lowers kernels: without the ``IDLE`` passes and without its elimination of common subexpressions. LLVM and the
+    drivers of GPUs have that too, and TVM's has the host pass parts of an index, about which the code generators cannot then
+    know what it takes to load a vector."""
+    return tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}, disabled_pass=list(IDLE))
 
 
 def compile_module(mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | None = None) -> tvm.runtime.Executable:
@@ -79,7 +85,7 @@ def compile_module(mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | No
 
     dump("0-graph", mod)
     graph, phases = mod, [(name, found) for name, passes in PHASES if (found := passes(target))]
-    with target.tvm, lowering(target.family), kernels_as_source():
+    with target.tvm, lowering(), kernels_as_source():
         for name, passes in phases:
             mod = tvm.transform.Sequential(passes)(mod)
             dump(name, mod)

@@ -11,7 +11,7 @@ from rwkv_mlc.debug.recipe import Recipe
 from rwkv_mlc.debug.weights import different_weights
 from rwkv_mlc.weights.checkpoint import Checkpoint
 from support.faults import FAULTS, GENERATIONS, TARGETS, Fault, injected
-from support.faulty_builds import TOKENS, Build, checkpoint_of, compared, functions_of
+from support.faulty_builds import TOKENS, Build, checkpoint_of, compared
 from support.vulkan_kernels import vulkan_device
 
 SCHEMES = ("q0f32", "q4f16_1")
@@ -25,14 +25,6 @@ def hashes(monkeypatch):
     monkeypatch.setattr(Checkpoint, "sha256", lambda self: self.name)
 
 
-@pytest.fixture
-def right(libraries):
-    """The folder of the libraries without a fault."""
-    folder = libraries / "right"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 @pytest.fixture(params=TARGETS)
 def target(request) -> str:
     if request.param == "vulkan":
@@ -42,10 +34,9 @@ def target(request) -> str:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_right_builds_agree(generation, scheme, target, right):
+def test_right_builds_agree(generation, scheme, target, libraries):
     checkpoint = checkpoint_of(generation)
-    with functions_of(target, decodes=True):
-        build = Build.of(checkpoint, scheme, target, right)
+    build = Build.of(checkpoint, scheme, target, libraries)
     assert different_weights(build.weights, checkpoint) == []
     for recipe in (Recipe(TOKENS), Recipe(TOKENS, chunk=6), Recipe()):
         comparison = build.against(checkpoint, recipe)
@@ -62,10 +53,10 @@ def test_right_builds_agree(generation, scheme, target, right):
     [pytest.param(fault, target, id=f"{fault}-{target}") for fault in FAULTS for target in fault.edits],
     indirect=["target"],
 )
-def test_faults_are_found(fault: Fault, target, right, tmp_path):
+def test_faults_are_found(fault: Fault, target, libraries, tmp_path):
     if fault.integer_dot and not resolve_target(target).integer_dot:
         pytest.skip("this CPU has no integer dot products")
-    comparison = compared(fault, target, right, tmp_path)
+    comparison = compared(fault, target, libraries, tmp_path)
     finding = comparison.finding
     assert finding is not None and not comparison.agrees
     text = "\n".join(finding.sentences())
@@ -77,13 +68,12 @@ def test_faults_are_found(fault: Fault, target, right, tmp_path):
         assert any(fault.hint in hint for hint in finding.hints), text
 
 
-def test_faults_leave_nothing_behind(right):
+def test_faults_leave_nothing_behind(libraries):
     """An edit ends with its context, whatever happens in it."""
     checkpoint = checkpoint_of("5.2")
     with pytest.raises(RuntimeError), injected(FAULTS[-1].edits["llvm"]):
         raise RuntimeError
-    with functions_of("llvm", decodes=True):
-        build = Build.of(checkpoint, "q0f32", "llvm", right)
+    build = Build.of(checkpoint, "q0f32", "llvm", libraries)
     assert build.against(checkpoint, Recipe(TOKENS)).agrees
 
 

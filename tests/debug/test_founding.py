@@ -23,7 +23,6 @@ from rwkv_mlc.reference import load
 from rwkv_mlc.weights.checkpoint import Checkpoint
 from support.build_inputs import build_command
 from support.compiled import Model, in_memory
-from support.faulty_builds import functions_of
 from support.kernel_build import error
 from support.synthetic import synthetic_checkpoint
 from support.vulkan_kernels import vulkan_device
@@ -94,15 +93,12 @@ def test_a_dump_holds_float16(tmp_path):
 
 
 @pytest.fixture
-def on_vulkan(libraries):
+def on_vulkan(compiled):
     """Compile what reads prompts for Vulkan: (tensors, scheme, float32 patterns) -> Model."""
-    device, folder = vulkan_device(), libraries / "prefill"
-    folder.mkdir(exist_ok=True)
+    runner = partial(Runner, device=vulkan_device())
 
     def build(tensors: dict[str, np.ndarray], scheme: str = "q0f16", patterns: tuple[str, ...] = ()) -> Model:
-        options = ModelOptions(float32=patterns)
-        with functions_of("vulkan", decodes=False):
-            return Model.of(in_memory(tensors), scheme, folder, "vulkan", partial(Runner, device=device), options)
+        return compiled(tensors, scheme, "vulkan", runner, ModelOptions(float32=patterns), ["prefill"])
 
     return build
 

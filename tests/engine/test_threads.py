@@ -14,7 +14,7 @@ from rwkv_mlc import UserError
 from rwkv_mlc.engine import threads
 from rwkv_mlc.engine.threads import LIBRARY, ThreadPool, start_threads
 from rwkv_mlc.machine.cores import physical_cores, quota, usable_cores
-from support.aarch64 import SYSTEM, find_qemu
+from support.aarch64 import COMPILER, SYSTEM, find_qemu
 from support.paths import ROOT
 
 STRESS = ROOT / "tests" / "support" / "thread_pool.cc"
@@ -117,10 +117,8 @@ def test_launches_and_barriers(stress, number, callers, launches, most):
 
 
 def test_launches_and_barriers_on_aarch64(tmp_path):
-    pytest.importorskip("ziglang")
     qemu, program = find_qemu(), tmp_path / "program"
-    zig = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"]
-    subprocess.run([*zig, *LIBRARY.flags, *SOURCES, "-o", program], check=True)
+    subprocess.run([COMPILER, *LIBRARY.flags, *SOURCES, "-o", program], check=True)
     command = [qemu, "-L", SYSTEM, program, "3", "2", "1000"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr

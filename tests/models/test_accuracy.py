@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rwkv_mlc import reference
+from rwkv_mlc.interfaces import native
 from rwkv_mlc.models import GENERATIONS, ModelOptions
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
@@ -28,13 +29,16 @@ PINNED = Path(__file__).with_name("demo_greedy.json")
 
 FLOAT_ROUNDING = 3e-7  # what float32 arithmetic amounts to, as a change of the weights at random
 INTEGER_ROUNDING = 7e-7  # the same for decoding with activations of 21 bits
+ALONE = ("prefill", "score", "decode")  # of one sequence
+BATCHED = ("q0f32", "q4f16_1")
+FUNCTIONS = {scheme: native.FUNCTIONS if scheme in BATCHED else ALONE for scheme in SCHEMES}
 MATRIX = list(product(GENERATIONS, SCHEMES))
 
 
 @pytest.mark.parametrize("generation, scheme", MATRIX)
 def test_logits(generation, scheme, compiled, within):
     """``score`` and ``prefill`` compute in float32 under every scheme, ``decode`` with integers where the CPU has the dots."""
-    model = compiled(trained_like_weights(generation), scheme)
+    model = compiled(trained_like_weights(generation), scheme, functions=FUNCTIONS[scheme])
     assert conditioning(model, TOKENS) < 6
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
@@ -73,7 +77,7 @@ def test_chunks_are_one_call(generation, scheme, compiled, within):
 
 @pytest.mark.parametrize("generation, scheme", MATRIX)
 def test_prefill_is_many_decodes(generation, scheme, compiled, within):
-    model = compiled(trained_like_weights(generation), scheme)
+    model = compiled(trained_like_weights(generation), scheme, functions=FUNCTIONS[scheme])
     prefilled, decoded = model.runner.new_state(), model.runner.new_state()
     last = model.runner.run("prefill", [TOKENS], prefilled)
     within("logits", error(model.decode(TOKENS, decoded)[-1:], last), 1e-5)
@@ -130,7 +134,7 @@ def test_ragged_batches(generation, scheme, compiled, within):
 @pytest.mark.parametrize("generation", ["4", "5.2"])
 def test_a_time_mixing_of_its_own_size(generation, attention_size, scheme, compiled, within):
     weights = synthetic_checkpoint(generation, layers=1, head_size=32, attention_size=attention_size)
-    model = compiled(weights, scheme)
+    model = compiled(weights, scheme, functions=["score", "decode"])
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
     within("decode", error(model.decode(TOKENS), expected), BOUND)
@@ -165,7 +169,7 @@ def test_agrees_with_rwkv_package(generation, compiled, within, tmp_path, monkey
 def test_agrees_with_rwkv_cpp(name, compiled, within):
     """12 layers of 64 channels; heads of 8 in generation 5."""
     checkpoint = open_checkpoint(str(GOLDEN / f"tiny-rwkv-{name}-FP32.bin"))
-    model = compiled(checkpoint, "q0f32", options=ModelOptions(head_size_divisor=1))
+    model = compiled(checkpoint, "q0f32", options=ModelOptions(head_size_divisor=1), functions=["score", "decode"])
     expected = np.fromfile(GOLDEN / f"expected-logits-{name}.bin", "<f4")
     within("score", error(model.score(list(b'"in'))[-1], expected), BOUND)
     within("decode", error(model.decode(list(b'"in'))[-1], expected), BOUND)
@@ -188,7 +192,7 @@ def test_agrees_with_rwkv_cpp(name, compiled, within):
 def test_odd_widths(generation, vocab_size, hidden_size, head_size, intermediate_size, scheme, compiled, within):
     shape = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layers": 1, "head_size": head_size}
     weights = trained_like_weights(generation, **shape, intermediate_size=intermediate_size)
-    model = compiled(weights, scheme)
+    model = compiled(weights, scheme, functions=["score", "decode", "batch_decode"])
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
     within("decode", error(model.decode(TOKENS), expected), BOUND)
@@ -215,7 +219,7 @@ def exact_perplexity(name: str, size: int) -> float:
 @pytest.mark.parametrize("scheme, bound", [("q0f16", 0.001), ("q8f16_1", 0.005), ("q4f16_1", 0.08)])
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_demo_perplexity(name, scheme, bound, compiled, within):
-    model = compiled(open_checkpoint(str(DEMOS / name)), scheme)
+    model = compiled(open_checkpoint(str(DEMOS / name)), scheme, functions=ALONE)
 
     def against_float64(what: str, run, size: int) -> None:
         tokens, expected = held_out(name, size), exact_perplexity(name, size)
@@ -229,7 +233,7 @@ def test_demo_perplexity(name, scheme, bound, compiled, within):
 @pytest.mark.parametrize("scheme", ["q8f16_1", "q4f16_1"])
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_demo_logits(name, scheme, compiled, within):
-    model, tokens = compiled(open_checkpoint(str(DEMOS / name)), scheme), held_out(name, 2048)
+    model, tokens = compiled(open_checkpoint(str(DEMOS / name)), scheme, functions=ALONE), held_out(name, 2048)
     expected = model.reference(tokens)
     within("score", error(model.score(tokens), expected), BOUND)
     enlarged = conditioning(model, tokens)
@@ -240,7 +244,7 @@ def test_demo_logits(name, scheme, compiled, within):
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_greedy_text_does_not_depend_on_the_path(name, scheme, compiled):
     """Prefilled at once, in chunks or decoded from the first token on, the demo model goes on alike."""
-    model, prompt = compiled(open_checkpoint(str(DEMOS / name)), scheme), held_out(name, 900)
+    model, prompt = compiled(open_checkpoint(str(DEMOS / name)), scheme, functions=ALONE), held_out(name, 900)
 
     def answer(chunk: int, function: str = "prefill") -> list[int]:
         state = model.runner.new_state()
@@ -259,7 +263,7 @@ def test_greedy_text_does_not_depend_on_the_path(name, scheme, compiled):
 def test_demo_answers_are_pinned(name, compiled):
     pinned = json.loads(PINNED.read_text(encoding="utf-8"))[name]
     tokenizer = load_tokenizer(DEMOS / name / "rwkv_vocab_demo.txt")
-    model = compiled(open_checkpoint(str(DEMOS / name)), "q0f32")
+    model = compiled(open_checkpoint(str(DEMOS / name)), "q0f32", functions=ALONE)
     assert list(pinned) == list(PROMPTS)
     for prompt, text in pinned.items():
         state = model.runner.new_state()

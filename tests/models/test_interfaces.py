@@ -27,7 +27,7 @@ def test_both_compute_the_same(generation, target, compiled, monkeypatch, tmp_pa
     """Bit for bit: ragged prompts, single tokens of several sequences, and a single sequence."""
     monkeypatch.setitem(INTERFACES, "functional", functional.Functional())
     weights = trained_like_weights(generation, **SHAPE)
-    native = compiled(weights, "q0f32", target, runner_for(target))
+    native = compiled(weights, "q0f32", target, runner_for(target), functions=["prefill", "batch_decode"])
     resolved = resolve_target(target)
     module = build_module(native.config, get_scheme("q0f32"), resolved, interface="functional")
     export_library(compile_module(module, resolved), resolved, tmp_path / "functional.so")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from filelock import FileLock
 
 from rwkv_mlc import reference
@@ -17,6 +19,8 @@ from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.engine.runner import Runner, State
+from rwkv_mlc.graph.ops.kernels import KernelOps
+from rwkv_mlc.interfaces import native
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import Scheme, get_scheme
@@ -29,13 +33,31 @@ def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:
     return Checkpoint("synthetic", "memory", "synthetic", lazy)
 
 
-def compile_library(config: RWKVConfig, scheme: Scheme, target: CompileTarget, folder: Path) -> Path:
-    """The library in ``folder``, compiled where no process of this test run has done so yet."""
-    key = repr((config, scheme, target)).encode()
+@contextmanager
+def only(functions: Collection[str]) -> Iterator[None]:
+    """Modules built meanwhile have these functions of the model and none that chooses tokens or measures the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "FUNCTIONS", {name: native.FUNCTIONS[name] for name in functions})
+        patch.setattr(KernelOps, "add_function", lambda *_: None)
+        yield
+
+
+def compile_library(
+    config: RWKVConfig,
+    scheme: Scheme,
+    target: CompileTarget,
+    folder: Path,
+    functions: Collection[str] = native.FUNCTIONS,
+) -> Path:
+    """The library in ``folder`` with the ``functions`` of the model that a test calls, compiled where no process of this test
+    run has done so yet."""
+    key = repr((config, scheme, target, sorted(functions))).encode()
     path = folder / f"rwkv{config.generation}-{scheme.name}-{hashlib.sha256(key).hexdigest()[:12]}.so"
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            export_library(compile_module(build_module(config, scheme, target), target), target, path)
+            with only(functions):
+                module = build_module(config, scheme, target)
+            export_library(compile_module(module, target), target, path)
     return path
 
 
@@ -66,6 +88,7 @@ class Model:
         target: str = "llvm",
         runner: Callable[[Path, dict[str, np.ndarray]], Runner] = Runner,
         options: ModelOptions = ModelOptions(),
+        functions: Collection[str] = native.FUNCTIONS,
     ) -> Model:
         scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint, options)
         stored, dequantized = {}, {}
@@ -73,7 +96,7 @@ class Model:
             arrays = scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
             dequantized[parameter.name] = scheme.dequantize(parameter, arrays).astype(np.float64)
             stored |= arrays
-        library = compile_library(config, scheme, resolve_target(target), folder)
+        library = compile_library(config, scheme, resolve_target(target), folder, functions)
         return cls(config, dequantized, runner(library, stored))
 
     def reference(self, tokens: list[int]) -> np.ndarray:

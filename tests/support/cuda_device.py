@@ -99,7 +99,7 @@ class CudaOnCpu:
         named = {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
         with pytest.MonkeyPatch.context() as patch, target.tvm, kernels_as_source():
             patch.setattr(cuda, "find_compiler", lambda _: CpuCompiler(self, change=change))
-            with lowering("gpu"):
+            with lowering():
                 export_library(tvm.compile(tvm.IRModule(named), target=target.tvm), target, path)
         device, library = open_device("cuda"), tvm_ffi.load_module(path)  # which needs the runtime
         return {name: OnDevice(library[name], device) for name in kernels}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.debug.compare import Comparison, compare
@@ -19,7 +17,6 @@ from rwkv_mlc.debug.reference import dump_checkpoint
 from rwkv_mlc.debug.weights import StoredWeights
 from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.runner import Runner
-from rwkv_mlc.interfaces import native
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint
@@ -48,12 +45,16 @@ class Build:
     weights: StoredWeights
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, scheme_name: str, target_name: str, folder: Path) -> Build:
+    def of(
+        cls, checkpoint: Checkpoint, scheme_name: str, target_name: str, folder: Path, decodes: bool = True
+    ) -> Build:
         scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint)
         stored = {}
         for parameter in parameters:
             stored |= scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
-        library = compile_library(config, scheme, resolve_target(target_name), folder)
+        library = compile_library(
+            config, scheme, resolve_target(target_name), folder, functions_of(target_name, decodes)
+        )
         weights = StoredWeights(parameters, scheme, stored)
         return cls(Runner(library, stored, open_device(DEVICES[target_name])), weights)
 
@@ -79,15 +80,12 @@ def compared(fault: Fault, target: str, right: Path, scratch: Path) -> Compariso
     """A build with the fault against the reference without it. Its library is among the ``right`` ones where the fault is
     in how weights are made; otherwise it lies in ``scratch``."""
     checkpoint, edit = checkpoint_of(fault.generation), fault.edits[target]
-    with injected(edit), functions_of(target, fault.decodes or not edit.compiled):
-        build = Build.of(checkpoint, fault.scheme, target, scratch if edit.compiled else right)
+    with injected(edit):
+        folder, decodes = (scratch, fault.decodes) if edit.compiled else (right, True)
+        build = Build.of(checkpoint, fault.scheme, target, folder, decodes)
     return build.against(checkpoint, Recipe(TOKENS, decodes=2 * fault.decodes, chunk=fault.chunk))
 
 
-@contextmanager
-def functions_of(target: str, decodes: bool) -> Iterator[None]:
+def functions_of(target: str, decodes: bool) -> tuple[str, ...]:
     """Libraries have what the dumps need."""
-    names = ("prefill", *([SINGLE[target]] if decodes else []))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "FUNCTIONS", {name: native.FUNCTIONS[name] for name in names})
-        yield
+    return ("prefill", *([SINGLE[target]] if decodes else []))

@@ -17,7 +17,7 @@ HOST_TARGET = {"kind": "llvm", "mcpu": llvm_get_system_cpu()}
 def build(functions: Mapping[str, PrimFunc], target=HOST_TARGET) -> tvm.runtime.Executable:
     """All functions in one module for a CPU, each under its name."""
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
-    with lowering("cpu"):
+    with lowering():
         return tvm.compile(module, target=target)
 
 

@@ -25,7 +25,7 @@ def source_of(kernels: Mapping[str, tirx.PrimFunc], target: dict) -> str:
     target = tvm.target.Target(target, host=HOST_TARGET)
     module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
     lower, _, finish = tirx.get_default_tir_pipeline(target)
-    with lowering("gpu"), kernels_as_source():
+    with lowering(), kernels_as_source():
         _, devices = split_host_device_mods(lower(tirx.transform.BindTarget(target)(module)))
         (device,) = devices.values()
         return codegen_build(finish()(device), target).inspect_source()

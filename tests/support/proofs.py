@@ -31,7 +31,7 @@ class Tool:
 
 
 TOOLS = (
-    Tool("qemu-user-static, libstdc++6-arm64-cross", r"qemu-user-static"),
+    Tool("qemu-user-static, g++-aarch64-linux-gnu", r"qemu-user-static"),
     Tool(
         "a Vulkan device: mesa-vulkan-drivers, libvulkan1, libvulkan-dev",
         r"[Vv]ulkan device|[Vv]ulkan.*(loader|header)",

@@ -26,6 +26,7 @@ from support.synthetic import synthetic_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 97, 70).tolist()
 FULL, ROUNDED = 2e-5, 2e-3  # of the largest logit, with activations of float32 and of float16
+ALONE = ("score", "decode")  # what many tests call
 BOUNDS = {"q0f32": FULL, "q4f32_1": FULL}
 SCHEMES = {  # every scheme, and what is most used for every generation
     "vulkan": {
@@ -60,7 +61,9 @@ on_vulkan = pytest.mark.parametrize("on_gpu", ["vulkan"], indirect=True)
 @on_vulkan
 @pytest.mark.parametrize("generation", ["4", "5.2"])
 def test_a_time_mixing_of_its_own_size(generation, on_gpu, within):
-    model = on_gpu(synthetic_checkpoint(generation, layers=1, head_size=32, attention_size=192), "q0f32")
+    model = on_gpu(
+        synthetic_checkpoint(generation, layers=1, head_size=32, attention_size=192), "q0f32", functions=ALONE
+    )
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), FULL)
     within("decode", error(model.decode(TOKENS), expected), FULL)
@@ -99,7 +102,9 @@ def test_logits(generation, scheme, on_gpu, within):
 )
 def test_odd_widths(generation, vocab_size, hidden_size, head_size, intermediate_size, scheme, on_gpu, within):
     shape = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layers": 1, "head_size": head_size}
-    model = on_gpu(trained_like_weights(generation, **shape, intermediate_size=intermediate_size), scheme)
+    model = on_gpu(
+        trained_like_weights(generation, **shape, intermediate_size=intermediate_size), scheme, functions=ALONE
+    )
     expected, bound = model.reference(TOKENS), BOUNDS.get(scheme, ROUNDED)
     within("score", error(model.score(TOKENS), expected), bound)
     within("decode", error(model.decode(TOKENS[:9]), expected[:9]), bound)
@@ -117,11 +122,11 @@ def overflowing_weights() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("patterns", [("blocks.0.ffn.key",), ("blocks.0.*",)])
 def test_values_that_float16_cannot_hold(patterns, on_gpu, within):
     checkpoint = in_memory(overflowing_weights())
-    plain = on_gpu(checkpoint, "q0f16")
+    plain = on_gpu(checkpoint, "q0f16", functions=ALONE)
     expected = plain.reference(TOKENS)
     clipped = plain.score(TOKENS)
     assert np.isfinite(clipped).all() and error(clipped, expected) > 5 * ROUNDED
-    model = on_gpu(checkpoint, "q0f16", ModelOptions(float32=patterns))
+    model = on_gpu(checkpoint, "q0f16", ModelOptions(float32=patterns), ALONE)
     within("score", error(model.score(TOKENS), expected), ROUNDED)
     within("decode", error(model.decode(TOKENS), expected), ROUNDED)
 
@@ -141,7 +146,8 @@ def test_demo_text_is_that_of_the_cpu(name, on_gpu, compiled):
 
         return greedy(step, [0, *tokenizer.encode(PROMPTS[0])], 48)
 
-    assert answer(on_gpu(checkpoint, "q0f16")) == answer(compiled(checkpoint, "q0f16"))
+    models = (build(checkpoint, "q0f16", functions=["prefill", "decode"]) for build in (on_gpu, compiled))
+    assert answer(next(models)) == answer(next(models))
 
 
 def graph(generation: str, scheme: str, target: str, **options):
