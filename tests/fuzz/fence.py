@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -49,7 +50,10 @@ class Fence:
 
     def tell(self, words: Iterable[str]) -> None:
         """Name the paths that the next case may be told to write to, relative ones from the folder it runs in."""
-        self.told = [Path(os.path.realpath(word)).parent for word in words if "\0" not in word]
+        self.told = []
+        for word in words:
+            with contextlib.suppress(ValueError, OSError):  # it is no path
+                self.told.append(Path(os.path.realpath(word)).parent)
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":

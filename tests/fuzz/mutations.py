@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import json
 import random
@@ -51,6 +52,10 @@ STRINGS = [
     "true",
     "null",
     "[red]",
+    "\\x2c,\\n",
+    "\\xff",
+    "\\q\\",
+    "\ufeff",
     "{}",
     "{user_message}",
     "x" * 300,
@@ -163,12 +168,29 @@ def json_of(text: bytes, draw: random.Random) -> bytes:
     if kind < 0.18:
         opening = draw.choice([b"[", b'{"a":', b'{"model_config":', b"-", b'"\\u'])
         return opening * draw.choice([100, 1000, 200_000])
+    if kind < 0.21:
+        return in_another_encoding(text.decode("utf-8"), draw)
     data = value_of(json.loads(text), draw)
     return json.dumps(data, ensure_ascii=draw.random() < 0.9).encode("utf-8", "surrogatepass")
 
 
+def in_another_encoding(text: str, draw: random.Random) -> bytes:
+    """Text behind a byte order mark, which may not be its own, or cut."""
+    marks = {
+        codecs.BOM_UTF8: "utf-8",
+        codecs.BOM_UTF16_LE: "utf-16-le",
+        codecs.BOM_UTF16_BE: "utf-16-be",
+        codecs.BOM_UTF32_LE: "utf-32-le",
+    }
+    mark = draw.choice(list(marks))
+    data = text.encode(marks[mark if draw.random() < 0.8 else draw.choice(list(marks))], "surrogatepass")
+    return mark + data[: len(data) - draw.choice([0, 0, 0, 1, 2, 3])]
+
+
 def lines_of(text: bytes, draw: random.Random) -> bytes:
-    """Text with some of its lines changed."""
+    """Text with some of its lines changed, or in another encoding."""
+    if draw.random() < 0.05:
+        return in_another_encoding(text.decode("utf-8"), draw)
     lines = text.split(b"\n")
     for _ in range(draw.choice([1, 1, 3])):
         at = draw.randrange(len(lines))

@@ -57,7 +57,7 @@ for number, attempt in enumerate(tries):
         sys.exit(f"{number} was done")
     if len(place.fence.breaches) != number + 1:
         sys.exit(f"{number} was not noted: {place.fence.breaches[number:]}")
-place.fence.tell([str(outside / "told")])
+place.fence.tell([str(outside / "told"), "x\\0y", "\\ud800", ""])
 for attempt in (lambda: open(outside / ".told.partial", "w"), lambda: open("/proc/x", "w")):
     try:
         attempt()
