@@ -1,12 +1,14 @@
+from __future__ import annotations
+
 import sys
 
 
-def start() -> int:
-    """The command line; Ctrl-C is an exit code while it is still being loaded, and when it is done, too."""
+def start(arguments: list[str] | None = None) -> int:
+    """The command line, or other arguments; Ctrl-C is an exit code while it is still being loaded, and when it is done, too."""
     try:
         from .cli.main import main
 
-        return main()
+        return main(arguments)
     except KeyboardInterrupt:
         return 130
     finally:
