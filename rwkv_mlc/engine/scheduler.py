@@ -146,7 +146,7 @@ class Scheduler:
             began = time.perf_counter()
             slots = [self.running[sequence] for sequence in parts]
             for sequence, slot in zip(parts, slots):
-                if isinstance(sequence, Sequence) and slot not in self._allocated:
+                if isinstance(sequence, Sequence) and sequence.keeps and slot not in self._allocated:
                     sequence.remember(self.pool.state, slot)
             logits = self.pool.runner.call(function, list(parts.values()), self.pool.state, slots)
             prompts = sum(len(part) for sequence, part in parts.items() if not sequence.writes)

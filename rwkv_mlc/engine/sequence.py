@@ -124,9 +124,9 @@ class Sequence(Reading):
         return self.read >= len(self.prompt) and not self.closed
 
     def advance(self, count: int, logits: Logits) -> None:
+        if self.writes:
+            self._fed += count
         super().advance(count, logits)
-        if not self.closed:
-            self._fed = max(self.read - len(self.prompt), 0)
 
     def take(self, token: int) -> str:
         """Go on with a token, which becomes pending unless it is the last; returns the text that it makes certain."""
@@ -149,7 +149,7 @@ class Sequence(Reading):
         """Keep what the slot holds where the token that it reads next may belong to a stop string and what it has read does
         not."""
         held = self._stream.held
-        if not self.keeps or not held or not self.writes or not self.pending:
+        if not held or not self.writes or not self.pending:
             return
         after = self._closing(self.released)
         read = held[: max(len(held) - len(self._tokenizer.token_bytes(self.pending[0])), 0)]
