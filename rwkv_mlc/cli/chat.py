@@ -159,11 +159,11 @@ class Session:
 
     def _save(self, argument: str) -> None:
         self.chat.save(_path(argument))
-        print(f"Saved the conversation to {argument}")
+        say(f"Saved the conversation to {argument}")
 
     def _load(self, argument: str) -> None:
         self.chat.load(_path(argument))
-        print(f"Go on from {argument}")
+        say(f"Go on from {argument}")
 
     def _progress(self) -> Callable[[int, int], None]:
         show = options.prompt_progress()

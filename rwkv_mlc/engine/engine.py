@@ -25,7 +25,7 @@ from .state_file import SavedState, load_state, save_state
 from .state_pool import StatePool
 from .stats import Stats
 from .templates import Template
-from .tvm_runtime import tensor, view
+from .tvm_runtime import tensor
 
 SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
 
@@ -183,9 +183,9 @@ class Engine:
     def score(self, tokens: Tokens, state: State) -> Iterator[np.ndarray]:
         """Read tokens; yields the logits at every position in order, float32 [up to SCORE_CHUNK, V] at a time."""
         for start in range(0, len(tokens), SCORE_CHUNK):
-            logits = self.runner.call("score", [tokens[start : start + SCORE_CHUNK]], state)
-            state.last[0] = Ending(Logits(logits, logits.shape[1] - 1).alone())
-            yield view(logits)[0]
+            logits = self.runner.run("score", [tokens[start : start + SCORE_CHUNK]], state)
+            state.last[0] = Ending(self._logits(logits[-1]))
+            yield logits
 
     def encode(self, prompt: str | bytes | Tokens, state: State | None = None) -> Tokens:
         """The ids of a prompt. The token that begins a text, for RWKV's own models the end of text, stands for an empty one, as
@@ -256,5 +256,9 @@ class Engine:
         state = self.runner.state_from(saved.arrays.values())
         state.last[0] = None
         if saved.logits is not None:
-            state.last[0] = Ending(Logits(tensor(saved.logits[None, None], self.runner.device), 0), saved.counts)
+            state.last[0] = Ending(self._logits(saved.logits), saved.counts)
         return state
+
+    def _logits(self, array: np.ndarray) -> Logits:
+        """A copy of float32 [V] on the device."""
+        return Logits(tensor(array[None, None], self.runner.device), 0)
