@@ -213,7 +213,8 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
     try:
         check_library(artifact.library(target))
         open_device(device_of(target))
-        memory = chat_memory(read_metadata(library.path), artifact.chat_config.prefill_chunk_size)
+        metadata = read_metadata(library.path)
+        memory = chat_memory(metadata, metadata.prefill_chunk(artifact.chat_config.prefill_chunk_size))
     except UserError as error:
         problem = str(error)
     return {

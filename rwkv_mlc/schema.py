@@ -49,6 +49,9 @@ CAPTURED_PREFIX = "captured_"
 PREFILL_CHUNK = 512
 """Tokens of a prompt that one call reads. What it allocates is 84 MB for a 7B model on a CPU."""
 
+LONGEST_PREFILL_CHUNK = 2048
+"""The same for devices that fewer tokens leave idle."""
+
 
 class ParameterSpec(Schema):
     """A stored tensor as the functions of a library take it."""
@@ -153,6 +156,11 @@ class LibraryMetadata(Schema):
     """The functions by name; libraries built before they described them have none."""
     values: dict[str, tuple[KernelValues, ...]] = Field({})
     """The kernel calls of every function in order, none where they are merged into one."""
+
+    def prefill_chunk(self, most: int) -> int:
+        """The tokens of a prompt that one call should read: those that its memory is planned for, at ``most`` so many."""
+        prefill = self.functions.get("prefill")
+        return min(most, prefill.planned.get("T", most)) if prefill else most
 
     @property
     def parameter_bytes(self) -> int:
@@ -343,7 +351,7 @@ class ChatConfig(Schema):
     attention_sink_size: int | None = None
     """-1: none."""
     prefill_chunk_size: Extent
-    """Tokens; the longest part of a prompt that one call should read."""
+    """Tokens; the longest part of a prompt that one call should read, which is no longer than what a library plans for."""
     tensor_parallel_shards: Extent | None = None
     """1."""
     pipeline_parallel_stages: Extent | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..artifact import CHAT_CONFIG, PARAMS, chat_config, write_json
 from ..models import generation_of
 from ..quantization.schemes import Scheme
-from ..schema import PREFILL_CHUNK
+from ..schema import LONGEST_PREFILL_CHUNK
 from ..tokenizer import load_tokenizer, write_tokenizer_files
 from .source import Source
 
@@ -27,7 +27,7 @@ def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Pat
         tokenizer.kind,
         files,
         tokenizer.max_id + 1,
-        PREFILL_CHUNK,
+        LONGEST_PREFILL_CHUNK,
         source.tokens,
     )
     write_json(params / CHAT_CONFIG, config.to_dict())

@@ -20,6 +20,7 @@ from ..escaping import shortened
 from ..graph.target import GraphTarget
 from ..machine.cpu_features import REQUIRED_FEATURES, host_features
 from ..machine.drivers import best_device
+from ..schema import LONGEST_PREFILL_CHUNK
 from .cuda import ARCHITECTURES
 
 # Kernels by CPU features (LLVM's names), best first: ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``tile`` of
@@ -197,7 +198,13 @@ def _cuda(options: dict) -> CompileTarget:
     limits = {**LARGE_GPU, "max_shared_memory_per_block": 48 * KIB, "arch": ARCHITECTURES[0]}
     target = _gpu(options, name="cuda", kind="cuda", limits=limits, float16_lanes=8)
     architectures = (arch,) if arch else ARCHITECTURES
-    return dataclasses.replace(target, architectures=architectures, tensor_cores=True, launch_graphs=True)
+    return dataclasses.replace(
+        target,
+        architectures=architectures,
+        tensor_cores=True,
+        launch_graphs=True,
+        prefill_chunk=LONGEST_PREFILL_CHUNK,
+    )
 
 
 def _vulkan(options: dict) -> CompileTarget:

@@ -32,12 +32,13 @@ class Recipe:
         decodes: int = decodes,
         chunk: int | None = None,
     ) -> Recipe:
-        """With the ids of ``prompt`` where there are no ``tokens``, and with an artifact's own chunk where there is no other.
+        """With the ids of ``prompt`` where there are no ``tokens``, and with an artifact's own chunk, where that is shorter.
         Raises UserError where a prompt needs a tokenizer that is not there."""
         if not tokens and prompt is not None:
             tokens = load_tokenizer(_vocabulary(model)).encode(prompt) or [END_OF_TEXT]
         if chunk is None:
-            chunk = model.chat_config.prefill_chunk_size if isinstance(model, Artifact) else cls.chunk
+            own = model.chat_config.prefill_chunk_size if isinstance(model, Artifact) else cls.chunk
+            chunk = min(own, cls.chunk)
         return cls(tuple(tokens or cls.tokens), decodes, chunk)
 
     @property

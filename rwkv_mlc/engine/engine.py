@@ -113,9 +113,9 @@ class Engine:
         self.library = self.artifact.library(target_of(device))
         check_library(self.library)
         settings = self.artifact.chat_config
-        self.prefill_chunk = settings.prefill_chunk_size
         stored = self.artifact.stored_tensors()
-        self.runner = Runner(self.library.path, stored, open_device(device), self.prefill_chunk, threads)
+        self.runner = Runner(self.library.path, stored, open_device(device), settings.prefill_chunk_size, threads)
+        self.prefill_chunk = self.runner.prefill_chunk
         config = self.artifact.config
         compiled = dataclasses.replace(self.runner.config, context_length=config.context_length, float32=config.float32)
         if compiled != config:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..escaping import listed, listed_problems
-from ..schema import NATIVE, PREFILL_CHUNK, LibraryMetadata, ParameterSpec
+from ..schema import LONGEST_PREFILL_CHUNK, NATIVE, LibraryMetadata, ParameterSpec
 from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
 from .older_libraries import described
@@ -41,18 +41,18 @@ class Runner:
 
     ``parameters`` are the stored tensors by name, arrays or an artifact's; each is permuted into the layout that the
     library's metadata asks for, and put onto ``device``, where states live as well. ``chunk`` is how many tokens a call has
-    at most as a rule: what such a call takes is kept for those that follow. ``threads`` run the kernels on a CPU, as
-    ``start_threads`` says; ``pool`` is what it gave. ``uses_graphs`` says whether ``decode`` goes through a CUDA graph,
-    where the library has that form; ``metadata`` is what the library says of itself. Raises UserError for tensors that are
-    missing, that the library does not know, or of another shape or dtype, and for a library of another interface or without
-    one of its functions."""
+    at most as a rule, ``prefill_chunk`` how many with this library: what such a call takes is kept for those that follow.
+    ``threads`` run the kernels on a CPU, as ``start_threads`` says; ``pool`` is what it gave. ``uses_graphs`` says whether
+    ``decode`` goes through a CUDA graph, where the library has that form; ``metadata`` is what the library says of itself.
+    Raises UserError for tensors that are missing, that the library does not know, or of another shape or dtype, and for a
+    library of another interface or without one of its functions."""
 
     def __init__(
         self,
         library: Path,
         parameters: Mapping[str, Stored],
         device: Device = CPU,
-        chunk: int = PREFILL_CHUNK,
+        chunk: int = LONGEST_PREFILL_CHUNK,
         threads: int | None = None,
     ):
         self.device = device
@@ -64,7 +64,8 @@ class Runner:
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
         self.calling = CALLING
         self.functions = {name: self.vm[name] for name in self.metadata.functions}
-        self.memory = CallMemory(self.metadata, chunk)
+        self.prefill_chunk = self.metadata.prefill_chunk(chunk)
+        self.memory = CallMemory(self.metadata, self.prefill_chunk)
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..schema import PREFILL_CHUNK
+
 
 @dataclass(frozen=True, kw_only=True)
 class GraphTarget:
     """``name`` is the suffix of the library's file name, ``family`` the key of ``graph.ops.FAMILIES`` whose class
     writes its graph. For CPUs, ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``gemm_tile`` of
     ``tir_kernels.cpu.gemm`` choose the kernels. For GPUs, ``float16_lanes`` is how many float16 a vector may hold;
-    ``tensor_cores`` and ``launch_graphs`` say whether the device has what ``tir_kernels.gpu.gemm_tensor_core`` calls
-    and can repeat a record of launches."""
+    ``tensor_cores`` and ``launch_graphs`` say whether the device has what ``tir_kernels.gpu.tensor_core`` calls
+    and can repeat a record of launches. ``prefill_chunk`` is how many tokens of a prompt a call is planned for."""
 
     name: str
     family: Literal["cpu", "gpu"]
@@ -21,6 +23,7 @@ class GraphTarget:
     float16_lanes: int = 8
     tensor_cores: bool = False
     launch_graphs: bool = False
+    prefill_chunk: int = PREFILL_CHUNK
 
     def integer_dot_for(self, bits: int) -> str | None:
         """``integer_dot`` for weights of so many bits: Arm's sdot takes signed bytes."""

@@ -19,7 +19,6 @@ from ..graph.state import StateAccess, StateRef
 from ..schema import (
     CAPTURED_PREFIX,
     NATIVE,
-    PREFILL_CHUNK,
     FunctionSpec,
     LibraryMetadata,
     ParameterSpec,
@@ -143,7 +142,7 @@ def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel) ->
     marks = {MERGED: _is_merged(name, model), CAPTURED: _is_captured(name, model)}
     marked: dict[str, object] = {mark: True for mark, holds in marks.items() if holds}
     if name == "prefill":
-        marked[PLANNED] = {rows.name: PREFILL_CHUNK}
+        marked[PLANNED] = {rows.name: model.target.prefill_chunk}
     with builder.function(name, [tokens, segment_ends, slots, states, params], marked or None):
         with builder.dataflow():
             weights = model.weights({t.name: item(params, i, t.shape, t.dtype) for i, t in enumerate(model.tensors)})

@@ -48,6 +48,15 @@ def test_libraries_of_before_are_read():
     assert any(isinstance(names, tuple) and len(names) == 4 for names in several)
 
 
+def test_how_much_of_a_prompt_a_call_reads():
+    """What its memory is planned for, unless less is asked for; a library without a plan reads what is asked for."""
+    metadata = described(LibraryMetadata.read(OLD["rwkv5"]))
+    assert metadata.prefill_chunk(2048) == 2048
+    prefill = metadata.functions["prefill"].model_copy(update={"planned": {"T": 512}})
+    planned = metadata.model_copy(update={"functions": metadata.functions | {"prefill": prefill}})
+    assert (planned.prefill_chunk(2048), planned.prefill_chunk(100)) == (512, 100)
+
+
 def test_initial_values_of_states():
     states = described(LibraryMetadata.read(OLD["rwkv4"])).states
     initial = {state.role: state.initial for state in states if state.layer == 1}

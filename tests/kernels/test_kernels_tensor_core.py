@@ -15,6 +15,7 @@ from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.schema import LONGEST_PREFILL_CHUNK
 from rwkv_mlc.verification.fatbin import read_fatbin, read_resources
 from support import kernel_twins as twins
 from support.accuracy import trained_like_weights
@@ -308,6 +309,7 @@ def test_prompts(scheme, cuda_device, compiled, within):
     model = compiled(
         trained_like_weights("5.2"), scheme, "cuda -arch=sm_80", lambda library, stored: Runner(library, stored, gpu)
     )
+    assert model.runner.prefill_chunk == LONGEST_PREFILL_CHUNK  # blocks of 128 tokens: fewer leave large GPUs idle
     tokens = np.random.default_rng(0).integers(0, 97, 150).tolist()
     expected, state = model.reference(tokens), model.runner.new_state()
     for first, end in [(0, 40), (40, 150)]:

@@ -125,6 +125,11 @@ def test_gpus_and_their_limits(monkeypatch, name, kind, threads, shared, warp, s
     assert target.triple == machines.get(name, codegen.llvm_get_system_triple())
 
 
+@pytest.mark.parametrize("name, chunk", [("llvm", 512), ("vulkan", 512), ("opencl", 512), ("cuda", 2048)])
+def test_how_much_of_a_prompt_a_call_is_planned_for(name, chunk):
+    assert resolve_target(name).prefill_chunk == chunk
+
+
 def test_one_architecture_of_cuda():
     target = resolve_target("cuda -arch=sm_90")
     assert target.architectures == ("sm_90",) and target.attributes["arch"] == "sm_90"
