@@ -86,7 +86,7 @@ def _print(result: dict) -> None:
     decode = result["decode"]
     rows = [(f"decode, batch {decode['batch']}", decode, f"{decode['bandwidth_fraction']:.2f} of bandwidth")]
     generate = result["generate"]
-    choice = generate["choice_seconds"] * generate["tokens_per_second"]["median"] / generate["batch"]
+    choice = generate["choice_seconds"] / sum(generate[f"{part}_seconds"] for part in ("call", "choice", "other"))
     rows += [(f"generate, batch {generate['batch']}", generate, f"{choice:.1%} choosing tokens")]
     rows += [(f"prefill {p['tokens']}", p, f"{p['gemm_fraction']:.2f} of GEMM peak") for p in result["prefill"]]
     for name, row, limit in rows:

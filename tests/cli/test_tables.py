@@ -103,4 +103,6 @@ def test_a_benchmark_says_how_large(demo, capsys, quick):
     assert main(["bench", str(demo), "--prefill", "4", "--decode", "4"]) == 0
     out = capsys.readouterr().out
     assert "0.00 GB" not in out and re.search(r"for \d+\.\d\d MB of weights", out)
+    (choosing,) = re.findall(r"(\d+\.\d)% choosing tokens", out)
+    assert 0 < float(choosing) < 100
     assert not set("┃┏┡│") & set(out) and build_output.console is tables.console
