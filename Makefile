@@ -15,10 +15,11 @@ chat: dist/$(DEMO)-q4f16_1
 dist/$(DEMO)-q4f16_1: $(BIN)/rwkv-mlc
 	$(BIN)/python build.py --model configs/demo/$(DEMO) --target llvm --quantization q4f16_1
 
-# Where the tools are missing and cannot be installed, the tests end with a table of what they did not prove.
+# Where the tools are missing and cannot be installed, the tests end with a table of what they did not prove. Every core has a
+# process that tests; threads of numpy's and torch's beside it would wait for one another most of the time.
 test: .venv/test
 	@[ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || dpkg -s $(TOOLS) >/dev/null 2>&1 || $(MAKE) tools || true
-	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
 
 tools:
 	apt-get update -qq

@@ -37,7 +37,9 @@ def test_logits(mcpu, generation, scheme, shape, compiled, within):
     lacking = set(resolve_target("llvm", mcpu).features) - (host_features() or set())
     if lacking:
         pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
-    model = compiled(trained_like_weights(generation, **shape), scheme, f"llvm -mcpu={mcpu}")
+    model = compiled(
+        trained_like_weights(generation, **shape), scheme, f"llvm -mcpu={mcpu}", functions=["score", "decode"]
+    )
     tokens = TOKENS[:60]
     expected = model.reference(tokens)
     within("score", error(model.score(tokens), expected), BOUND)

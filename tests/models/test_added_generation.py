@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import GENERATIONS, detect_config, generation_of, resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights import open_checkpoint
+from rwkv_mlc.weights.checkpoint import Checkpoint
 from rwkv_mlc.weights.random import random_checkpoint
 from support.compiled import conditioning, runner_for
 from support.doubled.model import Doubled
@@ -33,22 +35,25 @@ CONFIG = RWKVConfig(
 TOKENS = np.random.default_rng(0).integers(0, 97, 60).tolist()
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(GENERATIONS, "5d", Doubled())
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GENERATIONS, "5d", Doubled())
+        yield
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Checkpoint:
     """A file of random weights, with a vocabulary beside it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
     drawn = {name: tensor.read() for name, tensor in random_checkpoint(CONFIG, "doubled").tensors.items()}
-    save_file(drawn, tmp_path / "doubled.safetensors")
+    save_file(drawn, folder / "doubled.safetensors")
     lines = [f"{i} {bytes([i + 30])!r} 1\n" for i in range(1, 97)]
-    (tmp_path / "rwkv_vocab.txt").write_text("".join(lines), encoding="utf-8")
-    return open_checkpoint(str(tmp_path / "doubled.safetensors"))
+    (folder / "rwkv_vocab.txt").write_text("".join(lines), encoding="utf-8")
+    return open_checkpoint(str(folder / "doubled.safetensors"))
 
 
-@pytest.fixture(params=["cpu", "vulkan"])
+@pytest.fixture(scope="module", params=["cpu", "vulkan"])
 def device(request) -> str:
     """Where an artifact runs; skips the test where this machine does not have it."""
     if request.param == "vulkan":
@@ -56,11 +61,12 @@ def device(request) -> str:
     return request.param
 
 
-@pytest.fixture
-def artifact(checkpoint, device, tmp_path) -> Path:
-    command = ["build", "--model", checkpoint.source, "--artifact-path", str(tmp_path), "--target", target_of(device)]
+@pytest.fixture(scope="module")
+def artifact(checkpoint, device, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(target_of(device))
+    command = ["build", "--model", checkpoint.source, "--artifact-path", str(folder), "--target", target_of(device)]
     assert main([*command, "--quantization", "q0f32"]) == 0
-    return tmp_path / "doubled-q0f32"
+    return folder / "doubled-q0f32"
 
 
 def test_detection(checkpoint):

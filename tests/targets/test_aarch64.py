@@ -88,7 +88,7 @@ def on_core(request, compiled) -> Callable[..., Model]:
 
     def build(core: Core, checkpoint, scheme: str) -> Model:
         machine = Machine(request.config.cache.mkdir("aarch64"), core.name)
-        return compiled(checkpoint, scheme, core.target, partial(RemoteRunner, machine))
+        return compiled(checkpoint, scheme, core.target, partial(RemoteRunner, machine), functions=["score", "decode"])
 
     return build
 

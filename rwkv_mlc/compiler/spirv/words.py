@@ -241,6 +241,11 @@ class Assembler:
     # Types, constants and variables
 
     def type(self, dtype: np.dtype, lanes: int = 1) -> int:
+        if (key := (Op.TypeVector, dtype, lanes)) not in self._made:
+            self._made[key] = self._new_type(dtype, lanes)
+        return self._made[key]
+
+    def _new_type(self, dtype: np.dtype, lanes: int) -> int:
         if lanes > 1:
             return self._once(Op.TypeVector, self.type(dtype), Literal(lanes))
         if dtype.kind == "b":
@@ -272,12 +277,18 @@ class Assembler:
         return made
 
     def constant(self, dtype: np.dtype, value) -> int:
+        written = np.array(value, dtype).tobytes() if dtype.kind == "f" else int(value)  # -0.0 is not 0.0
+        if (key := (Op.Constant, dtype, written)) not in self._made:
+            self._made[key] = self._new_constant(dtype, written)
+        return self._made[key]
+
+    def _new_constant(self, dtype: np.dtype, value: int | bytes) -> int:
         if dtype.kind == "b":
             return self._once(Op.ConstantTrue if value else Op.ConstantFalse, type=self.type(dtype))
-        if dtype.kind == "f":
-            data = np.array(value, dtype).tobytes()
+        if isinstance(value, bytes):
+            data = value
         else:
-            data = (int(value) & (1 << 8 * dtype.itemsize) - 1).to_bytes(dtype.itemsize, "little")
+            data = (value & (1 << 8 * dtype.itemsize) - 1).to_bytes(dtype.itemsize, "little")
         filler = b"\xff" if dtype.kind == "i" and data[-1] & 0x80 else b"\0"
         data += filler * (-len(data) % 4)
         words = struct.unpack(f"<{len(data) // 4}I", data)
