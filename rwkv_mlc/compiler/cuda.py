@@ -16,7 +16,7 @@ from ..errors import UserError
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 PTX = "compute_90"  # GPUs that no machine code above fits are newer than this
-TENSOR_CORE, USES_IT = Path(__file__).with_name("tensor_core.cuh"), b" multiply_matrices("
+TENSOR_CORE, USES_IT = Path(__file__).with_name("tensor_core.cuh"), (b" multiply_matrices(", b" async_copy(")
 
 INSTALL = "pip install 'rwkv_mlc[cuda]'"
 
@@ -61,7 +61,7 @@ def compile_fatbin(
 
     Raises UserError where there is no compiler, and RuntimeError with the compiler's message where it fails."""
     compiler, wanted, codes = find_compiler(architectures), images(architectures), {}
-    source = (TENSOR_CORE.read_bytes() if USES_IT in source else b"") + source
+    source = (TENSOR_CORE.read_bytes() if any(name in source for name in USES_IT) else b"") + source
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {pool.submit(compiler.compile, source, image): image for image in wanted}
         for job in as_completed(jobs):

@@ -36,11 +36,13 @@ class Recurrence:
     for the tokens of several sequences, then the states, then where the sequences lie, and puts out [1, T, C].
 
     ``parts`` are the iterations of its parallel loop for one sequence on a CPU, each with an equal part of the channels;
-    ``feeds_matrix`` says that a matrix reads what it puts out, so that ``kernel`` has an argument ``dtype`` on GPUs."""
+    ``feeds_matrix`` says that a matrix reads what it puts out, so that ``kernel`` has an argument ``dtype`` on GPUs, and
+    ``stages`` that it has one ``async_copies`` there, which says whether the device has them."""
 
     kernel: Callable[..., Any]
     parts: int
     feeds_matrix: bool = False
+    stages: bool = False
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class RWKV5(BlockGeneration):
     def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
         """(r, k, v, w, u, kv) -> wkv."""
         kernel = partial(kernel_module(device, "wkv5").wkv5, config.num_heads, config.head_size)
-        return Recurrence(kernel, parts=config.num_heads)
+        return Recurrence(kernel, parts=config.num_heads, stages=True)
 
     def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         read = ("att.key", "att.value", "att.receptance")

@@ -21,13 +21,15 @@ from support import kernel_twins as twins
 from support.accuracy import trained_like_weights
 from support.cpu_products import unread
 from support.cuda_device import CudaOnCpu
-from support.gpu_kernels import EXACT, FORMS, ROUNDED, normal, stuck, weights
+from support.gpu_kernels import EXACT, FORMS, ROUNDED, check_wkv5, normal, stuck, weights
 from support.kernel_build import call, error
 from support.opencl_device import source_of
 from tir_kernels.gpu.gemm_tensor_core import LARGE, SMALL, SMALL_TOKENS, gemm_tensor_core
 from tir_kernels.gpu.gemv_or_gemm import MOST_FEW, gemv_or_gemm
 from tir_kernels.gpu.gemv_tensor_core import gemv_tensor_core
 from tir_kernels.gpu.tensor_core import fits_tensor_cores
+from tir_kernels.gpu.wkv5 import wkv5
+from tir_kernels.gpu.wkv5_staged import MOST_TOKENS
 from tir_kernels.product import Matrix
 
 
@@ -176,6 +178,24 @@ def test_outputs_saturate(kernels, tokens):
     assert np.isfinite(squares).all() and squares.max() == np.finfo(np.float16).max
 
 
+WKV = {"wkv5": (2, 8), "wkv5_of_64": (1, 64)}  # heads and their size
+
+
+@pytest.fixture(scope="module")
+def staged(cuda_device: CudaOnCpu, libraries) -> dict[str, Callable]:
+    kernels = {name: wkv5(*shape, in_place=True, async_copies=True) for name, shape in WKV.items()}
+    return cuda_device.build(kernels, libraries)
+
+
+@pytest.mark.parametrize("number", range(SCHEDULES))
+def test_staged_wkv(staged, cuda_device, number):
+    """Several stages of a sequence, a part of one, and one token."""
+    cuda_device.schedule(number)
+    check_wkv5(staged["wkv5"])
+    check_wkv5(staged["wkv5"], lengths=[MOST_TOKENS, 1, 3 * MOST_TOKENS + 3])
+    check_wkv5(staged["wkv5_of_64"], *WKV["wkv5_of_64"], lengths=[2 * MOST_TOKENS + 1, 5])
+
+
 def without(text: str, which: int):
     """Leaves out one occurrence of ``text``."""
 
@@ -222,6 +242,23 @@ def test_the_checks_find_mistakes(mutation, kernels, cuda_device, libraries):
     cuda_device.schedule(COPIES_LATE)
     with pytest.raises((AssertionError, RuntimeError)):
         check_product(changed, *name.split("_"), tokens)
+
+
+MUTATIONS_OF_WKV = {
+    "stages are not waited for": without("async_wait(1);", 0),
+    "no barrier before a stage": without("__syncthreads();", 0),
+    "no barrier after a stage": without("__syncthreads();", 1),
+    "one value": stuck("v"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS_OF_WKV)
+def test_the_checks_of_staged_wkv_find_mistakes(mutation, cuda_device, libraries):
+    kernel, change = wkv5(*WKV["wkv5"], in_place=True, async_copies=True), MUTATIONS_OF_WKV[mutation]
+    changed = cuda_device.build({"wkv5": kernel}, libraries, change)["wkv5"]
+    cuda_device.schedule(COPIES_LATE)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_wkv5(changed, lengths=[MOST_TOKENS, 3 * MOST_TOKENS + 3])
 
 
 MUTATIONS_OF_FEW = {

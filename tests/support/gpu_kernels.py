@@ -229,14 +229,21 @@ def check_wkv4(function) -> None:
         assert all(error(a[slot], e) < EXACT for a, e in zip(after, expected_state))
 
 
-def check_wkv5(function, transposed: bool = False) -> None:
+def check_wkv5(
+    function, heads: int = 2, size: int = 8, lengths: Sequence[int] = (4, 5), transposed: bool = False
+) -> None:
+    """Sequences in slots of their own, the last in the first one."""
     rng, turn = np.random.default_rng(6), (lambda s: s.swapaxes(-1, -2)) if transposed else (lambda s: s)
-    r, k, v = normal(rng, (3, 9, 16))
-    w, u, state = rng.uniform(0.3, 1, (2, 8)).astype(np.float32), normal(rng, (2, 8)), normal(rng, (4, 2, 8, 8))
-    integers = [np.array(values, np.int32) for values in ([4, 9], [2, 1])]
-    args = [r[None], k[None], v[None], w, u, turn(state), *integers, np.full((1, 9, 16), np.nan, np.float32)]
-    out, after = call(function, *args, written=[-1, 5])
-    for rows, slot in ((slice(0, 4), 2), (slice(4, 9), 1)):
+    ends = np.cumsum(lengths)
+    slots = np.arange(len(lengths))[::-1] + 1
+    r, k, v = normal(rng, (3, ends[-1], heads * size))
+    w, u = rng.uniform(0.3, 1, (heads, size)).astype(np.float32), normal(rng, (heads, size))
+    state = normal(rng, (len(lengths) + 2, heads, size, size))
+    integers = [np.array(values, np.int32) for values in (ends, slots)]
+    out = np.full((1, *r.shape), np.nan, np.float32)
+    out, after = call(function, r[None], k[None], v[None], w, u, turn(state), *integers, out, written=[-1, 5])
+    for length, end, slot in zip(lengths, ends, slots):
+        rows = slice(end - length, end)
         expected, (expected_state,) = twins.wkv5(
             *(a.astype(np.float64) for a in (r[rows], k[rows], v[rows], w, u, state[slot]))
         )

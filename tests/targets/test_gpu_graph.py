@@ -173,14 +173,15 @@ def test_compiles_without_a_gpu(generation, target):
 
 @pytest.mark.parametrize("target", ["cuda", "metal", "opencl", "vulkan"])
 def test_limits_of_small_gpus(target):
-    """256 threads and 16 KiB of shared memory a block, blocks of which a grid holds enough, vectors that exist. Products on
-    tensor cores have the 48 KiB that every CUDA GPU gives without being asked."""
+    """256 threads and 16 KiB of shared memory a block, blocks of which a grid holds enough, vectors that exist. What copies
+    asynchronously has the 48 KiB that every CUDA GPU gives without being asked."""
     lanes, shared, threads = set(), {}, set()
     for generation, scheme in (("5.2", "q3f16_1"), ("4", "q0f16")):
         for name, kernel in graph(generation, scheme, target).functions_items():
             if isinstance(kernel, tirx.PrimFunc):
                 inspect(kernel, f"{scheme} {name.name_hint} {kernel.attrs['kernel']}", lanes, shared, threads)
-    large = {name: size for name, size in shared.items() if "gemm_tensor_core" in name or "gemv_or_gemm" in name}
+    with_more = ("gemm_tensor_core", "gemv_or_gemm", "wkv5_staged")
+    large = {name: size for name, size in shared.items() if any(kernel in name for kernel in with_more)}
     assert bool(large) == (target == "cuda") and max(large.values(), default=0) <= 48 << 10
     assert max(threads) <= 256 and max(size for name, size in shared.items() if name not in large) <= 16 << 10
     assert max(lanes) <= (8 if target in ("cuda", "opencl") else 4)

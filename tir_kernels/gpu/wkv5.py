@@ -11,6 +11,7 @@ from ..builder import prim_func, span
 from ..recurrence import Phase, recurrence_args
 from ..segments import sequence
 from .threads import THREADS, barrier, registers, shared, vector_of
+from .wkv5_staged import COPIED, wkv5_staged
 
 PARTS = 4  # T is sequential and a head has few columns: more threads than columns are busy
 
@@ -21,12 +22,16 @@ def wkv5(
     head_size: int,
     phase: Phase = "prefill",
     in_place: bool = False,
+    async_copies: bool = False,
 ) -> tirx.PrimFunc:
-    """(r, k, v, w, u, state, segment_ends -> out, out_state), float32; arguments as in ``cpu.wkv5``.
+    """(r, k, v, w, u, state, segment_ends -> out, out_state), float32; arguments as in ``cpu.wkv5``. ``async_copies`` says that
+    the device has them: prompts are for ``wkv5_staged`` then.
 
     A block of threads runs a head, up to ``PARTS`` of them a column of the state, each with its part of the keys."""
     heads, size = num_heads, head_size
     parts = next((n for n in (PARTS, 2) if size % n == 0 and size * n <= THREADS), 1)
+    if async_copies and phase == "prefill" and size % COPIED == 0:
+        return wkv5_staged(heads, size, parts, in_place)
     keys = size // parts
     lanes = vector_of("float32", keys)
 

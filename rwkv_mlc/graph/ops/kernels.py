@@ -122,7 +122,8 @@ class KernelOps(ABC):
         name = f"blocks.{states[0].layer}.{role}"
         dtype = self.matrix_dtype(name) if recurrence.feeds_matrix else "float32"
         narrow = {} if dtype == "float32" else {"dtype": dtype}
-        kernel = recurrence.kernel(phase=self.phase, in_place=self.state.in_place, **narrow)
+        staged = {"async_copies": True} if recurrence.stages and self.target.tensor_cores else {}
+        kernel = recurrence.kernel(phase=self.phase, in_place=self.state.in_place, **narrow, **staged)
         (out,) = self.update(kernel, inputs, states, self.sequences, [inputs[0].ty.shape], [name], dtype)
         return out
 
