@@ -68,7 +68,7 @@ def test_on_a_cpu_that_promises_nothing(form, kernel, name):
 @every_call
 def test_quantize_activation(form, name):
     x = activations(2, 5, CALLS[name].columns)
-    digits, scales, offsets = quantized(compiled(form), FORMS[form], name, x)
+    digits, scales, offsets, outliers = quantized(compiled(form), FORMS[form], name, x)
     form = FORMS[form]
     for i in range(len(x)):
         integers, exact_scales = twins.quantize_activation(x[i].astype(np.float64), form.group)
@@ -78,6 +78,7 @@ def test_quantize_activation(form, name):
         assert np.abs(whole - integers).max() <= 1 and np.abs(whole).max() == 2**20
         np.testing.assert_allclose(scales[i], exact_scales, rtol=1e-6)
         assert np.array_equal(offsets[i], -form.max_int * found.reshape(*found.shape[:2], -1, form.group).sum(-1))
+    assert not outliers[:, :, 0, 0, 0].any()
 
 
 def test_the_layout_is_a_permutation():

@@ -19,6 +19,7 @@ from tir_kernels.cpu.gemv import gemv
 from tir_kernels.cpu.integer_dot import INTEGER_DOTS
 from tir_kernels.cpu.list_inputs import list_inputs
 from tir_kernels.cpu.lists import AHEAD, MOST
+from tir_kernels.cpu.outliers import list_shape
 from tir_kernels.cpu.packed import PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
 from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
@@ -120,6 +121,7 @@ def run_list(kernels, name: str, form: Tiled, x: np.ndarray, integers: bool) -> 
             np.full((rows, groups + 1), -1, np.int32),
             np.full((rows, groups), np.nan, np.float32),
             np.full((rows, DIGITS, groups), -1, np.int32),
+            np.full((rows, 1, *list_shape(columns, form)), -1, np.int32),
         ]
     else:
         outputs = [
@@ -175,8 +177,9 @@ def dense_product(kernels, form_name: str, shape: str, x: np.ndarray) -> np.ndar
         np.full((1, tokens, DIGITS, groups * form.group // 4), -1, np.int32),
         np.full((1, tokens, groups), np.nan, np.float32),
         np.full((1, tokens, DIGITS, groups), -1, np.int32),
+        np.full((1, tokens, 1, *list_shape(columns, form)), -1, np.int32),
     ]
-    inputs = call(kernels["quantize"], x, *outputs, written=[-3, -2, -1])
+    inputs = call(kernels["quantize"], x, *outputs, written=[-4, -3, -2, -1])
     out = np.full((1, tokens, rows), np.nan, np.float32)
     return call(kernels["dense"], *inputs, *weights(form_name, shape).blocks, out, written=[-1])[0]
 
@@ -236,7 +239,7 @@ def test_lists_of_integers(zeros):
     columns, form = 211, FORMS["q4"]
     x = activations(columns, zeros)
     x[0, :, ::7] *= 1e-9
-    digits, inputs, bounds, scales, offsets = run_list(compiled("q4", "odd", "ssse3"), "list", form, x, True)
+    digits, inputs, bounds, scales, offsets, outliers = run_list(compiled("q4", "odd", "ssse3"), "list", form, x, True)
     whole, exact_scales = twins.quantize_activation(x[0].astype(np.float64), form.group)
     np.testing.assert_allclose(scales, exact_scales, rtol=1e-6)
     for t in range(3):

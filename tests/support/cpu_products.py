@@ -11,6 +11,7 @@ import numpy as np
 from support import kernel_twins as twins
 from support.kernel_build import call, error
 from tir_kernels.cpu.integer_dot import INTEGER_DOTS
+from tir_kernels.cpu.outliers import list_shape
 from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup
 from tir_kernels.cpu.quantize_activation import DIGITS
 from tir_kernels.product import Matrix
@@ -86,14 +87,15 @@ def has(dot: str) -> bool:
 
 
 def quantized(kernels, form: PackedGroup, c: str, x: np.ndarray) -> list[np.ndarray]:
-    """digits, scales, offsets."""
+    """digits, scales, offsets, outliers."""
     shape, groups = x.shape[:2], form.groups(x.shape[2])
     outputs = [
         np.full((*shape, DIGITS, groups * form.words * len(form.quads)), -1, np.int32),
         np.full((*shape, groups), np.nan, np.float32),
         np.full((*shape, DIGITS, groups), -1, np.int32),
+        np.full((*shape, 1, *list_shape(x.shape[2], form)), -1, np.int32),
     ]
-    return call(kernels[f"quantize_{c}"], x, *outputs, written=[-3, -2, -1])
+    return call(kernels[f"quantize_{c}"], x, *outputs, written=[-4, -3, -2, -1])
 
 
 def check(kernels, form: Packed, kernel: str, name: str, rows: int, tolerance: float) -> None:

@@ -11,6 +11,7 @@ from ..builder import arg, constant, prim_func, root_block, span, splat
 from ..product import Matrix, check_planes, operands
 from .blocks import each_block, each_part, finish_block
 from .integer_dot import INTEGER_DOTS
+from .outliers import add_outliers, lists_of_outliers
 from .packed import Packed, PackedFloat
 from .quantize_activation import DIGITS, join_digits
 from .simd import LANES, prefetch, registers
@@ -28,11 +29,12 @@ def gemv(
     gated: bool = False,
     residual: bool = False,
     parts: int | None = None,
+    lists: int = 1,
 ) -> tirx.PrimFunc:
     """(x.., weights.. [, gate][, residual] -> out..).
 
     x is float32 [planes, T, K], of which each matrix reads one plane; with ``integer_dot`` (a key of ``INTEGER_DOTS``, group
-    forms only) it is what ``quantize_activation`` returns. Weights of each matrix as ``packed`` says. out_i float32
+    forms only) it is what ``quantize_activation`` returns in ``lists`` parts. Weights of each matrix as ``packed`` says. out_i float32
     [1, T, N_i] = activation(W_i x[plane_i]); ``gate`` [1, T, N_0] multiplies it, ``residual`` [1, T, N_0] is added.
     T is expected to be small: the weights are read from memory once and from the cache for every further row. With
     ``parts`` every matrix has a parallel loop over as many equal parts of its rows; else one loop runs over all blocks.
@@ -47,6 +49,7 @@ def gemv(
             digits = arg("digits", (planes, rows, DIGITS, groups * form.words * len(form.quads)), "int32")
             scales = arg("scales", (planes, rows, groups))
             offsets = arg("offsets", (planes, rows, DIGITS, groups), "int32")
+            outliers = lists_of_outliers((planes, rows), columns, form, lists)
         else:
             x = arg("x", (planes, rows, columns))
         rest = operands(matrices, rows, columns, form, gated, residual)
@@ -104,6 +107,8 @@ def gemv(
                             sums[place] = T.bind(dot(sums[place], quad, digit))
                 scale = form.scale(q_scale, block, g) * splat(scales[plane, t, g], LANES)
                 T.buffer_store(acc, acc[0, lanes] + join_digits(sums) * scale, [0, lanes])
+            with T.serial(0, lists) as part:
+                add_outliers(acc, (0, lanes), form, rest.weights[i], block, outliers, (plane, t, part))
             return acc[0, lanes]
 
         if integer_dot:

@@ -82,6 +82,10 @@ class PackedGroup(Grouped):
         """The scales of group g in a block of 16 rows, float32."""
         return cast(q_scale[block, g, span(0, LANES)], "float32", LANES)
 
+    def value(self, q_weight, block, k):
+        """The weights of input k in a block of 16 rows, float32, without their scale."""
+        return self.field(q_weight[block, k // self.fields, span(0, LANES)], k % self.fields)
+
     def values(self, q_weight, block, g) -> Iterator:
         """The weights of each input of group g in a block of 16 rows, float32, without their scale."""
         for word in range(self.words):
@@ -96,10 +100,10 @@ class PackedGroup(Grouped):
             for j in range(len(self.quads)):
                 yield self.quad(words, j)
 
-    def field(self, words, index: int):
+    def field(self, words, index):
         """Field ``index`` of 16 words as float32, offset removed."""
         mask = splat(T.uint32(2**self.bits - 1), LANES)
-        value = T.bitwise_and(T.shift_right(words, splat(T.uint32(index * self.bits), LANES)), mask)
+        value = T.bitwise_and(T.shift_right(words, splat(T.cast(index * self.bits, "uint32"), LANES)), mask)
         return cast(cast(value, "int32", LANES), "float32", LANES) - splat(T.float32(self.max_int), LANES)
 
     @property
@@ -109,6 +113,14 @@ class PackedGroup(Grouped):
         if stride * self.bits == 8:
             return [list(range(start, self.fields, stride)) for start in range(stride)]
         return [list(range(start, min(start + 4, self.fields))) for start in range(0, self.fields, 4)]
+
+    def byte_order(self) -> list[int]:
+        """The inputs of a group in the order of ``quads``; ``group`` stands for a byte that belongs to none."""
+        order = []
+        for word in range(self.words):
+            for quad in self.quads:
+                order += [word * self.fields + field for field in quad] + [self.group] * (4 - len(quad))
+        return order
 
     def quad(self, words, index: int):
         """The fields ``quads[index]`` of 16 words as the bytes of int32 lanes, lowest first; missing ones are zero."""

@@ -12,6 +12,7 @@ from ..product import Matrix, operands
 from .blocks import finish_block
 from .integer_dot import INTEGER_DOTS
 from .lists import AHEAD
+from .outliers import add_outliers, lists_of_outliers
 from .packed import LINE, PackedFloat, Tiled
 from .quantize_activation import DIGITS, join_digits
 from .simd import LANES, prefetch, registers
@@ -58,6 +59,7 @@ def sparse_gemv(
             bounds = arg("bounds", (rows, groups + 1), "int32")
             scales = arg("scales", (rows, groups))
             offsets = arg("offsets", (rows, DIGITS, groups), "int32")
+            outliers = lists_of_outliers((rows,), columns, form, 1)
         else:
             values = arg("values", (rows, columns + AHEAD))
             inputs = arg("inputs", (rows, columns + AHEAD), "int32")
@@ -139,7 +141,11 @@ def sparse_gemv(
                         scale = cast(q_scale[0][tile, g, T.ramp(v * LANES, 1, LANES)], "float32", LANES)
                         scale = scale * splat(scales[t, g], LANES)
                         T.buffer_store(total, total[v, lanes] + product * scale, [v, lanes])
-            return [natural(total, v) for v in range(vectors)]
+            whole = zeros(vectors)
+            for v in range(vectors):
+                T.buffer_store(whole, natural(total, v), [v, lanes])
+                add_outliers(whole, (v, lanes), form, rest.weights[0], tile * vectors + v, outliers, (t, 0))
+            return [whole[v, lanes] for v in range(vectors)]
 
         def natural(total, block: int):
             four = [total[block // 4 * 4 + b, lanes] for b in range(4)]

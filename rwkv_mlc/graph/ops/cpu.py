@@ -20,6 +20,7 @@ from tir_kernels.cpu.list_inputs import list_inputs
 from tir_kernels.cpu.lists import AHEAD
 from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
 from tir_kernels.cpu.norm_shift_mix_token import norm_shift_mix_token
+from tir_kernels.cpu.outliers import list_shape
 from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
 from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
@@ -109,10 +110,13 @@ class CPUOps(KernelOps):
         inputs, given = [x], {"gated": gate is not None, "residual": residual is not None}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, PackedGroup) else None
+            lists = 1
             if integer_dot:
-                inputs = self._quantize(x, columns, form)
+                lists = self.parts if self.parts and columns % (form.group * self.parts) == 0 else 1
+                inputs = self._quantize(x, columns, form, lists)
             own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
-            kernel = gemv(outputs, columns, form, integer_dot, planes, **given, parts=self.parts if own else None)
+            parts = self.parts if own else None
+            kernel = gemv(outputs, columns, form, integer_dot, planes, **given, parts=parts, lists=lists)
         elif self.int8_activations:
             inputs = self._quantize_int8(x, columns, form)
             kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, planes, **given)
@@ -140,14 +144,17 @@ class CPUOps(KernelOps):
         args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
         return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
 
-    def _quantize(self, x, columns: int, form: PackedGroup):
+    def _quantize(self, x, columns: int, form: PackedGroup, parts: int):
         inputs, rows, _ = x.ty.shape
         groups = form.groups(columns)
-        digits = [inputs, rows, DIGITS, groups * form.words * len(form.quads)]
-        shapes = [digits, [inputs, rows, groups], [inputs, rows, DIGITS, groups]]
-        parts = self.parts if self.parts and columns % (form.group * self.parts) == 0 else 1
+        shapes = [
+            [inputs, rows, DIGITS, groups * form.words * len(form.quads)],
+            [inputs, rows, groups],
+            [inputs, rows, DIGITS, groups],
+            [inputs, rows, parts, *list_shape(columns, form, parts)],
+        ]
         kernel = quantize_activation(columns, form, parts)
-        return self.call(kernel, [x], shapes, dtype=["int32", "float32", "int32"])
+        return self.call(kernel, [x], shapes, dtype=["int32", "float32", "int32", "int32"])
 
     def _list_inputs(self, x, columns: int, form: Tiled):
         group = form.group if isinstance(form, TiledGroup) else columns
@@ -157,8 +164,9 @@ class CPUOps(KernelOps):
 
     def _quantize_inputs(self, x, columns: int, form: TiledGroup):
         padded, groups = form.padded(columns), form.groups(columns)
-        shapes = [[DIGITS, padded // 4], [padded + AHEAD], [groups + 1], [groups], [DIGITS, groups]]
-        dtypes = ["int32", "int32", "int32", "float32", "int32"]
+        outliers = [1, *list_shape(columns, form)]
+        shapes = [[DIGITS, padded // 4], [padded + AHEAD], [groups + 1], [groups], [DIGITS, groups], outliers]
+        dtypes = ["int32", "int32", "int32", "float32", "int32", "int32"]
         kernel = quantize_inputs(columns, form)
         return self.call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)
 
