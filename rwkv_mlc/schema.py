@@ -135,6 +135,12 @@ class KernelValues(NamedTuple):
     """The names of the values, by the position of the argument that holds them; several lie in one argument plane by plane."""
 
 
+Activations = Literal["float32", "int21", "int15", "int8"]
+"""Of the products that read prompts: floats, or integers in three, two and one bytes."""
+ROUNDED: tuple[Activations, ...] = ("int15", "int8")
+"""Those that lose more than float32 does."""
+
+
 class LibraryMetadata(Schema):
     """What ``_metadata`` returns, as JSON."""
 
@@ -146,8 +152,8 @@ class LibraryMetadata(Schema):
     """The scheme of its parameters."""
     target: str
     """The target's name, as in the library's file name."""
-    prefill_activations: Literal["float32", "int8"] = "float32"
-    """What the matrices of the blocks read in ``prefill``; "int8" is faster than exact."""
+    prefill_activations: Activations = "float32"
+    """What the matrices of the blocks read in ``prefill``."""
     params: tuple[ParameterSpec, ...]
     """The tuple "params"."""
     states: tuple[StateSpec, ...] = ()
@@ -473,7 +479,7 @@ class LibraryRecord(Schema):
     """The versions of the packages that built it; the library runs on this version of "apache-tvm"."""
     time: str
     """When it was built, UTC in ISO 8601."""
-    prefill_activations: Literal["float32", "int8"] = "float32"
+    prefill_activations: Activations = "float32"
     """As in the library's metadata."""
 
     @property
@@ -525,8 +531,8 @@ class DumpHeader(Schema):
     """The model."""
     quantization: str | None
     """The scheme of the weights, null where they are the checkpoint's."""
-    activations: Literal["float64", "float32", "float16", "int8"]
-    """What the values were computed in; ``int8``: in the products of a prefill."""
+    activations: Literal["float64", "float32", "float16", "int21", "int15", "int8"]
+    """What the values were computed in; integers: in the products of a prefill."""
     tokens: Annotated[list[Count], Field(min_length=1)]
     """The token ids of the prefill."""
     decoded: list[Count]

@@ -7,12 +7,12 @@ import datetime
 import importlib.metadata
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__, schema
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
-from ..schema import LibraryRecord
+from ..schema import Activations, LibraryRecord
 from ..typed_json import read
 from .disk import digest, write_json, writing
 from .names import BUILD_RECORD, library_name
@@ -69,7 +69,7 @@ def add_library(
     target_name: str,
     target: dict[str, Any],
     cpu_features: list[str],
-    prefill_activations: Literal["float32", "int8"] = "float32",
+    prefill_activations: Activations = "float32",
 ) -> LibraryRecord:
     """Copy the library ``built`` into the artifact ``folder``, in place of an older one for ``target_name``.
 

@@ -1,4 +1,4 @@
-"""What reading a prompt with int8 activations costs: the logits after it, beside the exact ones."""
+"""What reading a prompt with activations of integers costs: the logits after it, beside the exact ones."""
 
 from __future__ import annotations
 

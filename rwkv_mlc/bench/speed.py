@@ -121,7 +121,7 @@ def _bench(
             "read_bytes": read,
             "read_fraction": read * decoding.unit_fraction,
         }
-    if engine.library.prefill_activations != "float32":
+    if engine.library.prefill_activations in ROUNDED:
         result["prefill_error"] = prefill_error(engine)
     if breakdown:
         result["breakdown"] = {"decode": time_breakdown(engine, step, batch, batch)}

@@ -30,7 +30,8 @@ def choose_target(text: str, scheme: Scheme, options: BuildOptions) -> CompileTa
     from ..graph.model import check_activations
 
     target = resolve_target(text, options.mcpu)
-    check_activations(options.prefill_activations, scheme, target)
+    if options.prefill_activations:
+        check_activations(options.prefill_activations, scheme, target)
     check_tools(target, _suffix(target, options))
     return target
 
@@ -49,10 +50,12 @@ def compile_library(
     UserError where a tool is missing and when the disk is full."""
     from ..compiler.link import export_library
     from ..compiler.pipeline import compile_module
+    from ..graph.model import best_activations
     from ..interfaces.module import build_module
 
+    activations = options.prefill_activations or best_activations(scheme, target)
     name, suffix = BuildRecord.read(folder).name, _suffix(target, options)
-    module = build_module(config, scheme, target, options.prefill_activations)
+    module = build_module(config, scheme, target, activations)
     if suffix == OBJECTS:
         module = module.with_attr("system_lib_prefix", system_lib_prefix(name))
     executable = compile_module(module, target, folder / DEBUG if options.debug_dump else None)
@@ -61,8 +64,7 @@ def compile_library(
         export_library(executable, target, built, progress)
         if target.family == "cpu":
             _make_threads_ready()
-        features, activations = list(target.features), options.prefill_activations
-        return add_library(folder, built, target.name, target.attributes, features, activations)
+        return add_library(folder, built, target.name, target.attributes, list(target.features), activations)
 
 
 def _make_threads_ready() -> None:

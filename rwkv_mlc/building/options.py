@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import get_args
 
 from ..errors import UserError
 from ..models import ModelOptions
+from ..schema import Activations
 from ..typed_json import file_name
-
-if TYPE_CHECKING:
-    from ..graph.model import Activations
-
-ACTIVATIONS = ("float32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +30,7 @@ class BuildOptions:
     ``random_seed`` draws weights for a preset of ``configs/models``.
 
     Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``prefill_activations`` are those of the products
-    that read prompts, where ``int8`` is faster and less exact; ``system_lib`` asks for object files to link into a program;
+    that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for object files to link into a program;
     ``debug_dump`` writes the module after every phase to the artifact's ``debug`` folder."""
 
     artifact_name: str | None = None
@@ -50,13 +46,13 @@ class BuildOptions:
     revision: str | None = None
     random_seed: int | None = None
     mcpu: str | None = None
-    prefill_activations: Activations = "float32"
+    prefill_activations: Activations | None = None
     system_lib: bool = False
     debug_dump: bool = False
 
     def __post_init__(self) -> None:
-        if self.prefill_activations not in ACTIVATIONS:
-            valid = " or ".join(ACTIVATIONS)
+        if self.prefill_activations not in (None, *get_args(Activations)):
+            valid = ", ".join(get_args(Activations))
             raise UserError(f"The activations of prefill are {valid}, not {self.prefill_activations!r}.")
         if self.artifact_name is not None:
             try:

@@ -70,8 +70,8 @@ def build(
     if only not in (None, "weights", "library"):
         raise UserError(f"A build is of the weights only, of the library only, or of both (None), not of {only!r}.")
     artifacts, scheme = Path(artifact_path), get_scheme(quantization)
-    if reuse_lib and options.prefill_activations == "int8":
-        raise UserError("--reuse-lib adds a library as it was compiled; leave --int8-prefill out.")
+    if reuse_lib and options.prefill_activations:
+        raise UserError("--reuse-lib adds a library as it was compiled; leave --prefill-activations out.")
     add_library: Callable[[Staged, RWKVConfig, Scheme], LibraryRecord] | None = None
     if only != "weights" and reuse_lib:
         add_library = partial(Staged.reuse, prebuilt=Path(reuse_lib))

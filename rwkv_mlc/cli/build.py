@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import UserError
+from ..schema import Activations
 from .arguments import LARGEST, integer, integers, named_path, path_or_name
 
 
@@ -102,7 +103,17 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="auto", help=text)
     parser.add_argument("--mcpu", help="CPU to compile for, in LLVM's names (this machine's)")
     parser.add_argument(
-        "--int8-prefill", action="store_true", help="read prompts faster and less exactly; bench tells by how much"
+        "--prefill-activations",
+        choices=get_args(Activations),
+        help="what prompts are read with: fewer bits are faster and less exact, and bench tells by how much (the fastest that "
+        "are as exact as float32)",
+    )
+    parser.add_argument(
+        "--int8-prefill",
+        action="store_const",
+        const="int8",
+        dest="prefill_activations",
+        help="what --prefill-activations int8 was called",
     )
     parser.add_argument("--debug-dump", action="store_true", help="write the module after every phase to debug/")
     parser.add_argument("--system-lib", action="store_true", help="object files to link into a program, as .tar")
@@ -187,7 +198,7 @@ def _target_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of ``BuildOptions`` that ``_add_target`` asks for."""
     return {
         "mcpu": args.mcpu,
-        "prefill_activations": "int8" if args.int8_prefill else "float32",
+        "prefill_activations": args.prefill_activations,
         "system_lib": args.system_lib,
         "debug_dump": args.debug_dump,
     }

@@ -12,6 +12,7 @@ from ..building import events
 from ..building.precision import WideValue
 from ..config import RWKVConfig
 from ..escaping import escaped
+from ..schema import ROUNDED
 from ..weights.checkpoint import Checkpoint
 from .faults import say
 from .tables import Table, console, size
@@ -71,8 +72,11 @@ class Printer:
             case events.CompilationFinished(library, dumps):
                 for file in dumps:
                     say(f"Dump mod to {file}")
-                if library.prefill_activations == "int8":
-                    print("Prompts are read with int8 activations. You can use rwkv-mlc bench to see the error")
+                if library.prefill_activations in ROUNDED:
+                    print(
+                        f"Prompts are read with {library.prefill_activations} activations. You can use rwkv-mlc bench to see "
+                        "the error"
+                    )
             case events.LibraryReused(prebuilt):
                 say(f"Reuse existing prebuilt lib {prebuilt}...")
             case events.LibraryWritten(file):

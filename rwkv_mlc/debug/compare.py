@@ -24,7 +24,7 @@ from .measure import Difference, measure, relative_of_groups
 from .nonfinite import first_nonfinite
 from .weights import StoredWeights
 
-RTOL = {"float64": 1e-4, "float32": 1e-4, "float16": 5e-3, "int8": 3e-2}
+RTOL = {"float64": 1e-4, "float32": 1e-4, "float16": 5e-3, "int21": 1e-4, "int15": 1e-3, "int8": 3e-2}
 """Relative root mean square by the coarser of the two dumps' activations: in float32 a right build is at about 1e-6, and
 an epsilon of 1e-5 instead of 64e-5 shows."""
 GROWTH = 10.0

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
-
 from tvm import relax
 
-from tir_kernels.cpu.gemm_int8 import TILES
+from tir_kernels.cpu.gemm_bytes import TILES
 
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..models import Generation, Parameter, generation_of
 from ..quantization.schemes import FloatForm, Scheme
+from ..schema import Activations
 from .ops import FAMILIES
 from .ops.kernels import KernelOps
 from .state import StateRef
 from .target import GraphTarget
 from .weights import RuntimeTensor, Weights, runtime_tensors
 
-Activations = Literal["float32", "int8"]
+BYTES: dict[Activations, int] = {"float32": 0, "int8": 1, "int15": 2, "int21": 3}
+"""How many bytes stand for an activation of the products that read prompts; 0: a float."""
 
 
 @dataclass(frozen=True)
 class GraphModel:
-    """``prefill_activations`` "int8" rounds what the matrices of the blocks read in prefill to 8 bits."""
+    """``prefill_activations`` are what the matrices of the blocks read in prefill."""
 
     config: RWKVConfig
     scheme: Scheme
@@ -61,15 +61,23 @@ class GraphModel:
 
 
 def check_activations(prefill_activations: Activations, scheme: Scheme, target: GraphTarget) -> None:
-    """Raises UserError for int8 with a scheme of floats, and on a target without the instruction that makes it faster."""
-    if prefill_activations == "float32":
-        return
+    """Raises UserError for integers with a scheme of floats, and on a target without the instruction that makes them faster."""
+    needed = _needed_of_integers(scheme, target)
+    if needed and prefill_activations != "float32":
+        raise UserError(f"--prefill-activations {prefill_activations} needs {needed}")
+
+
+def best_activations(scheme: Scheme, target: GraphTarget) -> Activations:
+    """The fastest activations of prefill that are as exact as float32."""
+    return "float32" if _needed_of_integers(scheme, target) else "int21"
+
+
+def _needed_of_integers(scheme: Scheme, target: GraphTarget) -> str | None:
     if isinstance(scheme.matrix, FloatForm):
-        raise UserError(
-            f"--int8-prefill needs quantized weights and {scheme.name} has none; choose one such as q4f16_1."
-        )
+        return f"quantized weights and {scheme.name} has none; choose one such as q4f16_1."
     if target.integer_dot not in TILES:
-        raise UserError(
-            "--int8-prefill needs a CPU with AVX-512 VNNI and the target is none; name one with --mcpu, such as "
-            "icelake-server, or leave the option out."
+        return (
+            "a CPU with AVX-512 VNNI and the target is none; name one with --mcpu, such as icelake-server, or leave the "
+            "option out."
         )
+    return None

@@ -6,10 +6,10 @@ import tvm
 from tvm import relax
 
 from ..config import RWKVConfig
-from ..graph.model import Activations, GraphModel, check_activations
+from ..graph.model import GraphModel, best_activations, check_activations
 from ..graph.target import GraphTarget
 from ..quantization.schemes import Scheme
-from ..schema import NATIVE
+from ..schema import NATIVE, Activations
 from . import INTERFACES
 
 
@@ -17,18 +17,19 @@ def build_module(
     config: RWKVConfig,
     scheme: Scheme,
     target: GraphTarget,
-    prefill_activations: Activations = "float32",
+    prefill_activations: Activations | None = None,
     interface: str = NATIVE,
 ) -> tvm.IRModule:
     """The functions of a library: those of the interface, those of the family that measure the machine, and ``_metadata``,
     which returns ``schema.LibraryMetadata`` as JSON.
 
-    ``prefill_activations`` "int8" rounds what the matrices of the blocks read in ``prefill``, and nowhere else, to 8 bits.
-    Raises UserError where that cannot be.
+    ``prefill_activations`` are what the matrices of the blocks read in ``prefill``, and nowhere else, where not the fastest
+    that are as exact as float32. Raises UserError where they cannot be.
     """
-    check_activations(prefill_activations, scheme, target)
+    activations = prefill_activations or best_activations(scheme, target)
+    check_activations(activations, scheme, target)
     builder = relax.BlockBuilder()
-    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, prefill_activations))
+    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, activations))
     with builder.function("_metadata", []):
         builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
     return builder.finalize()

@@ -122,6 +122,8 @@ class Native(Interface):
 def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel) -> KernelOps:
     from tvm import relax, tirx
 
+    from ..graph.model import BYTES
+
     function, config = FUNCTIONS[name], model.config
     batch = 1 if function.alone else tirx.Var("batch", "int64")
     num_slots = tirx.Var("num_slots", "int64")
@@ -150,9 +152,9 @@ def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel) ->
                 state: item(states, i, (num_slots, *shape), "float32")
                 for i, (state, (shape, _)) in enumerate(model.states.items())
             }
-            int8 = name == "prefill" and model.prefill_activations == "int8"
+            places = BYTES[model.prefill_activations] if name == "prefill" else 0
             access = Slots(tensors, slots)
-            ops = model.family(builder, model, function.phase, tokens, segment_ends, access, int8_activations=int8)
+            ops = model.family(builder, model, function.phase, tokens, segment_ends, access, activation_bytes=places)
             x = model.generation.embed(config, ops, weights, tokens)
             x = model.generation.blocks(config, ops, weights, x)
             if not function.every_row:

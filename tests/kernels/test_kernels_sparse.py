@@ -11,19 +11,19 @@ import pytest
 
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from support import kernel_twins as twins
-from support.cpu_products import has
+from support.cpu_products import has, quantized_bytes
 from support.kernel_build import HOST_TARGET, build, call, error
 from tir_kernels.cpu.gemm import gemm
-from tir_kernels.cpu.gemm_int8 import TILES, gemm_int8
+from tir_kernels.cpu.gemm_bytes import TILES, gemm_bytes
 from tir_kernels.cpu.gemv import gemv
 from tir_kernels.cpu.integer_dot import INTEGER_DOTS
 from tir_kernels.cpu.list_inputs import list_inputs
 from tir_kernels.cpu.lists import AHEAD, MOST
-from tir_kernels.cpu.outliers import list_shape
+from tir_kernels.cpu.outliers import OutlierLists
 from tir_kernels.cpu.packed import PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
 from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
+from tir_kernels.cpu.quantize_bytes import quantize_bytes
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
-from tir_kernels.cpu.quantize_int8 import quantize_int8
 from tir_kernels.cpu.sparse_gemv import sparse_gemv
 from tir_kernels.product import Matrix
 
@@ -121,7 +121,7 @@ def run_list(kernels, name: str, form: Tiled, x: np.ndarray, integers: bool) -> 
             np.full((rows, groups + 1), -1, np.int32),
             np.full((rows, groups), np.nan, np.float32),
             np.full((rows, DIGITS, groups), -1, np.int32),
-            np.full((rows, 1, *list_shape(columns, form)), -1, np.int32),
+            np.full((rows, OutlierLists(columns, form).size), -1, np.int32),
         ]
     else:
         outputs = [
@@ -177,7 +177,7 @@ def dense_product(kernels, form_name: str, shape: str, x: np.ndarray) -> np.ndar
         np.full((1, tokens, DIGITS, groups * form.group // 4), -1, np.int32),
         np.full((1, tokens, groups), np.nan, np.float32),
         np.full((1, tokens, DIGITS, groups), -1, np.int32),
-        np.full((1, tokens, 1, *list_shape(columns, form)), -1, np.int32),
+        np.full((1, tokens, OutlierLists(columns, form).size), -1, np.int32),
     ]
     inputs = call(kernels["quantize"], x, *outputs, written=[-4, -3, -2, -1])
     out = np.full((1, tokens, rows), np.nan, np.float32)
@@ -285,19 +285,16 @@ def test_prompts_read_tiles(form, shape, tile):
 @every_group_form
 @every_shape
 @pytest.mark.parametrize("dot", [dot for dot in TILES if has(dot)])
-def test_rounded_prompts_read_tiles(form, shape, dot):
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_rounded_prompts_read_tiles(form, shape, dot, places):
     """They give to the bit what row blocks give."""
     (rows, columns), tiled = SHAPES[shape], FORMS[form]
     packed = PackedGroup(tiled.bits, tiled.group, tiled.scale_dtype)
     x, stored, outs = activations(columns, 0.5, rows=9), weights(form, shape), []
     for kind, tensors in ((tiled, stored.tiles), (packed, stored.blocks)):
-        kernels = build(
-            {"quantize": quantize_int8(columns, kind), "product": gemm_int8((Matrix(rows),), columns, kind, dot)}
-        )
-        groups = kind.groups(columns)
-        empty = [np.full((1, 9, n), -1, kind_of) for n, kind_of in (
-            (groups * kind.words * len(kind.quads), np.int32), (groups, np.float32), (groups, np.int32))]  # fmt: skip
-        inputs = call(kernels["quantize"], x, *empty, written=[-3, -2, -1])
+        product = gemm_bytes((Matrix(rows),), columns, kind, places, dot)
+        kernels = build({"quantize": quantize_bytes(columns, kind, places), "product": product})
+        inputs = quantized_bytes(kernels["quantize"], kind, places, x)
         out = np.full((1, 9, rows), np.nan, np.float32)
         outs += call(kernels["product"], *inputs, *tensors, out, written=[-1])
     assert outs[0].tobytes() == outs[1].tobytes()

@@ -11,7 +11,7 @@ import numpy as np
 from support import kernel_twins as twins
 from support.kernel_build import call, error
 from tir_kernels.cpu.integer_dot import INTEGER_DOTS
-from tir_kernels.cpu.outliers import list_shape
+from tir_kernels.cpu.outliers import OutlierLists
 from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup
 from tir_kernels.cpu.quantize_activation import DIGITS
 from tir_kernels.product import Matrix
@@ -62,7 +62,7 @@ def weights(form: Packed, rows: int, columns: int) -> tuple[tuple[np.ndarray, ..
     if isinstance(form, PackedFloat):
         stored = rng.normal(0.1, 1, (rows, columns)).astype(form.dtype)
         return (twins.pack(stored),), stored.astype(np.float64)
-    fields = rng.integers(0, 2**form.bits, (rows, form.padded(columns)))
+    fields = rng.integers(0, min(2**form.bits, 255), (rows, form.padded(columns)))  # no scheme stores a byte of 255
     scale = (rng.uniform(0.3, 3, (rows, form.groups(columns))) / form.max_int).astype(form.scale_dtype)
     values = twins.dequantize(fields, scale.astype(np.float64), form.bits, form.group)
     return (twins.pack(twins.join_fields(fields, form.bits)), twins.pack(scale)), values[:, :columns]
@@ -93,9 +93,36 @@ def quantized(kernels, form: PackedGroup, c: str, x: np.ndarray) -> list[np.ndar
         np.full((*shape, DIGITS, groups * form.words * len(form.quads)), -1, np.int32),
         np.full((*shape, groups), np.nan, np.float32),
         np.full((*shape, DIGITS, groups), -1, np.int32),
-        np.full((*shape, 1, *list_shape(x.shape[2], form)), -1, np.int32),
+        np.full((*shape, OutlierLists(x.shape[2], form).size), -1, np.int32),
     ]
     return call(kernels[f"quantize_{c}"], x, *outputs, written=[-4, -3, -2, -1])
+
+
+def quantized_bytes(kernel, form: PackedGroup, places: int, x: np.ndarray) -> list[np.ndarray]:
+    """What ``quantize_bytes`` makes of x [n, T, K]: digits, scales, outliers."""
+    shape, groups = x.shape[:2], form.groups(x.shape[2])
+    outputs = [
+        np.full((*shape, places, groups * form.words * len(form.quads)), -1, np.int32),
+        np.full((*shape, groups), np.nan, np.float32),
+        np.full((*shape, OutlierLists(x.shape[2], form).size), -1, np.int32),
+    ]
+    return call(kernel, x, *outputs, written=[-3, -2, -1])
+
+
+def listed(outliers: np.ndarray, lists: OutlierLists) -> list[dict[int, float]]:
+    """Number and value of the outliers of every row in [T, ...]."""
+    found: list[dict[int, float]] = [{} for _ in outliers]
+    for row, words in zip(found, outliers):
+        for part in range(lists.lists):
+            numbers, values = words[lists.numbers(part) :], words[lists.values(part) :].view(np.float32)
+            row |= {int(numbers[i]): float(values[i]) for i in range(words[part])}
+    return found
+
+
+def apart(x: np.ndarray, form: PackedGroup) -> list[dict[int, float]]:
+    """The same as NumPy has it, of x [T, K]."""
+    rows = zip(x, twins.outliers(x, form.group))
+    return [{int(k): float(row[k]) for k in np.flatnonzero(chosen)} for row, chosen in rows]
 
 
 def check(kernels, form: Packed, kernel: str, name: str, rows: int, tolerance: float) -> None:

@@ -100,8 +100,21 @@ def pack(stored, rows=16):
     return np.stack([padded[n : n + rows].T for n in range(0, len(padded), rows)])
 
 
+def outliers(x, group):
+    """Which inputs [T, K] the integers of their group leave out."""
+    x = x.astype(np.float32)
+    magnitude = np.abs(np.pad(x, ((0, 0), (0, -x.shape[1] % group)))).reshape(len(x), -1, group)
+    limit = magnitude.max(-1)
+    most = np.minimum((magnitude > 0).sum(-1) // 4, group // 8)
+    for _ in range(60):
+        lower = limit / 32
+        limit = np.where((magnitude > lower[..., None]).sum(-1) <= most, lower, limit)
+    return (magnitude > limit[..., None]).reshape(len(x), -1)[:, : x.shape[1]]
+
+
 def quantize_activation(x, group):
-    """x [T, K] -> integers of 21 bits [T, Kp], scales [T, G]."""
+    """x [T, K] -> integers of 21 bits [T, Kp], scales [T, G], of inputs that are no outliers."""
+    x = np.where(outliers(x, group), 0, x)
     x = np.pad(x, ((0, 0), (0, -x.shape[1] % group))).reshape(len(x), -1, group)
     scales = np.abs(x).max(-1) / 2**20
     return np.rint(x / np.where(scales, scales, 1)[..., None]).astype(np.int32).reshape(len(x), -1), scales

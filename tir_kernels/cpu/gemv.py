@@ -11,7 +11,7 @@ from ..builder import arg, constant, prim_func, root_block, span, splat
 from ..product import Matrix, check_planes, operands
 from .blocks import each_block, each_part, finish_block
 from .integer_dot import INTEGER_DOTS
-from .outliers import add_outliers, lists_of_outliers
+from .outliers import OutlierLists, add_outliers
 from .packed import Packed, PackedFloat
 from .quantize_activation import DIGITS, join_digits
 from .simd import LANES, prefetch, registers
@@ -49,7 +49,7 @@ def gemv(
             digits = arg("digits", (planes, rows, DIGITS, groups * form.words * len(form.quads)), "int32")
             scales = arg("scales", (planes, rows, groups))
             offsets = arg("offsets", (planes, rows, DIGITS, groups), "int32")
-            outliers = lists_of_outliers((planes, rows), columns, form, lists)
+            outliers = OutlierLists(columns, form, lists).argument(planes, rows)
         else:
             x = arg("x", (planes, rows, columns))
         rest = operands(matrices, rows, columns, form, gated, residual)
@@ -107,8 +107,8 @@ def gemv(
                             sums[place] = T.bind(dot(sums[place], quad, digit))
                 scale = form.scale(q_scale, block, g) * splat(scales[plane, t, g], LANES)
                 T.buffer_store(acc, acc[0, lanes] + join_digits(sums) * scale, [0, lanes])
-            with T.serial(0, lists) as part:
-                add_outliers(acc, (0, lanes), form, rest.weights[i], block, outliers, (plane, t, part))
+            kept = OutlierLists(columns, form, lists)
+            add_outliers(acc, (0, lanes), rest.weights[i], block, outliers, (plane, t), kept)
             return acc[0, lanes]
 
         if integer_dot:

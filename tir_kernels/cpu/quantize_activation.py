@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..builder import arg, cast, constant, prim_func, root_block, splat
 from .groups import each_group
-from .outliers import lists_of_outliers, set_apart
+from .outliers import OutlierLists, set_apart
 from .packed import PackedGroup
 from .simd import LANES, sum_lanes, vector_width
 
@@ -49,12 +49,12 @@ def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx
     x float32 [n, T, K]; scales float32 [n, T, G], max|x| / 2 ** 20 of each group; offsets int32 [n, T, 3, G], -max_int
     times the sum of a place's digits, which folds the weights' offset into an accumulator's start; digits int32
     [n, T, 3, words * quads]: four signed bytes each, the elements of ``form.quads`` of each word's span of inputs;
-    outliers [n, T, parts, ...], which are zero among the digits, in a list for each part (``outliers``).
+    outliers int32 [n, T, ...], ``OutlierLists`` with one for each part, of inputs that are zero among the digits.
     ``parts`` run in parallel; it divides the number of whole groups, or is 1.
     """
     groups, quads = form.groups(columns), form.words * len(form.quads)
     width = vector_width(form.group)
-    order = form.byte_order()
+    order, lists = form.byte_order(), OutlierLists(columns, form, parts)
 
     @prim_func(own=("reads", "writes"))
     def kernel():
@@ -63,10 +63,10 @@ def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx
         digits = arg("digits", (inputs, rows, DIGITS, groups * quads), "int32")
         scales = arg("scales", (inputs, rows, groups))
         offsets = arg("offsets", (inputs, rows, DIGITS, groups), "int32")
-        outliers = lists_of_outliers((inputs, rows), columns, form, parts)
+        outliers = lists.argument(inputs, rows)
 
         def quantize_group(n, t, part, g, values):
-            values, top = set_apart(values, width, g * form.group, outliers, (n, t, part))
+            values, top = set_apart(values, width, g * form.group, outliers, (n, t), lists, part)
             inverse = T.bind(splat(T.float32(LARGEST) / T.max(top, T.float32(1e-30)), width))
             numbers = [T.bind(cast(T.nearbyint(value * inverse), "int32", width)) for value in values]
             for place, each in enumerate(zip(*(digits_of(q, width) for q in numbers))):
@@ -78,7 +78,7 @@ def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [n, t, g])
 
         with root_block(), T.parallel(0, parts) as part, T.serial(0, inputs) as n, T.serial(0, rows) as t:
-            T.buffer_store(outliers, T.int32(0), [n, t, part, 0, 0])
+            T.buffer_store(outliers, T.int32(0), [n, t, part])
             each_group(x, (n, t), columns, form.group, part, parts, lambda g, values: quantize_group(n, t, part, g, values))
 
     return kernel

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import arg, cast, prim_func, root_block, span, splat
 from .groups import each_group
 from .lists import AHEAD, compress, count, end_list, not_listed
-from .outliers import lists_of_outliers, set_apart
+from .outliers import OutlierLists, set_apart
 from .packed import PackedGroup
 from .quantize_activation import DIGITS, LARGEST, digits_of
 from .simd import registers, sum_lanes, vector_width
@@ -23,10 +23,10 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
     As ``quantize_activation`` with one plane of inputs, for those that it does not round to zero: each group's in fours,
     of which the last is filled up with zero digits of input 0. digits int32 [T, 3, Kp / 4]; inputs int32 [T, Kp + 96];
     bounds int32 [T, G + 1]: the fours of group g are from bounds[g] to bounds[g + 1]; scales float32 [T, G]; offsets int32
-    [T, 3, G]; outliers [T, 1, ...]. Without ``skip`` all are listed."""
+    [T, 3, G]; outliers int32 [T, ...], ``OutlierLists``. Without ``skip`` all are listed."""
     group, groups = form.group, form.groups(columns)
     width, fours = vector_width(group), group // 4
-    lanes = span(0, width)
+    lanes, lists = span(0, width), OutlierLists(columns, form)
 
     @prim_func
     def kernel():
@@ -37,10 +37,10 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
         bounds = arg("bounds", (rows, groups + 1), "int32")
         scales = arg("scales", (rows, groups))
         offsets = arg("offsets", (rows, DIGITS, groups), "int32")
-        outliers = lists_of_outliers((rows,), columns, form, 1)
+        outliers = lists.argument(rows)
 
         def quantize_group(t, g, values, skipped):
-            values, top = set_apart(values, width, g * group, outliers, (t, 0))
+            values, top = set_apart(values, width, g * group, outliers, (t,), lists, 0)
             inverse = T.bind(splat(T.float32(LARGEST) / T.max(top, T.float32(1e-30)), width))
             numbers = registers((len(values), width), "int32")
             for i, value in enumerate(values):
@@ -76,7 +76,7 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
         with root_block(), T.serial(0, rows) as t:
             skipped = not_listed(x, t, columns, skip)
             T.buffer_store(bounds, T.int32(0), [t, 0])
-            T.buffer_store(outliers, T.int32(0), [t, 0, 0, 0])
+            T.buffer_store(outliers, T.int32(0), [t, 0])
             each_group(x, (0, t), columns, group, 0, 1, lambda g, values: quantize_group(t, g, values, skipped))
             end_list(inputs, t, bounds[t, groups] * 4)
 

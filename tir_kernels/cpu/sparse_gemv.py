@@ -12,7 +12,7 @@ from ..product import Matrix, operands
 from .blocks import finish_block
 from .integer_dot import INTEGER_DOTS
 from .lists import AHEAD
-from .outliers import add_outliers, lists_of_outliers
+from .outliers import OutlierLists, add_outliers
 from .packed import LINE, PackedFloat, Tiled
 from .quantize_activation import DIGITS, join_digits
 from .simd import LANES, prefetch, registers
@@ -59,7 +59,7 @@ def sparse_gemv(
             bounds = arg("bounds", (rows, groups + 1), "int32")
             scales = arg("scales", (rows, groups))
             offsets = arg("offsets", (rows, DIGITS, groups), "int32")
-            outliers = lists_of_outliers((rows,), columns, form, 1)
+            outliers = OutlierLists(columns, form).argument(rows)
         else:
             values = arg("values", (rows, columns + AHEAD))
             inputs = arg("inputs", (rows, columns + AHEAD), "int32")
@@ -144,7 +144,7 @@ def sparse_gemv(
             whole = zeros(vectors)
             for v in range(vectors):
                 T.buffer_store(whole, natural(total, v), [v, lanes])
-                add_outliers(whole, (v, lanes), form, rest.weights[0], tile * vectors + v, outliers, (t, 0))
+                add_outliers(whole, (v, lanes), rest.weights[0], tile * vectors + v, outliers, (t,), OutlierLists(columns, form))
             return [whole[v, lanes] for v in range(vectors)]
 
         def natural(total, block: int):

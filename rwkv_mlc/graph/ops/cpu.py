@@ -10,7 +10,7 @@ from tir_kernels.cpu.border_slots import border_slots
 from tir_kernels.cpu.embedding import embedding
 from tir_kernels.cpu.fill import fill
 from tir_kernels.cpu.gemm import gemm
-from tir_kernels.cpu.gemm_int8 import gemm_int8
+from tir_kernels.cpu.gemm_bytes import gemm_bytes
 from tir_kernels.cpu.gemv import gemv
 from tir_kernels.cpu.group_norm import group_norm
 from tir_kernels.cpu.halve import halve
@@ -20,11 +20,11 @@ from tir_kernels.cpu.list_inputs import list_inputs
 from tir_kernels.cpu.lists import AHEAD
 from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
 from tir_kernels.cpu.norm_shift_mix_token import norm_shift_mix_token
-from tir_kernels.cpu.outliers import list_shape
+from tir_kernels.cpu.outliers import OutlierLists
 from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
 from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
+from tir_kernels.cpu.quantize_bytes import quantize_bytes
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
-from tir_kernels.cpu.quantize_int8 import quantize_int8
 from tir_kernels.cpu.sample import sample
 from tir_kernels.cpu.simd import LANES
 from tir_kernels.cpu.sparse_gemv import sparse_gemv
@@ -41,7 +41,7 @@ from .kernels import CommonKernels, KernelOps, Plane, Product
 
 @dataclass
 class CPUOps(KernelOps):
-    """See ``models.vocabulary.Ops``. With ``int8_activations`` the head, which reads the last tokens only, stays exact."""
+    """See ``models.vocabulary.Ops``. With ``activation_bytes`` the head, which reads the last tokens only, reads floats."""
 
     device = "cpu"
     kernels = CommonKernels(embedding, halve, last_rows, stream, fill)
@@ -117,9 +117,9 @@ class CPUOps(KernelOps):
             own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
             parts = self.parts if own else None
             kernel = gemv(outputs, columns, form, integer_dot, planes, **given, parts=parts, lists=lists)
-        elif self.int8_activations:
-            inputs = self._quantize_int8(x, columns, form)
-            kernel = gemm_int8(outputs, columns, form, self.target.integer_dot, planes, **given)
+        elif places := self.activation_bytes:
+            inputs = self._quantize_bytes(x, columns, form, places)
+            kernel = gemm_bytes(outputs, columns, form, places, self.target.integer_dot, planes, **given)
         else:
             kernel = gemm(outputs, columns, form, self.target.gemm_tile, planes, **given)
         args = [*inputs, *(tensor for _, m, _ in products for tensor in m.tensors)]
@@ -151,7 +151,7 @@ class CPUOps(KernelOps):
             [inputs, rows, DIGITS, groups * form.words * len(form.quads)],
             [inputs, rows, groups],
             [inputs, rows, DIGITS, groups],
-            [inputs, rows, parts, *list_shape(columns, form, parts)],
+            [inputs, rows, OutlierLists(columns, form, parts).size],
         ]
         kernel = quantize_activation(columns, form, parts)
         return self.call(kernel, [x], shapes, dtype=["int32", "float32", "int32", "int32"])
@@ -164,14 +164,18 @@ class CPUOps(KernelOps):
 
     def _quantize_inputs(self, x, columns: int, form: TiledGroup):
         padded, groups = form.padded(columns), form.groups(columns)
-        outliers = [1, *list_shape(columns, form)]
+        outliers = [OutlierLists(columns, form).size]
         shapes = [[DIGITS, padded // 4], [padded + AHEAD], [groups + 1], [groups], [DIGITS, groups], outliers]
         dtypes = ["int32", "int32", "int32", "float32", "int32", "int32"]
         kernel = quantize_inputs(columns, form)
         return self.call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)
 
-    def _quantize_int8(self, x, columns: int, form: PackedGroup):
+    def _quantize_bytes(self, x, columns: int, form: PackedGroup, places: int):
         inputs, rows, _ = x.ty.shape
         groups = form.groups(columns)
-        shapes = [[inputs, rows, groups * form.words * len(form.quads)], *[[inputs, rows, groups]] * 2]
-        return self.call(quantize_int8(columns, form), [x], shapes, dtype=["int32", "float32", "int32"])
+        shapes = [
+            [inputs, rows, places, groups * form.words * len(form.quads)],
+            [inputs, rows, groups],
+            [inputs, rows, OutlierLists(columns, form).size],
+        ]
+        return self.call(quantize_bytes(columns, form, places), [x], shapes, dtype=["int32", "float32", "int32"])

@@ -58,7 +58,7 @@ class KernelOps(ABC):
     by call, in the order in which they run.
 
     ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are read at the memory's speed,
-    ``prefill`` for many. ``int8_activations`` rounds what the matrices of the blocks read in ``prefill`` to 8 bits."""
+    ``prefill`` for many. ``activation_bytes`` of integers hold what the matrices of the blocks read, or 0 of floats."""
 
     device: ClassVar[Device]  # whose kernels these are
     kernels: ClassVar[CommonKernels]
@@ -72,7 +72,7 @@ class KernelOps(ABC):
     tokens: relax.Expr
     segment_ends: relax.Expr
     state: StateAccess
-    int8_activations: bool = False
+    activation_bytes: int = 0
     values: list[KernelValues] = field(default_factory=list, init=False)
     names: dict[relax.Expr, Names] = field(default_factory=dict, init=False)
     further: dict[str, FunctionSpec] = field(default_factory=dict, init=False)

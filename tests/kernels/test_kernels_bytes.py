@@ -1,4 +1,4 @@
-"""Prompts read with 8-bit activations: the kernels against NumPy on the same integers and against the exact product, and
+"""Prompts read with activations of one to three bytes: the kernels against NumPy on the same integers and against the exact product, and
 libraries of whole models against the reference."""
 
 from __future__ import annotations
@@ -24,93 +24,107 @@ from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.schema import Activations
 from support import kernel_twins as twins
 from support.accuracy import BOUND, TOKENS, trained_like_weights
 from support.compiled import in_memory
-from support.cpu_products import CALLS, FORMS, GROUP_FORMS, activations, has, unread, weights
+from support.cpu_products import (
+    CALLS,
+    FORMS,
+    GROUP_FORMS,
+    activations,
+    apart,
+    has,
+    listed,
+    quantized_bytes,
+    unread,
+    weights,
+)
 from support.kernel_build import build, call, error
 from support.paths import DEMO
-from tir_kernels.cpu.gemm_int8 import TILES, gemm_int8
+from tir_kernels.cpu.gemm_bytes import TILES, gemm_bytes
+from tir_kernels.cpu.outliers import OutlierLists
 from tir_kernels.cpu.packed import PackedGroup, TiledGroup
-from tir_kernels.cpu.quantize_int8 import quantize_int8
+from tir_kernels.cpu.quantize_bytes import largest, quantize_bytes
 from tir_kernels.product import Matrix
 
 ROWS = [1, 2, 3, 4, 5, 6, 7, 13]
+PLACES = {"int8": 1, "int15": 2, "int21": 3}
+ROUNDING = {1: 2e-2, 2: 1e-4, 3: 4e-6}  # of a product, against the exact one
 
 needs_a_dot = pytest.mark.skipif(not any(map(has, TILES)), reason="this CPU lacks AVX-512 VNNI")
 every_dot = pytest.mark.parametrize("dot", [dot for dot in TILES if has(dot)])
 every_form = pytest.mark.parametrize("form", GROUP_FORMS)
 every_call = pytest.mark.parametrize("name", CALLS)
+every_place = pytest.mark.parametrize("places", PLACES.values())
 
 
-def quantized(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+def quantized(x: np.ndarray, form: PackedGroup, places: int) -> tuple[np.ndarray, np.ndarray]:
     """x [T, K] -> integers [T, Kp], scales [T, G]; float32 as in the kernel, so that ties round alike."""
-    x = np.pad(x, ((0, 0), (0, -x.shape[1] % group))).reshape(len(x), -1, group)
+    x, most = np.where(twins.outliers(x, form.group), np.float32(0), x), largest(form, places)
+    x = np.pad(x, ((0, 0), (0, -x.shape[1] % form.group))).reshape(len(x), -1, form.group)
     top = np.abs(x).max(-1)
-    inverse = np.float32(127) / np.maximum(top, np.float32(1e-30))
-    return np.rint(x * inverse[..., None]).astype(np.int32).reshape(len(x), -1), top * np.float32(1 / 127)
+    inverse = np.float32(most) / np.maximum(top, np.float32(1e-30))
+    return np.rint(x * inverse[..., None]).astype(np.int32).reshape(len(x), -1), top * np.float32(1 / most)
 
 
 @lru_cache(None)
-def quantizers(form: str):
-    return build({name: quantize_int8(c.columns, FORMS[form]) for name, c in CALLS.items()})
+def quantizers(form: str, places: int):
+    return build({name: quantize_bytes(c.columns, FORMS[form], places) for name, c in CALLS.items()})
 
 
 @lru_cache(None)
-def products(form: str, dot: str):
+def products(form: str, places: int, dot: str):
     def product(c):
-        return gemm_int8(c.matrices, c.columns, FORMS[form], dot, c.planes, gated=c.gated, residual=c.residual)
+        return gemm_bytes(c.matrices, c.columns, FORMS[form], places, dot, c.planes, gated=c.gated, residual=c.residual)
 
     return build({name: product(c) for name, c in CALLS.items()})
 
 
-def run_quantizer(kernel, form: PackedGroup, x: np.ndarray) -> list[np.ndarray]:
-    """digits, scales, offsets."""
-    shape, groups = x.shape[:2], form.groups(x.shape[2])
-    quads = groups * form.words * len(form.quads)
-    outputs = [
-        np.full((*shape, quads), -1, np.int32),
-        np.full((*shape, groups), np.nan, np.float32),
-        np.full((*shape, groups), -1, np.int32),
-    ]
-    return call(kernel, x, *outputs, written=[-3, -2, -1])
-
-
 @every_form
 @every_call
-def test_quantize(form, name):
-    x = activations(2, 5, CALLS[name].columns)
-    packed = FORMS[form]
-    digits, scales, offsets = run_quantizer(quantizers(form)[name], packed, x)
+@every_place
+@pytest.mark.parametrize("outlier", [1, 1e3])
+def test_quantize(form, name, places, outlier):
+    """Bit for bit: the bytes make the integers, and what they leave out is listed."""
+    x, packed = activations(2, 5, CALLS[name].columns), FORMS[form]
+    x[..., [3, 90]] *= outlier
+    digits, scales, outliers = quantized_bytes(quantizers(form, places)[name], packed, places, x)
     for i in range(len(x)):
-        integers, expected_scales = quantized(x[i], packed.group)
-        found = twins.digits_of_activation(digits[i][:, None], packed.quads, packed.fields)[:, 0]
-        assert np.array_equal(found, integers) and np.abs(found).max() == 127
+        integers, expected_scales = quantized(x[i], packed, places)
+        found = twins.digits_of_activation(digits[i], packed.quads, packed.fields) & 255
+        whole = sum(found[:, place] << 8 * place for place in range(places)) - (128 << 8 * (places - 1))
+        assert np.array_equal(whole, integers) and np.abs(whole).max() >= largest(packed, places) - 1
         assert np.array_equal(scales[i], expected_scales)
-        assert np.array_equal(offsets[i], -packed.max_int * found.reshape(5, -1, packed.group).sum(-1))
+        assert listed(outliers[i], OutlierLists(x.shape[2], packed)) == apart(x[i], packed)
+        assert outlier == 1 or any(apart(x[i], packed))
 
 
-def check(form: str, dot: str, name: str, rows: int, exact: bool, tolerance: float) -> None:
+def check(
+    form: str, places: int, dot: str, name: str, rows: int, exact: bool, tolerance: float, outlier: float = 1
+) -> None:
     """Against the product with the activations themselves, or with the integers that stand for them."""
     c, packed = CALLS[name], FORMS[form]
     x, rng = activations(c.planes, rows, c.columns), np.random.default_rng(rows)
+    x[..., [3, 90]] *= outlier
     x[unread(c)] = np.nan
     stored, dense = zip(*(weights(packed, matrix.rows, c.columns) for matrix in c.matrices))
     gate, residual = rng.normal(0.3, 1, (2, 1, rows, c.matrices[0].rows)).astype(np.float32)
     extra = [gate] * c.gated + [residual] * c.residual
     outs = [np.full((1, rows, matrix.rows), np.nan, np.float32) for matrix in c.matrices]
     arrays = [
-        *run_quantizer(quantizers(form)[name], packed, x),
+        *quantized_bytes(quantizers(form, places)[name], packed, places, x),
         *(array for matrix in stored for array in matrix),
         *extra,
         *outs,
     ]
-    outs = call(products(form, dot)[name], *arrays, written=range(-len(outs), 0))
+    outs = call(products(form, places, dot)[name], *arrays, written=range(-len(outs), 0))
     for i, (matrix, out) in enumerate(zip(c.matrices, outs)):
         read = x[matrix.plane].astype(np.float64)
         if not exact:
-            integers, scales = quantized(x[matrix.plane], packed.group)
+            integers, scales = quantized(x[matrix.plane], packed, places)
             read = (integers * np.repeat(scales.astype(np.float64), packed.group, 1))[:, : c.columns]
+            read = np.where(twins.outliers(x[matrix.plane], packed.group), x[matrix.plane], read)
         after = (gate[0] if c.gated else 1, residual[0] if c.residual else 0)
         expected = twins.product(read, dense[i], matrix.activation, *after)
         assert error(out[0], expected) < tolerance * (2 if matrix.activation == "squared_relu" else 1)
@@ -120,45 +134,74 @@ def check(form: str, dot: str, name: str, rows: int, exact: bool, tolerance: flo
 @every_dot
 @every_form
 @every_call
+@every_place
 @pytest.mark.parametrize("rows", ROWS)
-def test_product_of_the_integers(dot, form, name, rows):
-    check(form, dot, name, rows, exact=False, tolerance=1e-6)
+def test_product_of_the_integers(dot, form, name, places, rows):
+    check(form, places, dot, name, rows, exact=False, tolerance=1e-6)
 
 
 @needs_a_dot
 @every_dot
 @every_form
 @every_call
-def test_product_is_near_the_exact_one(dot, form, name):
-    check(form, dot, name, 13, exact=True, tolerance=2e-2)
+@every_place
+@pytest.mark.parametrize("outlier", [1, 1e3])
+def test_product_is_near_the_exact_one(dot, form, name, places, outlier):
+    check(form, places, dot, name, 13, exact=True, tolerance=ROUNDING[places], outlier=outlier)
 
 
 @needs_a_dot
 @every_dot
+@every_place
+@pytest.mark.parametrize("form", GROUP_FORMS)
+def test_sums_of_the_largest(dot, places, form):
+    """Inputs and weights of the largest magnitude, whose sums in a group come nearest to 32 bits."""
+    packed = FORMS[form]
+    columns, matrices = packed.group * 2, (Matrix(32),)
+    kernels = build(
+        {
+            "quantize": quantize_bytes(columns, packed, places),
+            "product": gemm_bytes(matrices, columns, packed, places, dot),
+        }
+    )
+    fields = np.full((32, columns), 2 * packed.max_int)
+    fields[1::2] = 0
+    stored = twins.pack(twins.join_fields(fields, packed.bits)), twins.pack(np.ones((32, 2), packed.scale_dtype))
+    x = np.float32([np.full(columns, 3), np.full(columns, -3)])[None]
+    inputs, out = quantized_bytes(kernels["quantize"], packed, places, x), np.full((1, 2, 32), np.nan, np.float32)
+    (out,) = call(kernels["product"], *inputs, *stored, out, written=[-1])
+    expected = x[0].astype(np.float64) @ (fields - packed.max_int).T
+    assert error(out[0], expected) < 1e-6
+
+
+@needs_a_dot
+@every_dot
+@every_place
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("outputs, columns", [(70, 205), (300, 160)])
-def test_tiles_give_the_same(dot, bits, outputs, columns):
+def test_tiles_give_the_same(dot, places, bits, outputs, columns):
     """Bit for bit what row blocks give: the same integers are added in another order."""
     rng, x, results = np.random.default_rng(outputs), activations(1, 7, columns), []
-    fields = rng.integers(0, 2**bits, (outputs, columns + -columns % 32))
+    x[..., 50] = 1e4
+    fields = rng.integers(0, 2**bits - 1, (outputs, columns + -columns % 32))
     scale = rng.uniform(0.3, 3, (outputs, -(-columns // 32))).astype(np.float16)
     blocks = PackedGroup(bits, 32, "float16"), ("row_blocks", "row_blocks")
     tiles = TiledGroup(bits, 32, "float16"), (f"lines_{bits}", f"line_scales_{bits}")
     for form, layouts in (blocks, tiles):
-        product = gemm_int8((Matrix(outputs),), columns, form, dot)
-        kernels = build({"quantize": quantize_int8(columns, form), "product": product})
+        product = gemm_bytes((Matrix(outputs),), columns, form, places, dot)
+        kernels = build({"quantize": quantize_bytes(columns, form, places), "product": product})
         stored = [LAYOUTS[name].permute(a) for name, a in zip(layouts, (twins.join_fields(fields, bits), scale))]
         out = np.full((1, 7, outputs), np.nan, np.float32)
-        inputs = run_quantizer(kernels["quantize"], form, x)
+        inputs = quantized_bytes(kernels["quantize"], form, places, x)
         results += call(kernels["product"], *inputs, *stored, out, written=[-1])
     assert np.array_equal(*results)
 
 
-def int8_runner(tensors: dict[str, np.ndarray], scheme_name: str, path: Path) -> Runner:
-    """A library for this machine that reads prompts with int8 activations, with its weights."""
+def runner_of(tensors: dict[str, np.ndarray], scheme_name: str, activations: Activations, path: Path) -> Runner:
+    """A library for this machine that reads prompts with such activations, with its weights."""
     scheme, (config, parameters, checkpoint) = get_scheme(scheme_name), resolve(in_memory(tensors))
     target = resolve_target("llvm")
-    export_library(compile_module(build_module(config, scheme, target, "int8"), target), target, path)
+    export_library(compile_module(build_module(config, scheme, target, activations), target), target, path)
     stored = {}
     for parameter in parameters:
         stored |= scheme.quantize(parameter, parameter.convert(checkpoint[parameter.source].read()))
@@ -166,18 +209,20 @@ def int8_runner(tensors: dict[str, np.ndarray], scheme_name: str, path: Path) ->
 
 
 @needs_a_dot
-@pytest.mark.parametrize("scheme", ["q4f16_1", "q8f16_1"])
-@pytest.mark.parametrize("generation", ["4", "5.2"])
-def test_only_prefill_is_rounded(generation, scheme, compiled, tmp_path):
+@pytest.mark.parametrize("activations, least, most", [("int8", 1e-4, 2e-2), ("int15", 1e-6, 2e-4), ("float32", 0, BOUND)])
+@pytest.mark.parametrize("generation, scheme", [("4", "q4f16_1"), ("5.2", "q8f16_1")])
+def test_only_prefill_is_rounded(generation, scheme, activations, least, most, compiled, tmp_path):
+    """Beside the library as it is built unless something else is asked for."""
     tensors = trained_like_weights(generation)
-    model, runner = compiled(tensors, scheme), int8_runner(tensors, scheme, tmp_path / "int8.so")
+    model, runner = compiled(tensors, scheme), runner_of(tensors, scheme, activations, tmp_path / "other.so")
+    assert model.runner.metadata.prefill_activations == "int21"
     expected = model.reference(TOKENS)
     states = [r.new_state() for r in (model.runner, runner)]
     exact, rounded = (r.run("prefill", [TOKENS], state)[0] for r, state in zip((model.runner, runner), states))
     assert error(exact, expected[-1]) < BOUND
-    assert 1e-4 < error(rounded, expected[-1]) < 2e-2
+    assert least < error(rounded, expected[-1]) < most
     for name, found, array in zip(runner.state_names(), states[1].arrays(), states[0].arrays()):
-        assert error(found, array) < 3e-2, name
+        assert error(found, array) < 2 * most, name
     scored = runner.run("score", [TOKENS], runner.new_state())
     assert error(scored, expected) < BOUND and np.array_equal(scored, model.score(TOKENS))
     decoded = runner.run("decode", [TOKENS[:1]], runner.new_state())
@@ -190,7 +235,7 @@ def village(artifacts) -> Path:
     folder = artifacts / "int8"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            command = ["build", "--model", str(DEMO), "--quantization", "q4f16_1", "--int8-prefill"]
+            command = ["build", "--model", str(DEMO), "--quantization", "q4f16_1", "--prefill-activations", "int8"]
             assert main([*command, "--artifact-path", str(folder)]) == 0
     return folder / f"{DEMO.name}-q4f16_1"
 
@@ -236,17 +281,17 @@ def test_exact_libraries_have_no_error(demo):
     [
         (["--quantization", "q0f16"], "q0f16 has none"),
         (["--mcpu", "x86-64-v3"], "AVX-512 VNNI"),
-        (["--reuse-lib", "library.so"], "leave --int8-prefill out"),
+        (["--reuse-lib", "library.so"], "leave --prefill-activations out"),
     ],
 )
 def test_where_it_cannot_be(options, message, tmp_path, capsys):
-    command = ["build", "--model", str(DEMO), "--artifact-path", str(tmp_path), "--int8-prefill", *options]
+    command = ["build", "--model", str(DEMO), "--artifact-path", str(tmp_path), "--prefill-activations", "int21", *options]
     assert main(command) == 2
     assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_compile_refuses_a_float_artifact(demo, capsys):
     before = (demo / "build-record.json").read_bytes()
-    assert main(["compile", str(demo), "--int8-prefill"]) == 2
+    assert main(["compile", str(demo), "--int8-prefill"]) == 2  # as the option was called
     assert "q0f32 has none" in capsys.readouterr().err
     assert (demo / "build-record.json").read_bytes() == before
