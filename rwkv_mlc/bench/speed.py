@@ -15,6 +15,7 @@ from ..engine.engine import Engine
 from ..errors import UserError
 from ..machine.memory import available_memory
 from ..models import Parameter
+from ..schema import ROUNDED
 from .answers import time_answers
 from .breakdown import breakdown as time_breakdown
 from .busy import busy_processes

@@ -30,8 +30,8 @@ class BuildOptions:
     ``random_seed`` draws weights for a preset of ``configs/models``.
 
     Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``prefill_activations`` are those of the products
-    that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for object files to link into a program;
-    ``debug_dump`` writes the module after every phase to the artifact's ``debug`` folder."""
+    that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for object files to link into
+    a program; ``debug_dump`` writes the module after every phase to the artifact's ``debug`` folder."""
 
     artifact_name: str | None = None
     overwrite: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+
 from tvm import relax
 
 from tir_kernels.cpu.gemm_bytes import TILES

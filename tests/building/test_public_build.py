@@ -91,7 +91,7 @@ def test_what_is_no_build(checkpoint, tmp_path):
         ({"quantization": "q4f16_3"}, "did you mean q4f16_"),
         ({"target": "lvm"}, "did you mean llvm"),
         ({"only": "params"}, "not of 'params'"),
-        ({"reuse_lib": "x.so", "options": BuildOptions(prefill_activations="int8")}, "leave --int8-prefill out"),
+        ({"reuse_lib": "x.so", "options": BuildOptions(prefill_activations="int8")}, "leave --prefill-activations out"),
         ({"reuse_lib": checkpoint}, "lies in no artifact"),
         ({"only": "library"}, "is no artifact"),
         ({"options": BuildOptions(float32_layers=(1,))}, "no layer 1"),
@@ -127,7 +127,7 @@ def test_options_refuse_as_the_command_line_does(wish, flags, message, checkpoin
 
 
 def test_options_are_values():
-    with pytest.raises(UserError, match="are float32 or int8, not 'int4'"):
+    with pytest.raises(UserError, match="are float32, int21, int15, int8, not 'int4'"):
         BuildOptions(prefill_activations="int4")
     with pytest.raises(dataclasses.FrozenInstanceError):
         BuildOptions().rescale_every = 3

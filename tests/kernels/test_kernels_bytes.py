@@ -1,5 +1,5 @@
-"""Prompts read with activations of one to three bytes: the kernels against NumPy on the same integers and against the exact product, and
-libraries of whole models against the reference."""
+"""Prompts read with activations of one to three bytes: the kernels against NumPy on the same integers and against the exact
+product, and libraries of whole models against the reference."""
 
 from __future__ import annotations
 
@@ -209,7 +209,9 @@ def runner_of(tensors: dict[str, np.ndarray], scheme_name: str, activations: Act
 
 
 @needs_a_dot
-@pytest.mark.parametrize("activations, least, most", [("int8", 1e-4, 2e-2), ("int15", 1e-6, 2e-4), ("float32", 0, BOUND)])
+@pytest.mark.parametrize(
+    "activations, least, most", [("int8", 1e-4, 2e-2), ("int15", 1e-6, 2e-4), ("float32", 0, BOUND)]
+)
 @pytest.mark.parametrize("generation, scheme", [("4", "q4f16_1"), ("5.2", "q8f16_1")])
 def test_only_prefill_is_rounded(generation, scheme, activations, least, most, compiled, tmp_path):
     """Beside the library as it is built unless something else is asked for."""
@@ -285,7 +287,16 @@ def test_exact_libraries_have_no_error(demo):
     ],
 )
 def test_where_it_cannot_be(options, message, tmp_path, capsys):
-    command = ["build", "--model", str(DEMO), "--artifact-path", str(tmp_path), "--prefill-activations", "int21", *options]
+    command = [
+        "build",
+        "--model",
+        str(DEMO),
+        "--artifact-path",
+        str(tmp_path),
+        "--prefill-activations",
+        "int21",
+        *options,
+    ]
     assert main(command) == 2
     assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
 

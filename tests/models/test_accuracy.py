@@ -19,7 +19,7 @@ from rwkv_mlc.models import GENERATIONS, ModelOptions
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
-from support.accuracy import BOUND, DEMO_MODELS, PROMPTS, TOKENS, greedy, held_out, trained_like_weights
+from support.accuracy import BOUND, DEMO_MODELS, PROMPTS, TOKENS, greedy, held_out, trained_like_weights, with_outliers
 from support.compiled import conditioning
 from support.kernel_build import error
 from support.paths import DEMOS, GOLDEN
@@ -42,6 +42,17 @@ def test_logits(generation, scheme, compiled, within):
     assert conditioning(model, TOKENS) < 6
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
+    last = model.runner.run("prefill", [TOKENS], model.runner.new_state())
+    within("prefill", error(last[0], expected[-1]), BOUND)
+    within("decode", error(model.decode(TOKENS), expected), BOUND)
+
+
+@pytest.mark.parametrize("scheme", ["q3f16_1", "q4f16_1", "q8f16_1"])
+@pytest.mark.parametrize("generation, factor", [("4", 1e3), ("5.2", 1e2), ("5.2", 1e3), ("5.2", 1e6)])
+def test_logits_beside_outliers(generation, factor, scheme, compiled, within):
+    """Channels that would take the precision of a group's common scale from the others cost nothing."""
+    model = compiled(with_outliers(trained_like_weights(generation), factor), scheme)
+    expected = model.reference(TOKENS)
     last = model.runner.run("prefill", [TOKENS], model.runner.new_state())
     within("prefill", error(last[0], expected[-1]), BOUND)
     within("decode", error(model.decode(TOKENS), expected), BOUND)

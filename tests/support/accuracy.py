@@ -30,6 +30,20 @@ def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
     return tensors
 
 
+def with_outliers(
+    tensors: dict[str, np.ndarray], factor: float, channels: tuple[int, ...] = (3, 77)
+) -> dict[str, np.ndarray]:
+    """A model that computes the same, some of whose channels are larger after every block's norms and have smaller weights."""
+    tensors, chosen = {name: array.copy() for name, array in tensors.items()}, list(channels)
+    for name, array in tensors.items():
+        part = name.split(".")[-2]
+        if part in ("ln1", "ln2"):
+            array[chosen] *= factor
+        elif part in ("receptance", "key", "value", "gate") and not name.endswith("ffn.value.weight"):
+            array[:, chosen] /= factor
+    return tensors
+
+
 def held_out(name: str, size: int) -> list[int]:
     """The first ``size`` bytes of the held-out text as one document, which id 0 begins."""
     return [

@@ -61,13 +61,16 @@ def gemm_bytes(
             """The weights of one row block as signed bytes, their scales as float32 and what their sums begin with, into
             column ``v`` of the panel."""
             q_weight, q_scale = rest.weights[i]
-            offset = splat(T.uint8(form.max_int), 4 * LANES)
             with T.serial(0, groups) as g:
                 T.buffer_store(panel_scale, form.scale(q_scale, block, g), [g, v, lanes])
                 start = splat(T.int32(0), LANES)
                 for j, quad in enumerate(form.byte_quads(q_weight, block, g)):
-                    octets = T.reinterpret(quad, dtype=f"uint8x{4 * LANES}") - offset
-                    signed = T.bind(T.reinterpret(octets, dtype=f"int32x{LANES}"))
+                    offset = sum(form.max_int << 8 * byte for byte in range(len(form.quads[j % len(form.quads)])))
+                    octets, offsets = (
+                        T.reinterpret(word, dtype=f"uint8x{4 * LANES}")
+                        for word in (quad, splat(T.uint32(offset), LANES))
+                    )
+                    signed = T.bind(T.reinterpret(octets - offsets, dtype=f"int32x{LANES}"))
                     T.buffer_store(panel, signed, [g * quads + j, v, lanes])
                     start = T.bind(dot(start, splat(T.int32(0x80808080 - 2**32), LANES), signed))
                 T.buffer_store(panel_start, splat(T.int32(0), LANES) - start, [g, v, lanes])

@@ -10,7 +10,7 @@ from functools import reduce
 
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import arg, cast, constant, span, splat
+from ..builder import arg, constant, span, splat
 from .lists import compress, count, magnitude
 from .packed import PackedGroup
 from .simd import LANES, intrinsic, registers, sum_lanes

@@ -79,6 +79,8 @@ def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx
 
         with root_block(), T.parallel(0, parts) as part, T.serial(0, inputs) as n, T.serial(0, rows) as t:
             T.buffer_store(outliers, T.int32(0), [n, t, part])
-            each_group(x, (n, t), columns, form.group, part, parts, lambda g, values: quantize_group(n, t, part, g, values))
+            each_group(
+                x, (n, t), columns, form.group, part, parts, lambda g, values: quantize_group(n, t, part, g, values)
+            )
 
     return kernel

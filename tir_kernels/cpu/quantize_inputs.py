@@ -69,7 +69,9 @@ def quantize_inputs(columns: int, form: PackedGroup, skip: bool = True) -> tirx.
             positions = T.bind(T.shift_right(entries, splat(T.int32(24), group)))
             none = splat(T.int32(0), group)
             start = splat(T.cast(g, "int32") * group - 1, group)
-            T.buffer_store(inputs, T.Select(positions > none, positions + start, none), [t, T.ramp(first * 4, 1, group)])
+            T.buffer_store(
+                inputs, T.Select(positions > none, positions + start, none), [t, T.ramp(first * 4, 1, group)]
+            )
             T.buffer_store(bounds, first + (end + 3) // 4, [t, g + 1])
             T.buffer_store(scales, top * T.float32(1 / LARGEST), [t, g])
 

@@ -144,7 +144,9 @@ def sparse_gemv(
             whole = zeros(vectors)
             for v in range(vectors):
                 T.buffer_store(whole, natural(total, v), [v, lanes])
-                add_outliers(whole, (v, lanes), rest.weights[0], tile * vectors + v, outliers, (t,), OutlierLists(columns, form))
+                add_outliers(
+                    whole, (v, lanes), rest.weights[0], tile * vectors + v, outliers, (t,), OutlierLists(columns, form)
+                )
             return [whole[v, lanes] for v in range(vectors)]
 
         def natural(total, block: int):
