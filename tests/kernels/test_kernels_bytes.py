@@ -35,8 +35,8 @@ from support.cpu_products import (
     activations,
     apart,
     has,
-    listed,
     quantized_bytes,
+    read_outliers,
     unread,
     weights,
 )
@@ -96,7 +96,7 @@ def test_quantize(form, name, places, outlier):
         whole = sum(found[:, place] << 8 * place for place in range(places)) - (128 << 8 * (places - 1))
         assert np.array_equal(whole, integers) and np.abs(whole).max() >= largest(packed, places) - 1
         assert np.array_equal(scales[i], expected_scales)
-        assert listed(outliers[i], OutlierLists(x.shape[2], packed)) == apart(x[i], packed)
+        assert read_outliers(outliers[i], OutlierLists(x.shape[2], packed)) == apart(x[i], packed)
         assert outlier == 1 or any(apart(x[i], packed))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from support import kernel_twins as twins
-from support.cpu_products import CPU_FLAGS, FORMS, GROUP_FORMS, apart, has, listed, weights
+from support.cpu_products import CPU_FLAGS, FORMS, GROUP_FORMS, apart, has, read_outliers, weights
 from support.kernel_build import build, call, error
 from tir_kernels.cpu.gemv import gemv
 from tir_kernels.cpu.outliers import OutlierLists
@@ -63,7 +63,7 @@ def quantize(form_name: str, lists: int, x: np.ndarray) -> list[np.ndarray]:
 def test_what_is_set_apart(form, lists, factors):
     x = inputs(form, FACTORS[factors])
     *_, outliers = quantize(form, lists, x)
-    found = listed(outliers[0], OutlierLists(x.shape[2], FORMS[form], lists))
+    found = read_outliers(outliers[0], OutlierLists(x.shape[2], FORMS[form], lists))
     assert found == apart(x[0], FORMS[form]) and not found[0]
     assert all(set(row) >= set(FACTORS[factors]) for row in found[1:])
 

@@ -11,7 +11,7 @@ import pytest
 
 from rwkv_mlc.quantization.layouts import LAYOUTS
 from support import kernel_twins as twins
-from support.cpu_products import has, quantized_bytes
+from support.cpu_products import apart, has, quantized_bytes, read_outliers
 from support.kernel_build import HOST_TARGET, build, call, error
 from tir_kernels.cpu.gemm import gemm
 from tir_kernels.cpu.gemm_bytes import TILES, gemm_bytes
@@ -149,10 +149,13 @@ def activations(columns: int, zeros: float, rows: int = 3) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def check(form_name: str, shape: str, dot: str | None, zeros: float, tolerance: float, **target) -> None:
+def check(
+    form_name: str, shape: str, dot: str | None, zeros: float, tolerance: float, outlier: float = 1, **target
+) -> None:
     """One pattern of zeros: the same bits with all inputs listed, with single rows and, of integers, from ``gemv``."""
     kernels, form = compiled(form_name, shape, dot, **target), FORMS[form_name]
     x = activations(SHAPES[shape][1], zeros)
+    x[..., [5, 9, 130]] *= outlier
     lists = run_list(kernels, "list", form, x, bool(dot))
     out = product(kernels, form_name, shape, lists)
     everything = run_list(kernels, "list_all", form, x, bool(dot))
@@ -199,6 +202,14 @@ def test_integer_products(form, dot, shape, zeros):
     check(form, shape, dot, zeros, 2e-6)
 
 
+@every_group_form
+@every_dot
+@every_shape
+@pytest.mark.parametrize("zeros", [0, 0.6])
+def test_integer_products_beside_outliers(form, dot, shape, zeros):
+    check(form, shape, dot, zeros, 2e-6, outlier=1e5)
+
+
 @every_form
 @pytest.mark.parametrize("zeros", [0, 0.75])
 def test_on_a_cpu_that_promises_nothing(form, zeros):
@@ -242,6 +253,7 @@ def test_lists_of_integers(zeros):
     digits, inputs, bounds, scales, offsets, outliers = run_list(compiled("q4", "odd", "ssse3"), "list", form, x, True)
     whole, exact_scales = twins.quantize_activation(x[0].astype(np.float64), form.group)
     np.testing.assert_allclose(scales, exact_scales, rtol=1e-6)
+    assert read_outliers(outliers, OutlierLists(columns, form)) == apart(x[0], form)
     for t in range(3):
         dense = np.count_nonzero(x[0, t]) >= int(MOST * columns)
         listed = np.arange(form.padded(columns)) if dense else np.flatnonzero(whole[t])

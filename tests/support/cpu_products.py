@@ -109,7 +109,7 @@ def quantized_bytes(kernel, form: PackedGroup, places: int, x: np.ndarray) -> li
     return call(kernel, x, *outputs, written=[-3, -2, -1])
 
 
-def listed(outliers: np.ndarray, lists: OutlierLists) -> list[dict[int, float]]:
+def read_outliers(outliers: np.ndarray, lists: OutlierLists) -> list[dict[int, float]]:
     """Number and value of the outliers of every row in [T, ...]."""
     found: list[dict[int, float]] = [{} for _ in outliers]
     for row, words in zip(found, outliers):

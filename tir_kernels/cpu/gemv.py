@@ -35,7 +35,8 @@ def gemv(
 
     x is float32 [planes, T, K], of which each matrix reads one plane; with ``integer_dot`` (a key of ``INTEGER_DOTS``, group
     forms only) it is what ``quantize_activation`` returns in ``lists`` parts. Weights of each matrix as ``packed`` says.
-    out_i float32 [1, T, N_i] = activation(W_i x[plane_i]); ``gate`` [1, T, N_0] multiplies it, ``residual`` [1, T, N_0] is added.
+    out_i float32 [1, T, N_i] = activation(W_i x[plane_i]); ``gate`` [1, T, N_0] multiplies it, ``residual`` [1, T, N_0] is
+    added.
     T is expected to be small: the weights are read from memory once and from the cache for every further row. With
     ``parts`` every matrix has a parallel loop over as many equal parts of its rows; else one loop runs over all blocks.
     """
