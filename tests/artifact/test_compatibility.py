@@ -22,6 +22,7 @@ from rwkv_mlc import Engine
 from rwkv_mlc.artifact import CHAT_CONFIG
 from rwkv_mlc.schema import LONGEST_PREFILL_CHUNK, PREFILL_CHUNK
 from support.accuracy import DEMO_MODELS, PROMPTS, held_out
+from support.kernel_build import error
 from support.paths import DEMOS, ROOT
 
 BEFORE = "26145e51b262e34da961b091b814671cdcab5a1f"
@@ -127,7 +128,11 @@ def test_logits_are_the_same_bits(name, scheme, options, size, before, today, tm
         for version, code in (("old", before), ("new", today))
     )
     assert len(old) == len(tokens) and np.isfinite(old).all() and np.ptp(old) > 1
-    assert old.dtype == new.dtype and old.tobytes() == new.tobytes()
+    assert old.dtype == new.dtype
+    if scheme == "q4f16_1" and options:  # single tokens, whose integers have since left outliers to floats
+        assert error(new, old) < 1e-5
+    else:
+        assert old.tobytes() == new.tobytes()
 
 
 @every_model
