@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ..errors import UserError
-from ..schema import Activations
 from .arguments import LARGEST, integer, integers, named_path, path_or_name
 
 
@@ -104,7 +103,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mcpu", help="CPU to compile for, in LLVM's names (this machine's)")
     parser.add_argument(
         "--prefill-activations",
-        choices=get_args(Activations),
+        metavar="float32|int21|int15|int8",
         help="what prompts are read with: fewer bits are faster and less exact, and bench tells by how much (the fastest that "
         "are as exact as float32)",
     )
