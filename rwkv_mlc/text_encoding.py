@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
 
 from .errors import UserError
@@ -31,7 +31,7 @@ def in_utf8(data: bytes, source: Path | str) -> bytes:
         raise _not_in(encoding, source, error) from None
 
 
-def lines_in_utf8(stream: BufferedReader, source: str) -> Iterator[bytes]:
+def lines_in_utf8(stream: BufferedIOBase, source: str) -> Iterator[bytes]:
     """Lines, each as soon as it has come, without their ends, as ``in_utf8`` gives them."""
     first = stream.readline()
     mark, encoding = _mark(first)

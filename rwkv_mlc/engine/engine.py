@@ -16,6 +16,7 @@ from ..tokenizer import END_OF_TEXT, load_tokenizer
 from .choice import Chooser
 from .compatibility import check_library
 from .devices import check_name, choose_device, open_device, target_of
+from .integers import integers
 from .runner import Runner
 from .sampler import Counts, SamplingParams
 from .scheduler import Scheduler
@@ -182,6 +183,7 @@ class Engine:
 
     def score(self, tokens: Tokens, state: State) -> Iterator[np.ndarray]:
         """Read tokens; yields the logits at every position in order, float32 [up to SCORE_CHUNK, V] at a time."""
+        tokens = integers(tokens, "Token ids")
         for start in range(0, len(tokens), SCORE_CHUNK):
             logits = self.runner.run("score", [tokens[start : start + SCORE_CHUNK]], state)
             state.last[0] = Ending(self._logits(logits[-1]))
@@ -192,7 +194,7 @@ class Engine:
         in training; where ``state`` has read something, an empty one goes on from there and has no ids.
 
         Raises UserError for text that the vocabulary cannot spell, and for an empty prompt after a state without its logits."""
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else integers(prompt, "Token ids")
         if len(tokens):
             return tokens
         if state is None or 0 not in state.last:

@@ -14,6 +14,7 @@ from ..escaping import listed, listed_problems
 from ..schema import LONGEST_PREFILL_CHUNK, NATIVE, LibraryMetadata, ParameterSpec
 from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
+from .integers import integers
 from .older_libraries import described
 from .parameters import Stored, load_parameters
 from .state import State
@@ -68,7 +69,9 @@ class Runner:
         self.memory = CallMemory(self.metadata, self.prefill_chunk)
 
     def new_state(self, slots: int = 1) -> State:
-        """The state before the first token, for ``slots`` sequences."""
+        """The state before the first token, for ``slots`` sequences. Raises UserError for none."""
+        if slots < 1:
+            raise UserError(f"A state has at least one slot, not {slots}.")
         return self.state_from(np.full((slots, *s.shape), s.initial, s.dtype) for s in self.metadata.states)
 
     def state_from(self, arrays: Iterable[np.ndarray]) -> State:
@@ -117,18 +120,19 @@ class Runner:
         self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int] | None = None
     ) -> Tensor:
         """``run``, with the logits where the library left them: float32 [1, rows, V]."""
-        chosen = range(len(sequences)) if slots is None else slots
-        self._check_sequences(function, sequences, state, chosen)
-        tokens = list(chain.from_iterable(sequences))
+        parts = [integers(sequence, "Token ids") for sequence in sequences]
+        chosen = range(len(parts)) if slots is None else integers(slots, "Slots")
+        self._check_sequences(function, parts, state, chosen)
+        tokens = list(chain.from_iterable(parts))
         self.check_tokens(tokens)
-        ends = list(accumulate(map(len, sequences)))
+        ends = list(accumulate(map(len, parts)))
         inputs = [np.array(values, np.int32) for values in (tokens, ends, chosen)]  # alive until the logits are there
         with self.calling:
             state.last.update(dict.fromkeys(chosen))
             if function == "decode" and self.uses_graphs:
                 state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
                 return duplicate(state.graph(inputs))
-            self.memory.make_room(function, len(tokens), len(sequences))
+            self.memory.make_room(function, len(tokens), len(parts))
             return self.functions[function](*(lend(array, self.device) for array in inputs), state.packed, self.params)
 
     def run(
@@ -139,8 +143,8 @@ class Runner:
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position. Calls of several threads
-        take turns. Raises UserError for sequences that the function does not take, ids outside the vocabulary, and slots that
-        the state does not have or two sequences share."""
+        take turns. Raises UserError for what are no integers, sequences that the function does not take, ids outside the
+        vocabulary, and slots that the state does not have or two sequences share."""
         return view(self.call(function, sequences, state, slots)).reshape(-1, self.config.vocab_size)
 
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections import abc
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
 
-from ..errors import UserError
-from ..escaping import shortened
 from ..tokenizer import Tokenizer
+from .integers import integers
 from .sampler import Counts, Sampler, SamplingParams
 from .state import Logits, State
 from .stream import TextStream
@@ -32,10 +30,7 @@ class Reading:
     def __init__(self, prompt: Tokens):
         """Raises UserError for what are no integers."""
         self.prompt = prompt
-        tokens = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
-        if foreign := [token for token in tokens if not isinstance(token, Integral) or isinstance(token, bool)]:
-            raise UserError(f"Token ids are integers, found {shortened(repr(foreign[0]))}.")
-        self.pending: list[int] = list(map(int, tokens))
+        self.pending = integers(prompt, "Token ids")
         self.read = 0
         self.last: Logits | None = None
         self.finish_reason: str | None = None
@@ -185,6 +180,6 @@ class Sequence(Reading):
         rest = goal[begun:]
         again = earlier is not None and earlier.state is None
         prompt = list(map(int, self.prompt)) if again else self.pending[: max(len(self.prompt) - self.read, 0)]
-        self.pending = prompt + self.tokens[self._fed : whole] + (self._tokenizer.encode(rest) if rest else [])
+        self.pending = prompt + self.tokens[self._fed : whole] + (self._tokenizer.spell(rest) if rest else [])
         self.closed, self._fed, self._earlier = True, whole, Earlier()
         return earlier

@@ -54,6 +54,11 @@ class RWKV5(BlockGeneration):
                 f"blocks.0.att.time_decay says {heads} heads, which do not divide the "
                 f"{'attention' if other else 'hidden'} size {size}."
             )
+        if size == heads:
+            raise UserError(
+                f"blocks.0.att.time_decay says {heads} heads of one channel, of which their norm would leave nothing; its "
+                "shape should be [heads] in RWKV-5.0 and 5.1 and [heads, channels] in 5.2."
+            )
         return {"head_size": size // heads, **other}
 
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:

@@ -58,6 +58,24 @@ class Tokenizer(ABC):
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids whose bytes, joined, are ``data``."""
 
+    def spell(self, data: bytes) -> list[int]:
+        """Token ids whose bytes, joined, are ``data``, of what stands within a text: ``encode`` where that adds and loses
+        nothing, as some tokenizers do with spaces at the beginning, else the longest token at every place. Raises UserError
+        for bytes that no token has."""
+        tokens = self.encode_bytes(data)
+        if self.decode_bytes(tokens) == data:
+            return tokens
+        id_of = {spelled: token for token, spelled in self.tokens.items()}
+        longest, tokens, start = max(map(len, id_of)), [], 0
+        while start < len(data):
+            ends = range(min(start + longest, len(data)), start, -1)
+            end = next((end for end in ends if data[start:end] in id_of), None)
+            if end is None:
+                raise UserError(f"The vocabulary {self.files[0].name} has no token for the byte {data[start]:#04x}.")
+            tokens.append(id_of[data[start:end]])
+            start = end
+        return tokens
+
     def token_bytes(self, token: int) -> bytes:
         """Bytes of one token, which may be part of a character. Raises UserError for an id that is no token."""
         if token not in self.tokens:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from io import BytesIO
 from pathlib import Path
 
 from ..errors import UserError
 from ..escaping import shortened
 from ..regular_files import check_name, size_of
+from ..text_encoding import lines_in_utf8
 from . import hub, huggingface, pth, rwkv_cpp
 from .checkpoint import Checkpoint, LazyTensor
 from .folder import Facts, read_facts
@@ -18,7 +20,7 @@ __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
 BLINKDL_SUFFIXES = (".pth", ".st")  # of files that need no folder around them
-WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+\r?\n")
+WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+")
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
@@ -117,4 +119,5 @@ def _is_world_vocabulary(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        return WORLD_VOCABULARY_LINE.fullmatch(file.readline(1024)) is not None
+        beginning = BytesIO(file.read(4096))
+    return WORLD_VOCABULARY_LINE.fullmatch(next(lines_in_utf8(beginning, str(path)), b"")) is not None

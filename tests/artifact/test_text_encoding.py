@@ -53,6 +53,8 @@ def test_vocabularies(encode, tmp_path):
     world, marked = DEMO / "rwkv_vocab_demo.txt", tmp_path / "vocab.txt"
     marked.write_bytes(encode(world.read_bytes().replace(b"\n", b"\r\n")))
     assert load_tokenizer(marked).tokens == load_tokenizer(world).tokens
+    shutil.copy(DEMO / "model.safetensors", tmp_path)
+    assert open_checkpoint(str(tmp_path / "model.safetensors")).tokenizer_files == [marked]
     write_tokenizer_files([marked], tmp_path, 768)
     assert (tmp_path / "rwkv_vocab.txt").read_bytes().splitlines() == world.read_bytes().splitlines()
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

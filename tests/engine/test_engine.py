@@ -187,10 +187,33 @@ def test_tokens_outside_the_vocabulary(engine, token):
         engine.decode(token, engine.new_state())
 
 
-@pytest.mark.parametrize("tokens", [[1.5], [True], [1, True], ["a"], [None], [[1, 2]], np.array([1.0])])
+NO_INTEGERS = [[1.5], [True], [1, True], ["a"], [None], [[1, 2]], np.array([1.0]), np.array([[1, 2]])]
+NO_LISTS = [None, 5, {1, 2}, iter([1, 2]), np.array(3)]
+
+
+@pytest.mark.parametrize("tokens", [*NO_INTEGERS, *NO_LISTS])
 def test_tokens_that_are_no_integers(engine, tokens):
-    with pytest.raises(UserError, match="Token ids are integers, found "):
-        engine.generate(tokens, max_tokens=1)
+    calls = (
+        lambda: engine.generate(tokens, max_tokens=1),
+        lambda: engine.prefill(tokens, engine.new_state()),
+        lambda: next(engine.score(tokens, engine.new_state())),
+        lambda: engine.runner.run("prefill", [tokens], engine.new_state()),
+    )
+    for call in calls:
+        with pytest.raises(UserError, match="Token ids are (integers|a list or an array of integers), found "):
+            call()
+
+
+@pytest.mark.parametrize("slots", [[0.5], [True], ["a"], [None], "0", 0])
+def test_slots_that_are_no_integers(engine, slots):
+    with pytest.raises(UserError, match="Slots are (integers|a list or an array of integers), found "):
+        engine.runner.run("prefill", [[5, 6]], engine.new_state(), slots)
+
+
+def test_a_state_without_slots(engine):
+    for slots in (0, -1):
+        with pytest.raises(UserError, match=f"A state has at least one slot, not {slots}"):
+            engine.runner.new_state(slots)
 
 
 def test_tokens_and_stops_of_any_kind_of_list(engine):

@@ -297,6 +297,29 @@ def write_bpe(path: Path, *, byte_level: bool = True, specials: tuple[str, ...] 
     return path
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"pre_tokenizer": tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)},
+        {"normalizer": tokenizers.normalizers.Strip()},
+        {},
+    ],
+)
+def test_what_stands_within_a_text_is_spelled_as_it_is(parts, tmp_path):
+    """Where ``encode`` adds a space or takes spaces away, as at the beginning of a text."""
+    tokenizer = load_tokenizer(write_bpe(tmp_path / "tokenizer.json", **parts))
+    for data in (b"lo there", b" th", b" ", b"", b"  hello \n", "é".encode()[:1], b"\xff ", " é好 ".encode()):
+        assert tokenizer.decode_bytes(tokenizer.spell(data)) == data
+    if not parts:
+        assert tokenizer.spell(b" hello") == tokenizer.encode(" hello")
+
+
+def test_what_no_token_spells(tmp_path):
+    path = write_vocabulary(tmp_path, ["1 'a' 1", "2 'b' 1"])
+    with pytest.raises(UserError):
+        load_tokenizer(path).spell(b"ac")
+
+
 MARKED = [
     "<|im_start|>user\nhello<|im_end|>",
     "hello   <left>   world <think>there</think>",

@@ -96,6 +96,15 @@ def test_later_generations_are_named(extra, name):
         detect_config(shapes)
 
 
+@pytest.mark.parametrize("decay", [(128,), (128, 1, 1)])
+def test_heads_of_one_channel_are_a_decay_without_its_shape(decay):
+    shapes = shapes_of("5.2") | {"blocks.0.att.time_decay": decay}
+    with pytest.raises(
+        UserError, match="128 heads of one channel.* its shape should be .heads. in RWKV-5.0 and 5.1 and"
+    ):
+        detect_config(shapes)
+
+
 @pytest.mark.parametrize("decay", [(3,), (3, 64), (256,), (0,), ()])
 def test_heads_must_divide_the_hidden_size(decay):
     shapes = shapes_of("5.2") | {"blocks.0.att.time_decay": decay}
