@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,9 @@ from support.paths import DEMO
 from support.reciter import write_reciter
 from support.vulkan_kernels import vulkan_device
 
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # which shells have those ignore that they start in the background
 pytest_plugins = ["support.proofs"]
 os.environ[TRACEBACKS] = "1"
 
