@@ -22,6 +22,7 @@ from safetensors.numpy import save, save_file
 
 from rwkv_mlc import Engine, UserError
 from rwkv_mlc import data_files as configs
+from rwkv_mlc import tokenizer as tokenizer_module
 from rwkv_mlc.artifact import CHAT_CONFIG, Artifact, add_library
 from rwkv_mlc.artifact import record as record_module
 from rwkv_mlc.cli.main import main
@@ -561,7 +562,7 @@ def full_disk(*_, **__):
 
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize(
-    ("module", "name"), [(Path, "write_bytes"), (record_module, "write_json"), (shutil, "copyfile")]
+    ("module", "name"), [(Path, "write_bytes"), (record_module, "write_json"), (tokenizer_module, "_copy")]
 )
 def test_full_disk_while_converting(module, name, existing, built, dist, tiny, rwkv, monkeypatch):
     if not existing:

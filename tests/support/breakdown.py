@@ -20,4 +20,4 @@ def check_parts(parts: dict) -> None:
     groups = {row["group"]: row["seconds"] for row in parts["groups"]}
     around = sum(groups.get(name, 0) for name in ("embedding", "head", "last_rows", "border_slots", "shape_func"))
     first_and_last_norm = parts["kernel_seconds"] - around - sum(sum(layer.values()) for layer in layers)
-    assert 0 < first_and_last_norm + 1e-9 <= groups[NORMS] + 2e-9
+    assert 0 < first_and_last_norm + 1e-9 <= groups[NORMS] + 2e-9, (first_and_last_norm, groups, layers)
