@@ -173,7 +173,8 @@ def few_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, tokens: i
     plan = Plan(matrices, columns, form, tokens)
     starts = block_starts(matrices, plan.block_rows)
     sets, tiles, pieces, sharing = plan.sets, plan.tiles, plan.pieces, plan.sharing
-    turns, slots = (2, pieces) if sets == 1 else (1, sets)  # x is loaded a step ahead, or a piece where it is used
+    depth, ahead = min(2, plan.steps), sets == 1  # weights are loaded a step ahead, x too or a piece where it is used
+    turns, slots = (depth, pieces) if ahead else (1, sets)
     lines = list(itertools.product(range(tiles), range(2)))  # rows of a thread: of every tile two, half a tile apart
 
     def everywhere(buffer, value, *extents: int) -> None:
@@ -186,8 +187,8 @@ def few_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, tokens: i
         warp, lane = T.bind(thread // WARP), T.bind(thread % WARP)
         part_of_row, line, place = T.bind(warp % plan.along), T.bind(lane // QUAD), T.bind(lane % QUAD)
         warp_row = T.bind(warp // plan.along * (LEFT * tiles) + line)
-        loaded = registers((2, len(lines), plan.words), "uint32")
-        scales = registers((2, len(lines), sharing, COLUMNS), form.scale_dtype) if plan.is_grouped else None
+        loaded = registers((depth, len(lines), plan.words), "uint32")
+        scales = registers((depth, len(lines), sharing, COLUMNS), form.scale_dtype) if plan.is_grouped else None
         held = registers((turns, slots, WORDS), "uint32")
         left = registers((2, 4), "uint32")
         right = registers((sets, 2, 2), "uint32")
@@ -252,15 +253,15 @@ def few_tokens(matrices: tuple[Matrix, ...], columns: int, form: Rows, tokens: i
                 if matrices[i].rows % plan.block_rows:
                     row = T.min(row, matrices[i].rows - 1)
                 load_weights(*rest.weights[i], row, turn, n, step)
-            if turns == 2:
+            if ahead:
                 for piece in range(pieces):
                     load_x(matrices[i].plane, turn, piece, 0, step, piece)
 
         def multiply_piece(plane: int, turn: int, step, piece: int) -> None:
             for group in range(sets):
-                if turns == 1:
+                if not ahead:
                     load_x(plane, 0, group, group, step, piece)
-                stored = [held[turn, piece, i] if turns == 2 else held[0, group, i] for i in range(WORDS)]
+                stored = [held[turn, piece, i] if ahead else held[0, group, i] for i in range(WORDS)]
                 for i, inputs in enumerate(inputs_of(form, stored)):
                     T.buffer_store(right, inputs, [group, i // 2, i % 2])
             for tile in range(tiles):
