@@ -75,31 +75,37 @@ def gemm_bytes(
                     start = T.bind(dot(start, splat(T.int32(0x80808080 - 2**32), LANES), signed))
                 T.buffer_store(panel_start, splat(T.int32(0), LANES) - start, [g, v, lanes])
 
-        def multiply(i, tokens, blocks, panel, panel_scale, panel_start):
-            """One tile of the output, before what follows the product: float32 [tile_rows][tile_vectors, 16]."""
-            acc, plane = [registers((tile_vectors, LANES)) for _ in range(tile_rows)], matrices[i].plane
+        def multiply(i, tokens, panel, panel_scale, panel_start, products):
+            """One tile of the output, before what follows: ``products`` [tile_rows, tile_vectors, 16]."""
+            acc, sums = ([registers((tile_vectors, LANES), dtype) for _ in range(tile_rows)] for dtype in ("float32", "int32"))
+            plane = matrices[i].plane
             for m, v in cells:
                 T.buffer_store(acc[m], constant(0.0, LANES), [v, lanes])
             with T.serial(0, groups) as g:
-                starts = [T.bind(panel_start[g, v, lanes]) for v in range(tile_vectors)]
-                sums = {(m, v): starts[v] for m, v in cells}
+                for m, v in cells:
+                    T.buffer_store(sums[m], panel_start[g, v, lanes], [v, lanes])
                 for place in reversed(range(places)):
                     if place < places - 1:
-                        sums = {cell: T.bind(T.shift_left(sums[cell], splat(T.int32(8), LANES))) for cell in cells}
-                    for quad in range(quads):
-                        at = g * quads + quad
-                        w = [T.bind(panel[at, v, lanes]) for v in range(tile_vectors)]
-                        for m, token in enumerate(tokens):
-                            digit = T.bind(splat(digits[plane, token, place, at], LANES))
-                            for v in range(tile_vectors):
-                                sums[m, v] = T.bind(dot(sums[m, v], digit, w[v]))
+                        for m, v in cells:
+                            T.buffer_store(sums[m], T.shift_left(sums[m][v, lanes], splat(T.int32(8), LANES)), [v, lanes])
+                    with T.serial(0, quads) as quad:
+                        at = T.bind(g * quads + quad)
+                        for m, v in cells:
+                            digit = splat(digits[plane, tokens[m], place, at], LANES)
+                            T.buffer_store(sums[m], dot(sums[m][v, lanes], digit, panel[at, v, lanes]), [v, lanes])
                 for m, v in cells:
                     scale = panel_scale[g, v, lanes] * splat(scales[plane, tokens[m], g], LANES)
-                    value = acc[m][v, lanes] + cast(sums[m, v], "float32", LANES) * scale
+                    value = acc[m][v, lanes] + cast(sums[m][v, lanes], "float32", LANES) * scale
                     T.buffer_store(acc[m], value, [v, lanes])
             for m, v in cells:
-                add_outliers(acc[m], (v, lanes), rest.weights[i], blocks[v], outliers, (plane, tokens[m]), lists)
-            return acc
+                T.buffer_store(products, acc[m][v, lanes], [m, v, lanes])
+
+        def finish(i, token, block, product):
+            """All that follows a product, 16 lanes of it: the share of the outliers first."""
+            total = registers((LANES,))
+            T.buffer_store(total, product, [lanes])
+            add_outliers(total, (lanes,), rest.weights[i], block, outliers, (matrices[i].plane, token), lists)
+            finish_block(rest, matrices, i, total[lanes], token, block)
 
         def panel_of_rows(i, index):
             last = -(-matrices[i].rows // LANES) - 1
@@ -111,9 +117,12 @@ def gemm_bytes(
                 expand(i, blocks[v], v, panel, panel_scale, panel_start)
             with T.serial(0, (rows + tile_rows - 1) // tile_rows) as tile:
                 tokens = [T.bind(T.min(tile * tile_rows + m, rows - 1)) for m in range(tile_rows)]
-                acc = multiply(i, tokens, blocks, panel, panel_scale, panel_start)
-                for m, v in cells:
-                    finish_block(rest, matrices, i, acc[m][v, lanes], tokens[m], blocks[v])
+                products = registers((tile_rows, tile_vectors, LANES))
+                multiply(i, tokens, panel, panel_scale, panel_start, products)
+                with T.serial(0, tile_rows) as m, T.serial(0, tile_vectors) as v:
+                    token = T.bind(T.min(tile * tile_rows + m, rows - 1))
+                    block = T.bind(T.min(index * tile_vectors + v, T.int64(last)))
+                    finish(i, token, block, products[m, v, lanes])
 
         with root_block():
             each_block(matrices, tile_vectors * LANES, panel_of_rows)
