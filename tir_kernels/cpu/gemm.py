@@ -88,8 +88,9 @@ def gemm(
             blocks = [T.bind(T.min(index * tile_vectors + v, T.int64(last))) for v in range(tile_vectors)]
             panel = T.alloc_buffer((depth, tile_vectors * LANES))
             with T.serial(0, chunks) as chunk:
-                for v in range(tile_vectors):
-                    expand(i, blocks[v], chunk * depth, v, panel)
+                with T.serial(0, tile_vectors) as v:
+                    block = T.bind(T.min(index * tile_vectors + v, T.int64(last)))
+                    expand(i, block, chunk * depth, v, panel)
                 multiply(i, blocks, chunk, panel)
             if matrices[i].activation or gated or residual:
                 with T.serial(0, T.min(T.int64(tile_vectors), last + 1 - index * tile_vectors)) as v:

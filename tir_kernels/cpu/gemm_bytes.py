@@ -57,7 +57,7 @@ def gemm_bytes(
         rest = operands(matrices, rows, columns, form, gated, residual)
         lanes = span(0, LANES)
 
-        def expand(i, block, v: int, panel, panel_scale, panel_start):
+        def expand(i, block, v, panel, panel_scale, panel_start):
             """The weights of one row block as signed bytes, their scales as float32 and what their sums begin with, into
             column ``v`` of the panel."""
             q_weight, q_scale = rest.weights[i]
@@ -77,7 +77,9 @@ def gemm_bytes(
 
         def multiply(i, tokens, panel, panel_scale, panel_start, products):
             """One tile of the output, before what follows: ``products`` [tile_rows, tile_vectors, 16]."""
-            acc, sums = ([registers((tile_vectors, LANES), dtype) for _ in range(tile_rows)] for dtype in ("float32", "int32"))
+            acc, sums = (
+                [registers((tile_vectors, LANES), dtype) for _ in range(tile_rows)] for dtype in ("float32", "int32")
+            )
             plane = matrices[i].plane
             for m, v in cells:
                 T.buffer_store(acc[m], constant(0.0, LANES), [v, lanes])
@@ -87,7 +89,9 @@ def gemm_bytes(
                 for place in reversed(range(places)):
                     if place < places - 1:
                         for m, v in cells:
-                            T.buffer_store(sums[m], T.shift_left(sums[m][v, lanes], splat(T.int32(8), LANES)), [v, lanes])
+                            T.buffer_store(
+                                sums[m], T.shift_left(sums[m][v, lanes], splat(T.int32(8), LANES)), [v, lanes]
+                            )
                     with T.serial(0, quads) as quad:
                         at = T.bind(g * quads + quad)
                         for m, v in cells:
@@ -109,20 +113,22 @@ def gemm_bytes(
 
         def panel_of_rows(i, index):
             last = -(-matrices[i].rows // LANES) - 1
-            blocks = [T.bind(T.min(index * tile_vectors + v, T.int64(last))) for v in range(tile_vectors)]
             panel = T.alloc_buffer((groups * quads, tile_vectors, LANES), "int32")
             panel_scale = T.alloc_buffer((groups, tile_vectors, LANES))
             panel_start = T.alloc_buffer((groups, tile_vectors, LANES), "int32")
-            for v in range(tile_vectors):
-                expand(i, blocks[v], v, panel, panel_scale, panel_start)
+
+            def block_of(v):
+                return T.bind(T.min(index * tile_vectors + v, T.int64(last)))
+
+            with T.serial(0, tile_vectors) as v:
+                expand(i, block_of(v), v, panel, panel_scale, panel_start)
             with T.serial(0, (rows + tile_rows - 1) // tile_rows) as tile:
                 tokens = [T.bind(T.min(tile * tile_rows + m, rows - 1)) for m in range(tile_rows)]
                 products = registers((tile_rows, tile_vectors, LANES))
                 multiply(i, tokens, panel, panel_scale, panel_start, products)
                 with T.serial(0, tile_rows) as m, T.serial(0, tile_vectors) as v:
                     token = T.bind(T.min(tile * tile_rows + m, rows - 1))
-                    block = T.bind(T.min(index * tile_vectors + v, T.int64(last)))
-                    finish(i, token, block, products[m, v, lanes])
+                    finish(i, token, block_of(v), products[m, v, lanes])
 
         with root_block():
             each_block(matrices, tile_vectors * LANES, panel_of_rows)
