@@ -81,8 +81,7 @@ def safetensors(place: Place, draw: random.Random) -> None:
 
 
 def rwkv_cpp(place: Place, draw: random.Random) -> None:
-    seed = draw.choice(["model.bin", "quantized.bin"])
-    model(place.write("x.bin", mutations.bytes_of(place.seed(seed), draw)))
+    model(place.write("x.bin", mutations.bytes_of(place.seed("model.bin"), draw)))
 
 
 def folder(place: Place, draw: random.Random) -> None:

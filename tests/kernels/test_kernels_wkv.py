@@ -1,4 +1,4 @@
-"""wkv of both generations against its twin in float64: CPU form, GPU form, and what a schedule may do to them."""
+"""wkv of all generations against its twin in float64: CPU form, GPU form, and what a schedule may do to them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,37 @@ from tvm.script import tirx as T
 from rwkv_mlc.compiler.kernel_source import kernels_as_source
 from support.kernel_build import HOST_TARGET, build, error
 from support.opencl_device import launch
-from support.wkv_scans import FORMS, SCANS, Scan, check_forms_agree, check_ragged, name
+from support.wkv_scans import CPU_SCANS, FACTORIES, FORMS, SCANS, Scan, check_forms_agree, check_ragged, name
 
 every_scan = pytest.mark.parametrize("scan", SCANS, ids=str)
-both_generations = pytest.mark.parametrize("scan", [Scan(4, 3, 8), Scan(5, 3, 8)], ids=str)
+every_cpu_scan = pytest.mark.parametrize("scan", CPU_SCANS, ids=str)
+every_generation = pytest.mark.parametrize(
+    "scan, device",
+    [(Scan(generation, 3, 8), device) for device in FACTORIES for generation in FACTORIES[device]],
+    ids=str,
+)
 every_form = pytest.mark.parametrize("phase, in_place", FORMS)
 
 
 @pytest.fixture(scope="module")
 def cpu(build_kernels):
-    kernels = {name(scan, *form): scan.kernel(form[0], "cpu", form[1]) for scan in SCANS for form in FORMS}
+    kernels = {name(scan, *form): scan.kernel(form[0], "cpu", form[1]) for scan in CPU_SCANS for form in FORMS}
     return build_kernels(kernels)
 
 
-@every_scan
+@every_cpu_scan
 @every_form
 def test_ragged_batch(cpu, scan, phase, in_place):
     check_ragged(cpu[name(scan, phase, in_place)], scan, phase, in_place)
 
 
-@every_scan
+@every_cpu_scan
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_both_forms_agree(cpu, scan, phase):
     check_forms_agree(cpu[name(scan, phase, False)], cpu[name(scan, phase, True)], scan, phase)
 
 
-@every_scan
+@every_cpu_scan
 def test_prefill_is_decoding_one_by_one(cpu, scan):
     rng = np.random.default_rng(1)
     tokens, constants, start = scan.tokens(rng, 13), scan.constants(rng), scan.fresh_states(1)
@@ -54,7 +59,7 @@ def test_prefill_is_decoding_one_by_one(cpu, scan):
         assert error(state, expected) < 1e-6
 
 
-@every_scan
+@every_cpu_scan
 def test_prefill_in_two_calls(cpu, scan):
     rng = np.random.default_rng(2)
     tokens, constants, start = scan.tokens(rng, 11), scan.constants(rng), scan.states(rng, 1)
@@ -67,7 +72,7 @@ def test_prefill_in_two_calls(cpu, scan):
         assert np.array_equal(state, expected)
 
 
-@every_scan
+@every_cpu_scan
 def test_long_sequence(cpu, scan):
     rng = np.random.default_rng(3)
     tokens, constants, start = scan.tokens(rng, 300), scan.constants(rng), scan.fresh_states(1)
@@ -136,12 +141,10 @@ def schedule_time(function: tirx.PrimFunc, primitive: str) -> tirx.PrimFunc:
     return schedule.mod["main"]
 
 
-every_device = pytest.mark.parametrize("device", ["cpu", "gpu"])
 every_primitive = pytest.mark.parametrize("primitive", ["parallel", "vectorize", "bind"])
 
 
-@both_generations
-@every_device
+@every_generation
 @every_form
 def test_time_is_a_reduction(scan, device, phase, in_place):
     function = scan.kernel(phase, device, in_place)
@@ -150,19 +153,19 @@ def test_time_is_a_reduction(scan, device, phase, in_place):
     assert blocks
     for block in blocks:
         declared = "".join(axes[variable.iter_type] for variable in block.block.iter_vars)
-        assert declared == ("SRS" if scan.generation == 4 else "SRSSR")
+        assert declared == scan.axes
         assert time_loop(function, block).kind == tirx.ForKind.SERIAL
 
 
-@both_generations
-@every_device
+@every_generation
 @every_primitive
 def test_schedules_over_time_are_refused(scan, device, primitive):
     """And t's declaration is what refuses: alone it suffices, and without any reduction nothing is refused."""
     function = scan.kernel("prefill", device)
     with pytest.raises(ScheduleError):
         schedule_time(function, primitive)
-    time_alone, spatial = ("SRS", "SSS") if scan.generation == 4 else ("SRSSS", "SSSSS")
+    spatial = "S" * len(scan.axes)
+    time_alone = f"SR{spatial[2:]}"
     with pytest.raises(ScheduleError):
         schedule_time(declare(function, time_alone), primitive)
     assert schedule_time(declare(function, spatial), primitive)

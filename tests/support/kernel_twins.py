@@ -31,6 +31,37 @@ def wkv5(r, k, v, w, u, state):
     return out.reshape(len(out), -1), (state,)
 
 
+def wkv6(r, k, v, w, u, state):
+    """r, k, v, w [T, H * N]; u [H, N]; state [H, N, N]. Returns out [T, H * N] and (the state after the last row,)."""
+    r, k, v, w = (x.reshape(-1, *u.shape) for x in (r, k, v, w))
+    out = np.empty_like(v)
+    for t in range(len(k)):
+        for h in range(len(u)):
+            kv = np.outer(k[t, h], v[t, h])
+            out[t, h] = r[t, h] @ (state[h] + u[h, :, None] * kv)
+            state = state.copy()
+            state[h] = w[t, h, :, None] * state[h] + kv
+    return out.reshape(len(out), -1), (state,)
+
+
+def wkv7(r, w, k, v, a, v_first, nu, k_k, k_a, r_k, state):
+    """r to nu [T, H * N]; k_k, k_a, r_k [H, N]; state [H, N, N], value before key. Returns (out, bonus), [T, H * N] each, and
+    (the state after the last row,)."""
+    r, w, k, v, a, v_first, nu = (x.reshape(-1, *k_k.shape) for x in (r, w, k, v, a, v_first, nu))
+    out, bonus, state = np.empty_like(v), np.empty_like(v), state.copy()
+    for t in range(len(k)):
+        for h in range(len(k_k)):
+            removal = k[t, h] * k_k[h]
+            removal = removal / max(np.linalg.norm(removal), 1e-12)
+            key = k[t, h] * (1 + (a[t, h] - 1) * k_a[h])
+            value = v[t, h] + (v_first[t, h] - v[t, h]) * nu[t, h]
+            transition = np.diag(w[t, h]) - np.outer(removal, removal * a[t, h])
+            state[h] = state[h] @ transition + np.outer(value, key)
+            out[t, h] = state[h] @ r[t, h]
+            bonus[t, h] = r[t, h] @ (key * r_k[h]) * value
+    return (out.reshape(len(out), -1), bonus.reshape(len(out), -1)), (state,)
+
+
 def layer_norm(x, weight, bias, epsilon):
     """Over the last axis."""
     centered = x - x.mean(-1, keepdims=True)

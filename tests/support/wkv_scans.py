@@ -1,4 +1,4 @@
-"""wkv of both generations at several sizes, and how a kernel is held to its twin."""
+"""wkv of all generations at several sizes, and how a kernel is held to its twin."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from support import kernel_twins as twins
 from support.kernel_build import call, error
 from tir_kernels.cpu.wkv4 import wkv4
 from tir_kernels.cpu.wkv5 import wkv5
+from tir_kernels.cpu.wkv6 import wkv6
+from tir_kernels.cpu.wkv7 import wkv7
 from tir_kernels.gpu.wkv4 import wkv4 as wkv4_on_gpu
 from tir_kernels.gpu.wkv5 import wkv5 as wkv5_on_gpu
 
-FACTORIES = {"cpu": (wkv4, wkv5), "gpu": (wkv4_on_gpu, wkv5_on_gpu)}
+FACTORIES = {
+    "cpu": {4: wkv4, 5: wkv5, 6: wkv6, 7: wkv7},
+    "gpu": {4: wkv4_on_gpu, 5: wkv5_on_gpu},
+}
 
 
 @dataclass(frozen=True)
@@ -32,24 +37,37 @@ class Scan:
     def channels(self) -> int:
         return self.heads * self.size
 
+    @property
+    def axes(self) -> str:
+        """The kinds of the axes (b, t, h, i, k) of the kernels' blocks, as far as they have them: T is a reduction."""
+        return {4: "SRS", 7: "SRSS"}.get(self.generation, "SRSSR")
+
     def kernel(self, phase="prefill", device="cpu", in_place=False) -> tirx.PrimFunc:
-        of_4, of_5 = FACTORIES[device]
-        if self.generation == 4:
-            return of_4(self.channels, phase, in_place)
-        return of_5(self.heads, self.size, phase, in_place)
+        sizes = (self.channels,) if self.generation == 4 else (self.heads, self.size)
+        return FACTORIES[device][self.generation](*sizes, phase, in_place)
 
     def tokens(self, rng, rows: int) -> list[np.ndarray]:
-        """r, k, v [T, C]."""
+        """r, k, v, and w in generation 6; r, w, k, v, a, v_first, nu in generation 7; [T, C] each."""
         r, k, v = rng.normal([[[0.2]], [[-0.3]], [[0.4]]], 1.0, (3, rows, self.channels)).astype(np.float32)
-        return [twins.sigmoid(r) if self.generation == 4 else r, k, v]
+        if self.generation in (4, 5):
+            return [twins.sigmoid(r) if self.generation == 4 else r, k, v]
+        w = rng.uniform(0.55, 0.999, r.shape).astype(np.float32)
+        if self.generation == 6:
+            return [r, k, v, w]
+        first, (a, nu) = rng.normal(size=r.shape), rng.uniform(0.05, 0.95, (2, *r.shape))
+        return [r, w, k, v, *(x.astype(np.float32) for x in (a, first, nu))]
 
     def constants(self, rng) -> list[np.ndarray]:
-        """w, u."""
+        """w, u; u in generation 6; k_k, k_a, r_k in generation 7."""
+        heads = (self.heads, self.size)
         if self.generation == 4:
-            w, u = -np.exp(rng.uniform(-5, 1, self.channels)), rng.normal(0.5, 1, self.channels)
+            given = [-np.exp(rng.uniform(-5, 1, self.channels)), rng.normal(0.5, 1, self.channels)]
+        elif self.generation == 7:
+            given = [rng.uniform(0.5, 1.2, heads), rng.uniform(0.2, 1.2, heads), rng.normal(0.1, 0.3, heads)]
         else:
-            w, u = rng.uniform(0.3, 0.999, (self.heads, self.size)), rng.normal(0.5, 1, (self.heads, self.size))
-        return [w.astype(np.float32), u.astype(np.float32)]
+            decay = [rng.uniform(0.3, 0.999, heads)] if self.generation == 5 else []
+            given = [*decay, rng.normal(0.5, 1, heads)]
+        return [x.astype(np.float32) for x in given]
 
     def states(self, rng, count: int) -> list[np.ndarray]:
         if self.generation == 4:
@@ -65,35 +83,40 @@ class Scan:
         return [np.zeros((count, self.heads, self.size, self.size), np.float32)]
 
     def expected(self, tokens, constants, states, lengths) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The twin in float64, sequence by sequence: out [T, C] and each state [B, ...]."""
+        """The twin in float64, sequence by sequence: outputs [T, C], two side by side in generation 7, and each state
+        [B, ...]."""
         tokens, constants, states = ([x.astype(np.float64) for x in group] for group in (tokens, constants, states))
-        twin = twins.wkv4 if self.generation == 4 else twins.wkv5
+        twin = {4: twins.wkv4, 5: twins.wkv5, 6: twins.wkv6, 7: twins.wkv7}[self.generation]
         ends = np.cumsum(lengths)
         results = [
             twin(*(x[end - length : end] for x in tokens), *constants, *(state[b] for state in states))
             for b, (length, end) in enumerate(zip(lengths, ends))
         ]
         outs, after = zip(*results)
+        if self.generation == 7:
+            outs = [np.concatenate(pair, 1) for pair in outs]
         return np.concatenate(outs), [np.stack(state) for state in zip(*after)]
 
     def run(self, function, tokens, constants, states, ends=None, slots=None) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Call a kernel, in place if there are slots: out [T, C] and the states."""
+        """Call a kernel, in place if there are slots: outputs as ``expected`` and the states."""
         inputs = [x[None] for x in tokens] + constants
         integers = [np.array(x, np.int32) for x in (ends, slots) if x is not None]
-        out, outputs = np.full_like(inputs[0], np.nan), [np.full_like(state, np.nan) for state in states]
+        outs = [np.full_like(inputs[0], np.nan) for _ in range(2 if self.generation == 7 else 1)]
+        outputs = [np.full_like(state, np.nan) for state in states]
         if slots is not None:
             outputs = []
-            written = [-1, *range(len(inputs), len(inputs) + len(states))]
+            written = [*range(-len(outs), 0), *range(len(inputs), len(inputs) + len(states))]
         else:
-            written = range(-1 - len(states), 0)
-        out, *after = call(function, *inputs, *states, *integers, out, *outputs, written=written)
-        return out[0], after
+            written = range(-len(outs) - len(states), 0)
+        results = call(function, *inputs, *states, *integers, *outs, *outputs, written=written)
+        return np.concatenate([out[0] for out in results[: len(outs)]], 1), results[len(outs) :]
 
 
 SCANS = [
     *(Scan(4, 6, 16), Scan(4, 1, 24), Scan(4, 1, 50)),
     *(Scan(5, 2, 64), Scan(5, 3, 8), Scan(5, 3, 12), Scan(5, 2, 5), Scan(5, 1, 64)),
 ]
+CPU_SCANS = [*SCANS, Scan(6, 2, 64), Scan(6, 3, 12), Scan(6, 2, 5), Scan(7, 2, 64), Scan(7, 3, 12), Scan(7, 2, 5)]
 FORMS = [(phase, in_place) for phase in ("prefill", "decode") for in_place in (False, True)]
 LENGTHS = [5, 1, 17, 2]
 SLOTS, POOL = [4, 0, 6, 2], 7

@@ -29,7 +29,7 @@ def wkv4(
     @prim_func(own=("reads", "writes"))
     def kernel():
         states = {f"state_{name}": (channels,) for name in "abp"}
-        batch, (r, k, v), (w, u), state, ends, slots, out, out_state = recurrence_args(
+        batch, (r, k, v), (w, u), state, ends, slots, (out,), out_state = recurrence_args(
             channels, "rkv", dict.fromkeys("wu", (channels,)), states, phase, in_place, dtype
         )
 

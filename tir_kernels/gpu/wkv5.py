@@ -37,7 +37,7 @@ def wkv5(
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        batch, (r, k, v), (w, u), (state,), ends, slots, out, (out_state,) = recurrence_args(
+        batch, (r, k, v), (w, u), (state,), ends, slots, (out,), (out_state,) = recurrence_args(
             heads * size, "rkv", dict.fromkeys("wu", (heads, size)), {"state": (heads, size, size)}, phase, in_place
         )
 

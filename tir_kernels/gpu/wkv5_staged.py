@@ -38,7 +38,7 @@ def wkv5_staged(num_heads: int, head_size: int, parts: int, in_place: bool = Fal
 
     @prim_func
     def kernel():
-        batch, (r, k, v), (w, u), (state,), ends, slots, out, (out_state,) = recurrence_args(
+        batch, (r, k, v), (w, u), (state,), ends, slots, (out,), (out_state,) = recurrence_args(
             heads * size, "rkv", dict.fromkeys("wu", (heads, size)), {"state": (heads, size, size)}, "prefill", in_place
         )
 

@@ -23,7 +23,7 @@ def _arguments(heads: int, size: int, phase: str, in_place: bool):
 
 def _column(args: RecurrenceArgs, b, head, i, size: int, acc) -> None:
     """Scan column i of a head."""
-    _, (r, k, v, h), (w, u), (state,), ends, slots, out, (updated,) = args
+    _, (r, k, v, h), (w, u), (state,), ends, slots, (out,), (updated,) = args
     slot, first, length = sequence(b, slots, ends)
     if updated is not state:
         with T.serial(0, size) as key:
