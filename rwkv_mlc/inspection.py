@@ -21,9 +21,11 @@ from .schema import LibraryMetadata
 from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
+from .weights.ggml import FORMATS
 from .weights.parameters import map_parameters, read_parameter
 
-ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+BLOCKS = {"float64": (1, 8)} | {form.name: (form.block, form.block_bytes) for form in FORMATS.values()}
+"""Elements and bytes of a block, by ``LazyTensor.dtype``."""
 
 Progress = Callable[[int, int], None]
 
@@ -33,7 +35,8 @@ def checkpoint_summary(checkpoint: Checkpoint, options: ModelOptions = ModelOpti
     config, parameters, tensors = resolve(checkpoint, options)
     sources = {p.source: tensors[p.source] for p in parameters}
     sizes = {p: math.prod(sources[p.source].shape) for p in parameters}
-    nbytes = {p: sizes[p] * ITEM_BYTES[sources[p.source].dtype] for p in parameters}
+    blocks = {p: BLOCKS[sources[p.source].dtype] for p in parameters}
+    nbytes = {p: sizes[p] * blocks[p][1] // blocks[p][0] for p in parameters}
     return {
         "kind": "checkpoint",
         "name": checkpoint.name,

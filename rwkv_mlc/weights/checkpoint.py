@@ -16,8 +16,9 @@ from ..special_tokens import SpecialTokens
 class LazyTensor:
     """A tensor that is still in its file.
 
-    ``dtype`` is the stored one (``float64``, ``float32``, ``float16`` or ``bfloat16``); ``read()`` returns a new
-    C-contiguous float32 array of ``shape``, or float64 where that is stored or the reader had to compute the value.
+    ``dtype`` is the stored one (``float64``, ``float32``, ``float16``, ``bfloat16`` or a quantized one of ``ggml.FORMATS``);
+    ``read()`` returns a new C-contiguous float32 array of ``shape``, or float64 where that is stored or the reader had to
+    compute the value.
     """
 
     shape: tuple[int, ...]

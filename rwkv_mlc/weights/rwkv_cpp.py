@@ -1,4 +1,4 @@
-"""rwkv.cpp's model files in FP32 and FP16.
+"""rwkv.cpp's model files, quantized or not.
 
 The format is that of its ``docs/FILE_FORMAT.md``, the values those that ``python/convert_pytorch_to_ggml.py`` writes.
 """
@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
+from ..escaping import shortened
 from ..models import GENERATIONS
 from .checkpoint import LazyTensor
+from .ggml import FORMATS, Format
 
 MAGIC = struct.pack("<I", 0x67676D66)
 VERSIONS = (100, 101)
-STORED_TYPES: dict[int, tuple[str, np.dtype]] = {0: ("float32", np.dtype("<f4")), 1: ("float16", np.dtype("<f2"))}
-QUANTIZED_TYPES = "Q4_0 Q4_1 Q4_1_O Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K".split()
+STORED_TYPES = dict(enumerate("F32 F16 Q4_0 Q4_1 Q4_1_O Q4_2 Q4_3 Q5_0 Q5_1 Q8_0".split()))
+"""ggml's names by rwkv.cpp's numbers; ``FORMATS`` has no more of those that ggml gave up in 2023."""
+
+FLOATS = ("F32", "F16")
+ADVICE = "start from its FP32 or FP16 file, or from the .pth"
 
 # What stands for 0, 1 and infinity, whose logarithms are not finite; in float32 they are 0, 1 and its largest number.
 NEXT_TO_ZERO, NEXT_TO_ONE, LARGEST = 2.0**-151, 1.0 - 2.0**-26, float(np.finfo(np.float32).max)
@@ -29,9 +33,9 @@ def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
     """The tensors of an rwkv.cpp file under BlinkDL's names, with BlinkDL's shapes and values.
 
     rwkv.cpp stores the decay after its exponentials, the 5.0 bonus after its exponential and both with trailing axes of
-    length 1; the inverses are computed in float64. Raises UserError for a damaged or quantized file."""
+    length 1; the inverses are computed in float64. Raises UserError for a damaged file, and for formats that ggml gave up."""
     size = path.stat().st_size
-    stored: dict[str, tuple[int, tuple[int, ...], int]] = {}
+    stored: dict[str, tuple[int, tuple[int, ...], Format]] = {}
     try:
         with open(path, "rb") as file:
 
@@ -40,17 +44,21 @@ def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
 
             _, version, _, hidden_size, _, data_type = integers(6)
             _check(version in VERSIONS, f"has format version {version}, expected 100 or 101")
-            _check_type(data_type)
+            _format(data_type, version)
             while file.tell() < size:
                 dimensions, name_length, data_type = integers(3)
                 _check(0 < dimensions <= 4 and 0 < name_length < 256, "is damaged")
                 shape = integers(dimensions)[::-1]
                 name = file.read(name_length).decode()
-                _check_type(data_type)
-                offset = file.tell()
-                end = offset + prod(shape) * STORED_TYPES[data_type][1].itemsize
-                _check(min(shape) > 0 and end <= size, f"is truncated or damaged at {name}")
-                stored[name] = (offset, shape, data_type)
+                elements, offset = _format(data_type, version), file.tell()
+                _check(min(shape) > 0, f"is damaged at {shortened(name)}")
+                _check(
+                    shape[-1] % elements.block == 0,
+                    f"holds {shortened(name)} in {elements.name}, whose rows of {shape[-1]} are no blocks of {elements.block}",
+                )
+                end = offset + elements.nbytes(shape)
+                _check(end <= size, f"is truncated or damaged at {shortened(name)}")
+                stored[name] = (offset, shape, elements)
                 file.seek(end)
     except (struct.error, UnicodeDecodeError):
         raise UserError(f"{path} is truncated or damaged; convert or download it again.") from None
@@ -60,7 +68,8 @@ def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
     shapes = {name: shape for name, (_, shape, _) in stored.items()}
     described = _blinkdl_tensors(shapes, hidden_size)
     return {
-        name: _lazy_tensor(path, offset, data_type, *described[name]) for name, (offset, _, data_type) in stored.items()
+        name: _lazy_tensor(path, offset, shape, elements, *described[name])
+        for name, (offset, shape, elements) in stored.items()
     }
 
 
@@ -81,22 +90,25 @@ def _check(condition: bool, problem: str) -> None:
         raise UserError(f"{problem}; convert or download it again")
 
 
-def _check_type(data_type: int) -> None:
-    if data_type in STORED_TYPES:
-        return
-    index = data_type - len(STORED_TYPES)
-    _check(0 <= index < len(QUANTIZED_TYPES), f"has the unknown data type {data_type}")
-    raise UserError(f"is quantized ({QUANTIZED_TYPES[index]}); start from its FP32 or FP16 file, or from the .pth")
+def _format(data_type: int, version: int) -> Format:
+    """Raises UserError for an unknown one, and for what rwkv.cpp itself does not read any more."""
+    _check(data_type in STORED_TYPES, f"has the unknown data type {data_type}")
+    name = STORED_TYPES[data_type]
+    if name not in FORMATS:
+        raise UserError(f"is quantized in {name}, which ggml gave up in 2023; {ADVICE}")
+    if name not in FLOATS and version == VERSIONS[0]:
+        raise UserError(f"is quantized in {name} of before May 2023, which is another format; {ADVICE}")
+    return FORMATS[name]
 
 
-def _lazy_tensor(path: Path, offset: int, data_type: int, shape: tuple[int, ...], done: str | None) -> LazyTensor:
-    dtype, numpy_type = STORED_TYPES[data_type]
-
+def _lazy_tensor(
+    path: Path, offset: int, stored: tuple[int, ...], elements: Format, shape: tuple[int, ...], done: str | None
+) -> LazyTensor:
     def read() -> np.ndarray:
-        array = np.memmap(path, numpy_type, "r", offset, shape)
-        return np.array(array, np.float32) if done is None else INVERSES[done](array.astype(np.float64))
+        array = elements.read(path, offset, stored)
+        return array.reshape(shape) if done is None else INVERSES[done](array.reshape(shape).astype(np.float64))
 
-    return LazyTensor(shape, dtype, read)
+    return LazyTensor(shape, elements.name, read)
 
 
 # A value out of range gives NaN, which the conversion refuses by the tensor's name.

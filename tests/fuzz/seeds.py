@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import shutil
-import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from rwkv_mlc.engine.sampler import Counts
 from rwkv_mlc.engine.state_file import SavedState, save_state
 from rwkv_mlc.verification.library import BLOB, Library, _content, _defined
 from rwkv_mlc.weights import open_checkpoint
+from support.rwkv_cpp import write_rwkv_cpp
 from support.synthetic import synthetic_checkpoint
 
 SHAPE = {"hidden_size": 32, "layers": 2, "head_size": 16, "vocab_size": 40}
@@ -91,15 +91,6 @@ def pth(data: bytes, tensors: dict[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def rwkv_cpp(tensors: dict[str, np.ndarray]) -> bytes:
-    parts = [struct.pack("<6i", 0x67676D66, 101, SHAPE["vocab_size"], SHAPE["hidden_size"], SHAPE["layers"], 0)]
-    for name, array in tensors.items():
-        dimensions = array.shape[::-1]
-        parts.append(struct.pack(f"<3i{len(dimensions)}i", len(dimensions), len(name), 0, *dimensions))
-        parts += [name.encode(), array.tobytes()]
-    return b"".join(parts)
-
-
 def tokenizer_json() -> bytes:
     """A byte-level BPE of single bytes and one pair."""
     import tokenizers
@@ -132,7 +123,8 @@ def write(folder: Path, artifact: Path) -> None:
     (folder / "model.pkl").write_bytes(pickled(tensors))
     (folder / "model.pth").write_bytes(pth((folder / "model.pkl").read_bytes(), tensors))
     save_file(tensors, folder / "model.safetensors")
-    (folder / "model.bin").write_bytes(rwkv_cpp(tensors))
+    write_rwkv_cpp(folder / "model.bin", tensors)
+    write_rwkv_cpp(folder / "quantized.bin", tensors, "Q5_1")
     (folder / "config.json").write_text('{"model_type": "rwkv5", "context_length": 64, "head_size_divisor": 8}')
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 5], "bos_token_id": 0, "pad_token_id": 0}')
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>", "special": true}}')

@@ -81,7 +81,8 @@ def safetensors(place: Place, draw: random.Random) -> None:
 
 
 def rwkv_cpp(place: Place, draw: random.Random) -> None:
-    model(place.write("x.bin", mutations.bytes_of(place.seed("model.bin"), draw)))
+    seed = draw.choice(["model.bin", "quantized.bin"])
+    model(place.write("x.bin", mutations.bytes_of(place.seed(seed), draw)))
 
 
 def folder(place: Place, draw: random.Random) -> None:

@@ -23,7 +23,7 @@ from rwkv_mlc.weights.parameters import map_parameters
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 from support.build_inputs import huggingface_name, write_index
 from support.hub_server import serve_hub
-from support.paths import GOLDEN
+from support.rwkv_cpp import write_rwkv_cpp
 from support.synthetic import synthetic_checkpoint
 
 
@@ -135,121 +135,6 @@ def test_safetensors_come_before_bin(tmp_path):
     folder = write_folder(tmp_path / "hf", synthetic_checkpoint("4"))
     (folder / "pytorch_model.bin").write_bytes(b"not read")
     assert open_checkpoint(str(folder)).files == [folder / "model.safetensors"]
-
-
-# rwkv.cpp
-
-
-def write_rwkv_cpp(path: Path, weights: dict[str, np.ndarray], half: bool = False, data_type: int = 0) -> Path:
-    """What rwkv.cpp's converter makes of BlinkDL's tensors, with its axes of length 1 and its exponentials."""
-    heads, gated = "blocks.0.att.ln_x.weight" in weights, "blocks.0.att.gate.weight" in weights
-    vocab_size, hidden_size = weights["emb.weight"].shape
-    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    with open(path, "wb") as file:
-        file.write(struct.pack("<6i", 0x67676D66, 101, vocab_size, hidden_size, layers, data_type or int(half)))
-        for name, array in weights.items():
-            if ".time_" in name:
-                array = array.squeeze()
-            if name.endswith("time_decay") and not heads:
-                array = -np.exp(array)
-            elif name.endswith("time_decay"):
-                array = np.exp(-np.exp(array))
-                array = array[..., None] if gated else array.reshape(-1, 1, 1)
-            elif name.endswith("time_first") and heads:
-                array = np.exp(array).reshape(-1, 1, 1)
-            elif name.endswith("time_faaaa"):
-                array = array[..., None]
-            is_half = half and array.ndim > 1 and ".time_" not in name
-            key = name.encode()
-            file.write(struct.pack("<3i", array.ndim, len(key), data_type or int(is_half)))
-            file.write(struct.pack(f"<{array.ndim}i", *array.shape[::-1]) + key)
-            file.write(array.astype(np.float16 if is_half else np.float32).tobytes())
-    return path
-
-
-@pytest.mark.parametrize("generation", GENERATIONS)
-@pytest.mark.parametrize("head_size", [32, 128], ids=["4 heads", "1 head"])
-def test_rwkv_cpp(tmp_path, generation, head_size):
-    weights = synthetic_checkpoint(generation, head_size=head_size)
-    path = write_rwkv_cpp(tmp_path / "rwkv-cpp.bin", weights)
-    checkpoint = open_checkpoint(str(path))
-    assert (checkpoint.name, checkpoint.format, checkpoint.head_size_divisor) == ("rwkv-cpp", "rwkv.cpp", None)
-    # rwkv.cpp squeezes the mixes, and its float32 decays do not keep every digit of the smallest.
-    expected = {name: array.squeeze() if "time_mix" in name else array for name, array in weights.items()}
-    assert_equal(checkpoint, expected, rtol=2e-5, atol=2e-5)
-    config, _, _ = resolve(checkpoint)
-    assert config.generation == generation
-
-
-@pytest.mark.parametrize("generation", ["4", "5.2"])
-def test_rwkv_cpp_half(tmp_path, generation):
-    weights = synthetic_checkpoint(generation)
-    checkpoint = open_checkpoint(str(write_rwkv_cpp(tmp_path / "model", weights, half=True)))
-    for name, array in weights.items():
-        stored = array.astype(np.float16) if array.ndim == 2 and ".time_" not in name else array
-        assert checkpoint.tensors[name].dtype == stored.dtype
-        np.testing.assert_allclose(
-            checkpoint.tensors[name].read().reshape(array.shape), stored.astype(np.float32), rtol=2e-5, atol=2e-5
-        )
-
-
-@pytest.mark.parametrize("generation", ["4", "5.2"])
-def test_rwkv_cpp_decay_stays_finite(tmp_path, generation):
-    """Decays whose exponentials are 0 or 1 in float32 give a finite w that has the same exponentials again."""
-    weights = synthetic_checkpoint(generation)
-    decay = weights["blocks.1.att.time_decay"]
-    decay.flat[:6] = [-200.0, -40.0, -18.0, 4.7, 20.0, 88.0] if generation == "4" else [-200, -40, -18, 4.5, 4.7, 60.0]
-    checkpoint = open_checkpoint(str(write_rwkv_cpp(tmp_path / "model.bin", weights)))
-    _, parameters, tensors = resolve(checkpoint)
-    parameter = next(p for p in parameters if p.source == "blocks.1.att.time_decay")
-    found = tensors[parameter.source].read()
-    assert np.isfinite(found).all() and np.isfinite(found.astype(np.float32)).all()
-    expected = -np.exp(decay.astype(np.float64)) if generation == "4" else np.exp(-np.exp(decay.astype(np.float64)))
-    np.testing.assert_allclose(parameter.convert(found), expected.astype(np.float32), rtol=1e-6, atol=1e-44)
-
-
-def test_rwkv_cpp_impossible_decay_is_not_hidden(tmp_path):
-    path = write_rwkv_cpp(tmp_path / "model.bin", synthetic_checkpoint("5.2"))
-    data = bytearray(path.read_bytes())
-    name = b"blocks.1.att.time_decay"
-    start = data.index(name) + len(name)
-    data[start : start + 8] = struct.pack("<2f", -0.5, 1.5)
-    path.write_bytes(data)
-    assert np.isnan(open_checkpoint(str(path)).tensors[name.decode()].read().flat[:2]).all()
-
-
-def test_rwkv_cpp_quantized(tmp_path):
-    path = write_rwkv_cpp(tmp_path / "q4.bin", synthetic_checkpoint("4"), data_type=2)
-    with pytest.raises(UserError, match=r"quantized \(Q4_0\); start from its FP32 or FP16 file"):
-        open_checkpoint(str(path))
-
-
-def test_rwkv_cpp_truncated(tmp_path):
-    data = write_rwkv_cpp(tmp_path / "model.bin", synthetic_checkpoint("5.2", layers=1, hidden_size=64)).read_bytes()
-    whole = len(open_checkpoint(str(tmp_path / "model.bin")).tensors)
-    for size in range(4, len(data), 1499):
-        (tmp_path / "cut.bin").write_bytes(data[:size])
-        try:
-            found = len(open_checkpoint(str(tmp_path / "cut.bin")).tensors)
-        except UserError as error:
-            assert "truncated" in str(error)
-        else:
-            assert found < whole  # cut between two tensors: the missing ones are listed when the model is checked
-
-
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the models of rwkv.cpp's own tests in ../shared/golden")
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("tiny-rwkv-4v0-660K-FP32.bin", RWKVConfig("4", 256, 128, 4, 256)),
-        ("tiny-rwkv-4v0-660K-FP16.bin", RWKVConfig("4", 256, 128, 4, 256)),
-        ("tiny-rwkv-5v2-730K-FP32.bin", RWKVConfig("5.2", 256, 64, 12, 256, head_size=8)),
-    ],
-)
-def test_rwkv_cpp_own_models(file, expected):
-    config, _, tensors = resolve(open_checkpoint(str(GOLDEN / file)))
-    assert config == expected
-    assert all(np.isfinite(tensor.read()).all() for tensor in tensors.values())
 
 
 # The hub
