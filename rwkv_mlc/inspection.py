@@ -22,6 +22,7 @@ from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
 from .weights.checkpoint import Checkpoint
 from .weights.ggml import FORMATS
+from .weights.lora import merged
 from .weights.parameters import map_parameters, read_parameter
 
 BLOCKS = {"float64": (1, 8)} | {form.name: (form.block, form.block_bytes) for form in FORMATS.values()}
@@ -68,6 +69,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         **_sizes(parameters, sizes, nbytes),
         "bits_per_weight": 8 * sum(nbytes.values()) / sum(sizes.values()),
         "source": {"source": record.source, "format": record.source_format, "sha256": record.source_sha256},
+        "lora": record.lora.to_dict() if record.lora else None,
         "time": record.time,
         "versions": record.versions,
         "libraries": [_library(artifact, target, library) for target, library in record.libraries.items()],
@@ -85,6 +87,8 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
             f"The errors are measured against {record.source}, which is not here; name the checkpoint: --errors PATH."
         )
     checkpoint = open_checkpoint(source or record.source)
+    if record.lora:
+        checkpoint = merged(checkpoint, Path(record.lora.file), record.lora.alpha)
     if source is None and checkpoint.sha256() != record.source_sha256:
         raise UserError(f"{record.source} has changed since {artifact.path} was built; build it again.")
     config, parameters, tensors = resolve(checkpoint, _options_of(artifact))

@@ -488,6 +488,15 @@ class LibraryRecord(Schema):
         return self.target.get("host", self.target).get("mtriple")
 
 
+class LoraRecord(Schema):
+    """A LoRA that was merged into the parameters."""
+
+    file: str
+    """The LoRA as the user named it."""
+    alpha: Annotated[float, Field(gt=0)]
+    """What its products were scaled by, before they were divided by their rank."""
+
+
 class BuildRecord(Schema):
     """What an artifact was built from, and its libraries."""
 
@@ -496,7 +505,8 @@ class BuildRecord(Schema):
     source: str
     """The checkpoint as the user named it."""
     source_sha256: str
-    """The SHA-256 of the checkpoint's bytes, hexadecimal; a saved state bears it too."""
+    """The SHA-256 of the checkpoint's bytes, hexadecimal, with those of ``lora`` and its alpha after them; a saved state bears
+    it too."""
     source_format: str
     """The format of the checkpoint."""
     generation: str
@@ -511,6 +521,8 @@ class BuildRecord(Schema):
     """When they were converted, UTC in ISO 8601."""
     rescale_every: Count = 0
     """As in RWKVConfig."""
+    lora: LoraRecord | None = None
+    """The LoRA in the parameters, null for none."""
     libraries: dict[str, LibraryRecord] = Field({})
     """The libraries, by the targets' names."""
 

@@ -38,6 +38,7 @@ class BuildRecord(schema.BuildRecord):
             versions=package_versions(),
             time=_now(),
             rescale_every=config.rescale_every,
+            lora=schema.LoraRecord(file=str(lora.file), alpha=lora.alpha) if (lora := checkpoint.lora) else None,
         )
 
     def params_match(self, sha256: str, config: RWKVConfig, scheme: Scheme) -> bool:

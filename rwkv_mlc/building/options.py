@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -26,8 +27,9 @@ class BuildOptions:
     text; that takes the model's size in float32 of memory.
 
     Of the checkpoint: ``tokenizer`` is a vocabulary file or folder, where there is none beside the checkpoint; ``template``
-    one of ``configs/templates``, where not the model's usual one; ``revision`` a branch, tag or commit of a hub repository;
-    ``random_seed`` draws weights for a preset of ``configs/models``.
+    one of ``configs/templates``, where not the model's usual one; ``lora`` is a file or PEFT's folder to merge into the
+    weights, ``lora_alpha`` what it was trained with, where it does not say that itself; ``revision`` a branch, tag or commit of
+    a hub repository; ``random_seed`` draws weights for a preset of ``configs/models``.
 
     Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``prefill_activations`` are those of the products
     that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for object files to link into
@@ -43,6 +45,8 @@ class BuildOptions:
     auto_precision: bool = False
     tokenizer: str | Path | None = None
     template: str | None = None
+    lora: str | Path | None = None
+    lora_alpha: float | None = None
     revision: str | None = None
     random_seed: int | None = None
     mcpu: str | None = None
@@ -62,6 +66,10 @@ class BuildOptions:
                     f"--artifact-name must be {error}, not {self.artifact_name!r}; give the folder around it with "
                     "--artifact-path."
                 ) from None
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
+            raise UserError(f"--lora-alpha must be a number above 0, not {self.lora_alpha}.")
+        if self.lora_alpha is not None and self.lora is None:
+            raise UserError("--lora-alpha is of a LoRA; give its file with --lora.")
         self.model_options()  # refuses numbers that mean nothing
 
     def model_options(self) -> ModelOptions:

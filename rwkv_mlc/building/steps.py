@@ -17,6 +17,7 @@ from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..quantization.schemes import Scheme, get_scheme
+from ..weights.lora import merged
 from ..weights.random import RANDOM
 from . import events
 from .convert import Conversion, matching_parameters
@@ -162,6 +163,8 @@ def _choose_target(text: str, scheme: Scheme, options: BuildOptions, observe: Ob
 
 def _open_source(model: str | Path, models_dir: Path, options: BuildOptions, observe: Observer) -> Source:
     checkpoint = find_checkpoint(str(model), models_dir, random_seed=options.random_seed, revision=options.revision)
+    if options.lora is not None:
+        checkpoint = merged(checkpoint, Path(options.lora), options.lora_alpha)
     source = Source.of(checkpoint, options)
     observe(events.SourceOpened(source))
     return source

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .arguments import LARGEST, integer, integers, named_path, path_or_name
+from .arguments import LARGEST, integer, integers, named_path, path_or_name, positive_number
 
 
 def add_parsers(subparsers) -> None:
@@ -69,6 +69,18 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=named_path, help="vocabulary file or folder, where not beside the checkpoint"
     )
     parser.add_argument("--template", help="prompt template of configs/templates, where not the model's usual one")
+    parser.add_argument(
+        "--lora",
+        type=named_path,
+        metavar="FILE",
+        help="LoRA to merge into the weights: RWKV-LM's file, PEFT's file or folder",
+    )
+    parser.add_argument(
+        "--lora-alpha",
+        type=positive_number,
+        metavar="N",
+        help="what it was trained with, where it does not say that itself",
+    )
     parser.add_argument("--head-size-divisor", type=integer(-LARGEST), help="of the heads' group norm, where not 8")
     parser.add_argument(
         "--fp32-layers",
@@ -188,6 +200,8 @@ def _source_options(args: argparse.Namespace) -> dict[str, Any]:
         "float32_values": tuple(args.fp32),
         "tokenizer": args.tokenizer,
         "template": args.template,
+        "lora": args.lora,
+        "lora_alpha": args.lora_alpha,
         "revision": args.revision,
         "random_seed": args.seed if args.random_weights else None,
     }

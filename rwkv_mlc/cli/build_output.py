@@ -91,6 +91,9 @@ class Printer:
             say(f"Weights exist at {checkpoint.files[0].parent}")
         shape = f"RWKV-{config.generation}, {config.num_hidden_layers} layers of {config.hidden_size}"
         say(f'Using path "{checkpoint.source}" for model "{checkpoint.name}": {shape}')
+        if lora := checkpoint.lora:
+            replaced = f", {lora.whole} tensors replaced" if lora.whole else ""
+            say(f"Merging {lora.file} with alpha {lora.alpha:g}: {lora.matrices} matrices changed{replaced}")
 
     def _spin(self, text: str) -> None:
         self._status = self._shown.enter_context(Console(stderr=True).status(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from ..debug.diagnosis import diagnose
     from ..debug.dump import check_folder
     from ..weights import open_checkpoint
+    from ..weights.lora import merged
 
     check_outputs(args)
     for folder in ("library", "reference", "rwkv") if args.out else ():
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.model} is no artifact; name a folder written by rwkv-mlc build.")
     artifact = Artifact.open(args.model)
     checkpoint = open_checkpoint(args.against)
+    if lora := artifact.record.lora:
+        checkpoint = merged(checkpoint, Path(lora.file), lora.alpha)
     recipe, chosen = recipe_of(args, artifact), {"with_package": args.peer == "rwkv", "rtol": args.rtol}
     with Console(stderr=True).status("") as status:
         diagnosis = diagnose(

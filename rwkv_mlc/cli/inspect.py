@@ -170,6 +170,8 @@ def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "template", str(summary["template"])
     yield "quantization", f"{summary['quantization']}, {summary['bits_per_weight']:.2f} bits per weight"
     yield "source", f"{source['source']} ({source['format']})"
+    if lora := summary["lora"]:
+        yield "merged", f"{lora['file']}, alpha {lora['alpha']:g}"
     yield "sha256", source["sha256"]
     yield "converted", f"{summary['time']} by {_versions(summary['versions'])}"
 

@@ -27,6 +27,17 @@ class LazyTensor:
 
 
 @dataclass(frozen=True)
+class MergedLora:
+    """A LoRA that is in a checkpoint's tensors: its ``file``, the ``alpha`` that it is scaled by, how many ``matrices`` have a
+    product of it added and how many ``whole`` tensors it replaces."""
+
+    file: Path
+    alpha: float
+    matrices: int
+    whole: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of any format: ``tensors`` under the names of a BlinkDL ``.pth`` (``blocks.0.att.key.weight``)
     with BlinkDL's values (decay before its exponentials, matrices [out, in]).
@@ -34,7 +45,8 @@ class Checkpoint:
     ``source`` is what the user named; ``files`` are the files that hold the tensors, in order; ``tokenizer_files`` are
     vocabulary files found beside them. ``head_size_divisor``, ``context_length`` (tokens), ``layer_norm_epsilon`` and
     ``rescale_every`` (layers) are set where a configuration says them, and ``stated`` is what it says, by
-    ``config.json``'s names, that the tensors say too. ``tokens`` are the special tokens that it names.
+    ``config.json``'s names, that the tensors say too. ``tokens`` are the special tokens that it names. ``lora`` is in the
+    tensors, and is not among the files.
     """
 
     name: str
@@ -49,16 +61,20 @@ class Checkpoint:
     rescale_every: int | None = None
     stated: Mapping[str, int | str] = field(default_factory=dict)
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    lora: MergedLora | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def sha256(self) -> str:
-        """Hash of the files' bytes, in order; of the name where there is no file (random weights)."""
+        """Hash of the files' bytes, in order; of the name where there is no file (random weights); and of the LoRA's bytes and
+        alpha after them."""
         digest = hashlib.sha256(b"" if self.files else self.source.encode())
-        for path in self.files:
+        for path in [*self.files, *([self.lora.file] if self.lora else [])]:
             with open(path, "rb") as file:
                 while chunk := file.read(1 << 24):
                     digest.update(chunk)
+        if self.lora:
+            digest.update(f"lora alpha {self.lora.alpha}".encode())
         return digest.hexdigest()

@@ -98,8 +98,8 @@ def read_facts(folder: Path, own: bool) -> Facts | None:
     and for an adapter, which changes the weights."""
     if own and (folder / ADAPTER_CONFIG).is_file():
         raise UserError(
-            f"{folder} holds a PEFT adapter ({ADAPTER_CONFIG}), which changes the model's weights; merge the two first "
-            "(merge_and_unload) and save the whole model."
+            f"{folder} holds a PEFT adapter ({ADAPTER_CONFIG}), which changes the model's weights; move it to a folder of "
+            "its own and have it merged with --lora FOLDER."
         )
     if not (folder / CONFIG).is_file():
         return None

@@ -42,7 +42,7 @@ def blinkdl_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     renamed = bare
     for generation in reversed(GENERATIONS.values()):
-        renamed = {_rename(name, generation.hugging_face_names): tensor for name, tensor in bare.items()}
+        renamed = {rename(name, generation.hugging_face_names): tensor for name, tensor in bare.items()}
         if generation.recognizes({name: tensor.shape for name, tensor in renamed.items()}):
             break
     return renamed
@@ -55,7 +55,8 @@ def _shared_prefix(names: Iterable[str]) -> str:
     return "".join(f"{part[0]}." for part in shared)
 
 
-def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
+def rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """A name by the rules of ``Generation.hugging_face_names``."""
     for pattern, replacement in rules:
         name = re.sub(f"^{pattern}", replacement, name)
     return name

@@ -1,0 +1,219 @@
+"""LoRAs: what they add to which matrix, and that none is merged that does not fit wholly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rwkv_mlc.artifact import Artifact
+from rwkv_mlc.building import BuildOptions, convert_weight, gen_config
+from rwkv_mlc.cli.main import main
+from rwkv_mlc.errors import UserError
+from rwkv_mlc.inspection import artifact_errors, artifact_summary
+from rwkv_mlc.models import GENERATIONS, resolve
+from rwkv_mlc.weights import open_checkpoint
+from rwkv_mlc.weights.lora import merged
+from rwkv_mlc.weights.parameters import read_parameter
+from support.build_inputs import huggingface_name, write_json, write_vocabulary
+from support.synthetic import synthetic_checkpoint
+
+RANK = 3
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def pairs_of(weights: dict[str, np.ndarray]) -> Pairs:
+    """A [r, K] and B [N, r] for a square matrix and for both that are not."""
+    rng = np.random.default_rng(1)
+    names = [f"blocks.{i}.{part}" for i in (0, 1) for part in ("att.receptance", "ffn.key", "ffn.value")]
+    shapes = {name: weights[f"{name}.weight"].shape for name in names}
+    return {
+        name: (rng.normal(size=(RANK, k)).astype(np.float32), rng.normal(size=(n, RANK)).astype(np.float32))
+        for name, (n, k) in shapes.items()
+    }
+
+
+def rwkv_lm(pairs: Pairs) -> dict[str, np.ndarray]:
+    return {f"{name}.lora_{side}": array for name, pair in pairs.items() for side, array in zip("AB", pair)}
+
+
+def peft(pairs: Pairs) -> dict[str, np.ndarray]:
+    names = {name: huggingface_name(f"{name}.weight").removesuffix(".weight") for name in pairs}
+    return {
+        f"base_model.model.{names[name]}.lora_{side}.weight": array
+        for name, pair in pairs.items()
+        for side, array in zip("AB", pair)
+    }
+
+
+def save(path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+    return path
+
+
+def peft_folder(folder: Path, pairs: Pairs, **config) -> Path:
+    save(folder / "adapter_model.safetensors", peft(pairs))
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, **config})
+    return folder
+
+
+def model(folder: Path, generation: str = "5.2") -> tuple[Path, dict[str, np.ndarray]]:
+    weights = synthetic_checkpoint(generation, layers=2, hidden_size=64, head_size=32)
+    return save(folder / "base.safetensors", weights), weights
+
+
+def assert_merged(checkpoint, weights: dict[str, np.ndarray], pairs: Pairs, scale: float) -> None:
+    """Every parameter that the model reads is the base's, or the sum; in float32 from the checkpoint's values."""
+    expected = weights | {
+        f"{name}.weight": weights[f"{name}.weight"] + scale * b.astype(np.float64) @ a for name, (a, b) in pairs.items()
+    }
+    _, parameters, tensors = resolve(checkpoint)
+    for parameter in parameters:
+        found = read_parameter(parameter, tensors[parameter.source])
+        source = expected[parameter.source] if parameter.source in expected else tensors[parameter.source].read()
+        np.testing.assert_allclose(found, parameter.convert(source), rtol=2e-6, atol=1e-5, err_msg=parameter.source)
+    assert {n for n, t in checkpoint.tensors.items() if not np.array_equal(t.read(), weights[n])} == {
+        f"{name}.weight" for name in pairs
+    }
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_rwkv_lm(tmp_path, generation):
+    path, weights = model(tmp_path, generation)
+    pairs = pairs_of(weights)
+    checkpoint = merged(open_checkpoint(str(path)), save(tmp_path / "lora.safetensors", rwkv_lm(pairs)), 7.5)
+    assert_merged(checkpoint, weights, pairs, 7.5 / RANK)
+    assert (checkpoint.lora.matrices, checkpoint.lora.whole) == (6, 0)
+
+
+def test_rwkv_lm_as_its_trainer_saves_it(tmp_path):
+    """A ``.pth`` with a wrapper's prefix, and the tensors that were trained whole."""
+    torch = pytest.importorskip("torch")
+    path, weights = model(tmp_path)
+    pairs = pairs_of(weights)
+    whole = {"blocks.1.ln1.weight": np.full(64, 2.5, np.float32), "blocks.0.att.time_mix_k": np.full((1, 1, 64), 0.25)}
+    tensors = {f"_forward_module.{n}": torch.from_numpy(a) for n, a in {**rwkv_lm(pairs), **whole}.items()}
+    torch.save(tensors, tmp_path / "lora.pth")
+    checkpoint = merged(open_checkpoint(str(path)), tmp_path / "lora.pth", 3)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(checkpoint.tensors[name].read(), array)
+        weights[name] = array
+    assert_merged(checkpoint, weights, pairs, 1.0)
+    assert checkpoint.lora.whole == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "alpha", "scale"),
+    [({}, None, 8 / RANK), ({}, 6, 2.0), ({"use_rslora": True}, None, 8 / RANK**0.5)],
+    ids=["its own alpha", "another alpha", "root of the rank"],
+)
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_peft(tmp_path, generation, config, alpha, scale):
+    path, weights = model(tmp_path, generation)
+    pairs = pairs_of(weights)
+    folder = peft_folder(tmp_path / "adapter", pairs, **config)
+    for source in (folder, folder / "adapter_model.safetensors"):
+        assert_merged(merged(open_checkpoint(str(path)), source, alpha), weights, pairs, scale)
+
+
+def changed(pairs: Pairs, **changes) -> dict[str, np.ndarray]:
+    tensors = rwkv_lm(pairs)
+    for name, array in changes.items():
+        name = name.replace("__", ".")
+        if array is None:
+            del tensors[name]
+        else:
+            tensors[name] = array
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"blocks__7__att__key__lora_A": np.ones((3, 64)), "blocks__0__att__kei__lora_B": np.ones((64, 3))},
+            "is of another model than base, 2 of its tensors do not fit: unknown blocks.0.att.kei.lora_B; unknown "
+            "blocks.7.att.key.lora_A.",
+        ),
+        (
+            {"blocks__0__att__receptance__lora_A": None},
+            "1 of its tensors does not fit: missing blocks.0.att.receptance.lora_A.",
+        ),
+        (
+            {"blocks__0__ffn__key__lora_A": np.ones((3, 63))},
+            "blocks.0.ffn.key is [224, 64], its lora_A [3, 63] and lora_B [224, 3].",
+        ),
+        ({"blocks__0__ffn__key__lora_A": np.ones((2, 64))}, "its lora_A [2, 64] and lora_B [224, 3]."),
+        ({"blocks__1__ln1__weight": np.ones(65)}, "blocks.1.ln1.weight is [65], expected [64]."),
+        (
+            {"blocks__0__att__receptance__lora_magnitude_vector": np.ones(64)},
+            "unknown blocks.0.att.receptance.lora_magnitude",
+        ),
+    ],
+    ids=["names", "half", "shape", "rank", "whole", "magnitudes"],
+)
+def test_what_does_not_fit_is_listed(tmp_path, changes, message):
+    path, weights = model(tmp_path)
+    file = save(tmp_path / "lora.safetensors", changed(pairs_of(weights), **changes))
+    with pytest.raises(UserError) as raised:
+        merged(open_checkpoint(str(path)), file, 8)
+    assert message in str(raised.value)
+
+
+def test_what_is_no_lora_to_merge(tmp_path):
+    path, weights = model(tmp_path)
+    pairs, checkpoint = pairs_of(weights), open_checkpoint(str(path))
+    alone = save(tmp_path / "lora.safetensors", rwkv_lm(pairs))
+    folders = {name: peft_folder(tmp_path / name, pairs, **{name: True}) for name in ("use_dora", "fan_in_fan_out")}
+    (tmp_path / "empty").mkdir()
+    for source, alpha, message in [
+        (alone, None, "does not say the alpha that it was trained with; give it with --lora-alpha N"),
+        (path, 8, "holds no LoRA: none of its tensors is called lora_A or lora_B"),
+        (tmp_path / "empty", 8, "holds no LoRA; expected adapter_model.safetensors"),
+        (tmp_path / "nowhere", 8, "There is no LoRA"),
+        (folders["use_dora"], None, "asks for use_dora, and only plain LoRAs"),
+        (folders["fan_in_fan_out"], None, "asks for fan_in_fan_out"),
+        (peft_folder(tmp_path / "loha", pairs, peft_type="LOHA"), None, "asks for peft_type 'LOHA'"),
+        (peft_folder(tmp_path / "zero", pairs, lora_alpha=0), None, "gives lora_alpha as 0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            merged(checkpoint, source, alpha)
+
+
+def test_the_artifact_says_what_was_merged(tmp_path, capsys):
+    path, weights = model(tmp_path)
+    write_vocabulary(tmp_path / "rwkv_vocab.txt")
+    file = save(tmp_path / "lora.safetensors", rwkv_lm(pairs_of(weights)))
+    hashes = set()
+    for name, options in [
+        ("base", BuildOptions()),
+        ("merged", BuildOptions(lora=file, lora_alpha=6)),
+        ("more", BuildOptions(lora=file, lora_alpha=6.5)),
+    ]:
+        convert_weight(path, tmp_path / name, "q4f16_1", options)
+        gen_config(path, tmp_path / name, "q4f16_1", options)
+        hashes.add(Artifact.open(tmp_path / name).record.source_sha256)
+    assert len(hashes) == 3
+    artifact = Artifact.open(tmp_path / "merged")
+    assert (artifact.record.lora.file, artifact.record.lora.alpha) == (str(file), 6.0)
+    assert artifact_summary(artifact)["lora"] == {"file": str(file), "alpha": 6.0}
+    errors = artifact_errors(artifact, None, lambda done, total: None)
+    assert max(error["relative_rms"] for error in errors) < 0.2  # with the base alone it is 1
+    capsys.readouterr()
+    command = [
+        "convert-weight",
+        "--model",
+        str(path),
+        "--lora",
+        str(path),
+        "--lora-alpha",
+        "4",
+        "-o",
+        str(tmp_path / "x"),
+    ]
+    assert main(command) == 2 and not (tmp_path / "x").exists()
+    assert main(["convert-weight", "--model", str(path), "--lora-alpha", "4", "-o", str(tmp_path / "x")]) == 2
+    assert "--lora-alpha is of a LoRA; give its file with --lora." in capsys.readouterr().err
