@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import UserError
+from .escaping import quoted
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
@@ -19,5 +20,7 @@ def config_path(kind: str, name: str) -> Path:
     """The JSON file ``configs/<kind>/<name>.json``. Raises UserError that lists the names there are."""
     names = config_names(kind)
     if name not in names:
-        raise UserError(f"There is no {name!r} among the {kind} in {ROOT / kind}; valid names are {', '.join(names)}.")
+        raise UserError(
+            f"There is no {quoted(name)} among the {kind} in {ROOT / kind}; valid names are {', '.join(names)}."
+        )
     return ROOT / kind / f"{name}.json"

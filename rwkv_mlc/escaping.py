@@ -10,6 +10,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 """What moves a cursor, changes a color, title or the direction of writing, or is half a character."""
 
 LAYOUT = "\t\n"
+LONG_WORD = re.compile(r"[^\s/]{256,}")  # longer than the name of any file
 NAME_LENGTH = 100  # characters of a name in a sentence
 PROBLEMS = 32  # of one kind in a sentence: a block has fewer tensors
 MESSAGE_LENGTH = 6000  # characters of a sentence: a path may have 4096
@@ -32,6 +33,18 @@ def escaped_values(data: Any) -> Any:
 def shortened(text: str, length: int = NAME_LENGTH) -> str:
     """The text, with "..." for the middle of a longer one."""
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
+
+
+def quoted(value: object) -> str:
+    """What was given, as it is written in Python, shortened. An integer may have more digits than Python writes."""
+    if isinstance(value, int) and value.bit_length() > 4 * NAME_LENGTH:
+        return f"an integer of {value.bit_length():,} bits"
+    return shortened(repr(value))
+
+
+def with_short_words(message: str) -> str:
+    """A sentence with each word that is longer than a file's name shortened, whoever has quoted it."""
+    return LONG_WORD.sub(lambda word: shortened(word[0]), message)
 
 
 def listed(names: Collection[str], separator: str = ", ", most: int = 8) -> str:

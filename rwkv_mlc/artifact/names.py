@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import UserError
-from ..escaping import shortened
+from ..escaping import quoted
 from ..typed_json import file_name
 
 PARAMS = "params"
@@ -32,7 +32,7 @@ def check_artifact_name(name: str) -> None:
         file_name(name)
     except ValueError:
         raise UserError(
-            f"An artifact cannot be called {shortened(repr(name))}; give the checkpoint, or the folder, a short name of "
+            f"An artifact cannot be called {quoted(name)}; give the checkpoint, or the folder, a short name of "
             "printable characters."
         ) from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..errors import UserError
+from ..escaping import quoted
 from ..models import ModelOptions
 from ..schema import Activations
 from ..typed_json import file_name
@@ -57,13 +58,13 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.prefill_activations not in (None, *get_args(Activations)):
             valid = ", ".join(get_args(Activations))
-            raise UserError(f"The activations of prefill are {valid}, not {self.prefill_activations!r}.")
+            raise UserError(f"The activations of prefill are {valid}, not {quoted(self.prefill_activations)}.")
         if self.artifact_name is not None:
             try:
                 file_name(self.artifact_name)
             except ValueError as error:
                 raise UserError(
-                    f"--artifact-name must be {error}, not {self.artifact_name!r}; give the folder around it with "
+                    f"--artifact-name must be {error}, not {quoted(self.artifact_name)}; give the folder around it with "
                     "--artifact-path."
                 ) from None
         if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:

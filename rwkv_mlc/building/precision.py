@@ -13,6 +13,7 @@ from .. import reference
 from ..config import RWKVConfig
 from ..data_files import ROOT
 from ..errors import UserError
+from ..escaping import quoted
 from ..models import generation_of
 from ..models.values import LARGEST_FLOAT16
 from ..tokenizer import load_tokenizer
@@ -32,7 +33,7 @@ def float32_patterns(config: RWKVConfig, layers: Sequence[int], roles: Sequence[
             )
     for role in roles:
         if role not in known:
-            raise UserError(f"There is no {role!r} to keep in float32; valid are {', '.join(known)}.")
+            raise UserError(f"There is no {quoted(role)} to keep in float32; valid are {', '.join(known)}.")
     read = [name for role in roles if known[role].operation == "matrix product" for name in known[role].inputs]
     return [*(f"blocks.{layer}.*" for layer in layers), *(f"blocks.*.{name}" for name in (*roles, *read))]
 

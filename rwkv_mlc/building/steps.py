@@ -16,6 +16,7 @@ from ..artifact import CHAT_CONFIG, PARAMS, Artifact, BuildRecord, LibraryRecord
 from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
 from ..config import RWKVConfig
 from ..errors import UserError
+from ..escaping import quoted
 from ..quantization.schemes import Scheme, get_scheme
 from ..weights.lora import merged
 from ..weights.random import RANDOM
@@ -69,7 +70,9 @@ def build(
     Raises UserError for a wrong argument, checkpoint or target, for an artifact of that name from another checkpoint, for a
     tool that is missing and for a disk that is full, and leaves the artifact that was there as it was."""
     if only not in (None, "weights", "library"):
-        raise UserError(f"A build is of the weights only, of the library only, or of both (None), not of {only!r}.")
+        raise UserError(
+            f"A build is of the weights only, of the library only, or of both (None), not of {quoted(only)}."
+        )
     artifacts, scheme = Path(artifact_path), get_scheme(quantization)
     if reuse_lib and options.prefill_activations:
         raise UserError("--reuse-lib adds a library as it was compiled; leave --prefill-activations out.")

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import numerals
+from ..escaping import quoted
 from ..regular_files import check_name
 
 LARGEST = (1 << 31) - 1
@@ -36,12 +38,12 @@ def integer(least: int = 0, most: int = LARGEST) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         try:
-            number = int(text)
+            number = numerals.integer(text)
         except ValueError:
             number = None
         if number is None or not least <= number <= most:
             raise argparse.ArgumentTypeError(
-                f"expected an integer of at least {least} and at most {most}, found {text[:40]!r}"
+                f"expected an integer of at least {least} and at most {most}, found {quoted(text)}"
             )
         return number
 
@@ -64,9 +66,9 @@ def integers(what: str, least: int = 0, most: int = LARGEST) -> Callable[[str], 
 def positive_number(text: str) -> float:
     """A finite number above 0."""
     try:
-        number = float(text)
+        number = numerals.number(text)
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text[:40]!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {quoted(text)}")
     return number

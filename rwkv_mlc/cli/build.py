@@ -20,7 +20,11 @@ def add_parsers(subparsers) -> None:
         "--artifact-name", metavar="NAME", help="folder of the artifact in there, where not MODEL-SCHEME"
     )
     parser.add_argument(
-        "--use-cache", type=int, choices=(0, 1), default=1, help="0 converts again what is converted already (1)"
+        "--use-cache",
+        type=integer(0, 1),
+        metavar="{0,1}",
+        default=1,
+        help="0 converts again what is converted already (1)",
     )
     parser.add_argument(
         "--auto-precision",

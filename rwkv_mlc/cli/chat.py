@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..escaping import escaped, shortened
+from ..escaping import escaped, quoted, shortened
+from ..numerals import number
 from ..regular_files import check_name
 from ..text_encoding import lines_in_utf8
 from . import options, stop_strings
@@ -238,14 +239,18 @@ def _setting(text: str) -> tuple[str, Any]:
     if name == "stop" and separator:
         return name, tuple(stop_strings.parse(stop) for stop in value.split(",") if stop)
     if name not in options.SAMPLING or not separator:
-        raise UserError(f"/set takes key=value with a key of {', '.join((*options.SAMPLING, 'stop'))}, not {text!r}.")
+        raise UserError(
+            f"/set takes key=value with a key of {', '.join((*options.SAMPLING, 'stop'))}, not {quoted(text)}."
+        )
     if name == "seed" and value == "none":
         return name, None
     kind = options.SAMPLING[name][0]
     try:
         return name, kind(value)
     except ValueError:
-        raise UserError(f"{name} must be {'a number' if kind is float else 'an integer'}, not {value!r}.") from None
+        raise UserError(
+            f"{name} must be {'a number' if kind is number else 'an integer'}, not {quoted(value)}."
+        ) from None
 
 
 def _spelled(value: Any) -> str:

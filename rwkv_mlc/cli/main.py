@@ -11,9 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import NoReturn
 
 from .. import __version__
 from ..errors import UserError
+from ..escaping import with_short_words
 from . import bench, build, chat, compare, debug, dump, generate, inspect, logits, verify
 from .faults import lacks_memory, say_error, sentence
 
@@ -100,8 +102,15 @@ def _noted_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Parser(argparse.ArgumentParser):
+    """Its sentences are as short as those of ``UserError``, whatever they quote."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(with_short_words(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rwkv-mlc", description="Compile RWKV language models and run them.")
+    parser = Parser(prog="rwkv-mlc", description="Compile RWKV language models and run them.")
     parser.add_argument("--version", action="version", version=f"rwkv-mlc {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     build.add_parsers(subparsers)

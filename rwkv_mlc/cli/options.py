@@ -8,22 +8,23 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..escaping import LAYOUT, escaped
-from . import stop_strings
-from .arguments import integer, named_path
+from ..numerals import integer, number
+from . import arguments, stop_strings
+from .arguments import named_path
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
 SAMPLING = {
-    "temperature": (float, "0 takes the likeliest token"),
-    "top_p": (float, "keep the likeliest tokens that make up this part; 1 keeps all"),
-    "top_k": (int, "keep this many of the likeliest tokens; 0 keeps all"),
-    "presence_penalty": (float, "subtracted from the logit of a token that came before"),
-    "frequency_penalty": (float, "subtracted for every time that it came"),
-    "repetition_penalty": (float, "divides the logit of a token that came before; 1 is off"),
-    "penalty_decay": (float, "factor on the counts of tokens at every step"),
-    "seed": (int, "of the random numbers; drawn anew for each answer where not given"),
-    "max_tokens": (int, "longest answer"),
+    "temperature": (number, "0 takes the likeliest token"),
+    "top_p": (number, "keep the likeliest tokens that make up this part; 1 keeps all"),
+    "top_k": (integer, "keep this many of the likeliest tokens; 0 keeps all"),
+    "presence_penalty": (number, "subtracted from the logit of a token that came before"),
+    "frequency_penalty": (number, "subtracted for every time that it came"),
+    "repetition_penalty": (number, "divides the logit of a token that came before; 1 is off"),
+    "penalty_decay": (number, "factor on the counts of tokens at every step"),
+    "seed": (integer, "of the random numbers; drawn anew for each answer where not given"),
+    "max_tokens": (integer, "longest answer"),
 }
 
 
@@ -42,7 +43,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=integer(1, 256),
+        type=arguments.integer(1, 256),
         metavar="N",
         help="threads of the kernels on a CPU, instead of one a core that is allowed",
     )
@@ -51,7 +52,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling", "where not given, as the artifact's mlc-chat-config.json says")
     for name, (kind, text) in SAMPLING.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is number else "N", help=text)
     group.add_argument(
         "--stop",
         action="append",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from ..errors import UserError
+from ..escaping import quoted
 
 RULE = r"\n is a line end, \t a tab, \\ a backslash, \xNN a byte"
 NAMED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -24,13 +25,15 @@ def parse(text: str) -> str:
             return bytes.fromhex(match[1].decode())
         name = match[2].decode("latin-1")
         if name not in NAMED:
-            raise UserError(f"A stop string has {match[0].decode('latin-1')!r}, which means nothing: in it {RULE}.")
+            raise UserError(
+                f"A stop string has {quoted(match[0].decode('latin-1'))}, which means nothing: in it {RULE}."
+            )
         return NAMED[name].encode()
 
     try:
         return ESCAPE.sub(meant, text.encode("utf-8", "surrogateescape")).decode("utf-8")
     except UnicodeError:
-        raise UserError(f"The stop string {text!r} is not UTF-8; stop strings are text.") from None
+        raise UserError(f"The stop string {quoted(text)} is not UTF-8; stop strings are text.") from None
 
 
 def spelled(text: str) -> str:

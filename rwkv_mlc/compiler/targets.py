@@ -16,7 +16,7 @@ import tvm
 from tvm.target import Target, codegen
 
 from ..errors import UserError
-from ..escaping import shortened
+from ..escaping import quoted, shortened
 from ..graph.target import GraphTarget
 from ..machine.cpu_features import REQUIRED_FEATURES, host_features
 from ..machine.drivers import best_device
@@ -120,9 +120,7 @@ def _llvm(options: dict) -> CompileTarget:
     available = _cpu_features(target)
     for name in mattr:
         if not name.startswith("-") and name[1:] not in available:
-            raise UserError(
-                f"The target's mattr has {shortened(repr(name))}; expected +feature or -feature, in LLVM's names."
-            )
+            raise UserError(f"The target's mattr has {quoted(name)}; expected +feature or -feature, in LLVM's names.")
     integer_dot, gemm_tile = next((dot, tile) for features, dot, tile in CPU_KERNELS if features <= available)
     return CompileTarget(
         name="llvm",
@@ -140,7 +138,7 @@ def _check_name(what: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         raise UserError(
-            f"LLVM knows no {what} {shortened(repr(name))}{f'; did you mean {near[0]}?' if near else '; check its name.'}"
+            f"LLVM knows no {what} {quoted(name)}{f'; did you mean {near[0]}?' if near else '; check its name.'}"
         )
 
 
@@ -181,7 +179,7 @@ def _gpu(
     for key, (least, most) in LIMITS.items():
         value = options.get(key, least)
         if type(value) is not int or not least <= value <= most:
-            found = shortened(repr(value))
+            found = quoted(value)
             raise UserError(f"The target's {key} should be an integer from {least} to {most}, not {found}.")
     host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
     target = _accepted({"kind": kind, **limits, **options}, host)
@@ -193,8 +191,8 @@ def _cuda(options: dict) -> CompileTarget:
     """Machine code for ``arch`` where it is given, for all of ``ARCHITECTURES`` otherwise: the code generator then keeps
     to what the oldest can do."""
     arch = options.get("arch")
-    if arch is not None and not re.fullmatch(r"sm_\d+", str(arch)):
-        raise UserError(f"The target's arch should be like {ARCHITECTURES[0]}, not {shortened(repr(arch))}.")
+    if arch is not None and not re.fullmatch("sm_[0-9]+", str(arch)):
+        raise UserError(f"The target's arch should be like {ARCHITECTURES[0]}, not {quoted(arch)}.")
     limits = {**LARGE_GPU, "max_shared_memory_per_block": 48 * KIB, "arch": ARCHITECTURES[0]}
     target = _gpu(options, name="cuda", kind="cuda", limits=limits, float16_lanes=8)
     architectures = (arch,) if arch else ARCHITECTURES
@@ -245,18 +243,16 @@ def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
     if kind not in TARGETS:
         near = difflib.get_close_matches(kind, TARGETS, 1)
         hint = f"did you mean {near[0]}? Valid" if near else "valid"
-        raise UserError(f"Unknown target {shortened(repr(kind))}; {hint} are auto, {', '.join(TARGETS)}.")
+        raise UserError(f"Unknown target {quoted(kind)}; {hint} are auto, {', '.join(TARGETS)}.")
     if mcpu:
         options["mcpu"] = mcpu
     try:
         json.dumps(options, ensure_ascii=False).encode()  # TVM takes no halves of characters
         return TARGETS[kind](options)
     except UnicodeEncodeError as error:
-        raise UserError(f"The target {shortened(repr(text))} is no text ({error.reason}).") from None
+        raise UserError(f"The target {quoted(text)} is no text ({error.reason}).") from None
     except NotAccepted as reason:
-        raise UserError(
-            f"TVM does not accept the target {shortened(repr(text))} ({shortened(str(reason), 300)})."
-        ) from None
+        raise UserError(f"TVM does not accept the target {quoted(text)} ({shortened(str(reason), 300)}).") from None
 
 
 def _parse(text: str) -> tuple[str, dict]:
@@ -265,15 +261,13 @@ def _parse(text: str) -> tuple[str, dict]:
         try:
             attributes = json.loads(text)
         except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-            raise UserError(f"--target {shortened(repr(text))} is not valid JSON ({error}).") from None
+            raise UserError(f"--target {quoted(text)} is not valid JSON ({error}).") from None
         return str(attributes.pop("kind", "")), attributes
     kind, *words = text.split() or [""]
     options = {}
     for word in words:
         key, separator, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or not separator:
-            raise UserError(
-                f"--target {shortened(repr(text))}: expected -key=value after the name, found {shortened(repr(word))}."
-            )
+            raise UserError(f"--target {quoted(text)}: expected -key=value after the name, found {quoted(word)}.")
         options[key] = value.split(",") if key == "mattr" else int(value) if NUMBER.fullmatch(value) else value
     return kind, options

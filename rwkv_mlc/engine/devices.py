@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import UserError
-from ..escaping import shortened
+from ..escaping import quoted
 from ..machine.drivers import CUDA_DRIVER, VULKAN_ON_CPU, vulkan_device_types
 from . import vulkan
 from .tvm_runtime import CPU, Device, exists, has_runtime, load_runtime, tvm_ffi
@@ -28,7 +28,7 @@ def check_name(name: str) -> None:
     kind, separator, index = name.partition(":")
     if name != "auto" and (kind not in TARGETS or (separator and not re.fullmatch("[0-9]{1,4}", index))):
         raise UserError(
-            f"Unknown device {shortened(repr(name))}; valid devices are auto, {', '.join(TARGETS)}, and one of several as "
+            f"Unknown device {quoted(name)}; valid devices are auto, {', '.join(TARGETS)}, and one of several as "
             "cuda:1."
         )
 

@@ -8,7 +8,7 @@ from numbers import Integral
 import numpy as np
 
 from ..errors import UserError
-from ..escaping import shortened
+from ..escaping import quoted
 
 
 def integers(values: object, what: str) -> list[int]:
@@ -16,8 +16,8 @@ def integers(values: object, what: str) -> list[int]:
     value."""
     listed = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(listed, Sequence) or isinstance(listed, (str, bytes, bytearray, memoryview)):
-        raise UserError(f"{what} are a list or an array of integers, found {shortened(repr(values))}.")
+        raise UserError(f"{what} are a list or an array of integers, found {quoted(values)}.")
     for value in listed:
         if type(value) is not int and (not isinstance(value, Integral) or isinstance(value, bool)):
-            raise UserError(f"{what} are integers, found {shortened(repr(value))}.")
+            raise UserError(f"{what} are integers, found {quoted(value)}.")
     return list(map(int, listed))

@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 
 from ..errors import UserError
-from ..escaping import listed, listed_problems
+from ..escaping import listed, listed_problems, quoted
 from ..schema import LONGEST_PREFILL_CHUNK, NATIVE, LibraryMetadata, ParameterSpec
 from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
@@ -35,6 +35,9 @@ from .tvm_runtime import (
 
 # A virtual machine takes one call at a time, and all of a process have one memory, which a call may clear.
 CALLING = Lock()
+
+READING = ("prefill", "score", "decode", "batch_decode")
+"""The functions that read tokens."""
 
 
 class Runner:
@@ -65,6 +68,7 @@ class Runner:
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
         self.calling = CALLING
         self.functions = {name: self.vm[name] for name in self.metadata.functions}
+        self.layout = tuple((tuple(spec.shape), spec.dtype) for spec in self.metadata.states)
         self.prefill_chunk = self.metadata.prefill_chunk(chunk)
         self.memory = CallMemory(self.metadata, self.prefill_chunk)
 
@@ -91,6 +95,13 @@ class Runner:
     def _check_sequences(
         self, function: str, sequences: Sequence[Sequence[int]], state: State, slots: Sequence[int]
     ) -> None:
+        if function not in (known := [name for name in READING if name in self.functions]):
+            raise UserError(f"This library reads tokens with {', '.join(known)}, not with {quoted(function)}.")
+        if state.layout != self.layout:
+            raise UserError(
+                f"This is a state of another model: it has {len(state.layout)} tensors, {_shapes(state.layout)}, where this "
+                f"model has {len(self.layout)}, {_shapes(self.layout)}; take one of Engine.new_state or Runner.new_state."
+            )
         tokens = self.metadata.functions[function].arguments[0]
         assert not isinstance(tokens, str)
         (extent,) = tokens.shape  # 1, "B" for one of each sequence, or "T"
@@ -143,9 +154,13 @@ class Runner:
         ``sequences`` holds B non-empty lists of token ids, ``slots`` the state slot of each (0, 1, ... by default).
         ``prefill``, ``decode`` (one token of one sequence) and ``batch_decode`` (one token each) return float32 [B, V], the
         logits after each sequence's last token; ``score`` returns [T, V], those at every position. Calls of several threads
-        take turns. Raises UserError for what are no integers, sequences that the function does not take, ids outside the
-        vocabulary, and slots that the state does not have or two sequences share."""
+        take turns. Raises UserError for another function, a state of another model, what are no integers, sequences that the
+        function does not take, ids outside the vocabulary, and slots that the state does not have or two sequences share."""
         return view(self.call(function, sequences, state, slots)).reshape(-1, self.config.vocab_size)
+
+
+def _shapes(layout: Iterable[tuple[tuple[int, ...], str]]) -> str:
+    return listed([f"{dtype} {list(shape)}" for shape, dtype in dict.fromkeys(layout)])
 
 
 def open_library(library: Path, device: Device) -> tuple[Module, Module, LibraryMetadata]:

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from ..errors import UserError
+from ..escaping import quoted
 
 _RANGES = {
     "temperature": (0.0, 100.0),
@@ -57,11 +58,13 @@ class SamplingParams:
             kind, kind_name = (Real, "a number") if name in _RANGES else (Integral, "an integer")
             fits = isinstance(value, kind) and not isinstance(value, bool)
             if not fits or not low <= value <= high:
-                raise UserError(f"{name} must be {kind_name} from {low} to {high}, not {value!r}.")
+                raise UserError(f"{name} must be {kind_name} from {low} to {high}, not {quoted(value)}.")
         if 0 < self.temperature < 0.01:
-            raise UserError(f"temperature must be 0 (the likeliest token) or at least 0.01, not {self.temperature!r}.")
+            raise UserError(
+                f"temperature must be 0 (the likeliest token) or at least 0.01, not {quoted(self.temperature)}."
+            )
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and _is_text(text) for text in self.stop):
-            raise UserError(f"stop must be a tuple or a list of non-empty strings, not {self.stop!r}.")
+            raise UserError(f"stop must be a tuple or a list of non-empty strings, not {quoted(self.stop)}.")
 
 
 class SplitMix64:

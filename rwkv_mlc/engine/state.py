@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,11 @@ class State:
     @property
     def slots(self) -> int:
         return int(self.tensors[0].shape[0])
+
+    @cached_property
+    def layout(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape of a slot and dtype of each tensor."""
+        return tuple((tuple(map(int, t.shape[1:])), str(t.dtype)) for t in self.tensors)
 
     def copy(self) -> State:
         return State([duplicate(t) for t in self.tensors], dict(self.last))

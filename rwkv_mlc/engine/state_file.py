@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,9 +46,20 @@ def save_state(path: Path | str, artifact: Artifact, state: SavedState) -> None:
     }
     try:
         with beside(Path(path)) as partial:
-            partial.write_bytes(save(tensors, metadata))  # save_file would replace a device
+            partial.write_bytes(_in_order(save(tensors, metadata)))  # save_file would replace a device
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"The state cannot be written to {path}: {error}.") from None
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with the keys of its metadata in alphabetical order, which the library leaves to chance, so that
+    the same state is the same bytes."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def load_state(

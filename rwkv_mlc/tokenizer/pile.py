@@ -12,7 +12,7 @@ import tokenizers
 from pydantic import StringConstraints
 
 from ..errors import UserError
-from ..escaping import listed, shortened
+from ..escaping import listed, quoted, shortened
 from ..regular_files import read_bytes
 from ..text_encoding import in_utf8
 from ..typed_json import Schema, read
@@ -65,7 +65,7 @@ class PileTokenizer(Tokenizer):
                 tokens[token] = bytes(_BYTE_OF[character] for character in text)
             else:
                 raise UserError(
-                    f"{path} is not a byte-level BPE vocabulary: its token {shortened(repr(text))} does not spell bytes."
+                    f"{path} is not a byte-level BPE vocabulary: its token {quoted(text)} does not spell bytes."
                 )
         if END_OF_TEXT in added and added[END_OF_TEXT].special:
             del tokens[END_OF_TEXT]

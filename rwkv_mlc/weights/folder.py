@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import UserError
+from ..escaping import quoted
 from ..special_tokens import SpecialTokens
 from ..typed_json import Count, Extent, Schema, read
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADVICE = "correct it, or download it again"
 STATED = (
@@ -28,14 +30,36 @@ STATED = (
 )
 """What tensors say too."""
 
+OTHER_NAMES = {
+    "layer_norm_epsilon": ("layer_norm_eps", "norm_eps"),
+    "context_length": ("max_position_embeddings",),
+    "head_size": ("head_dim",),
+    "num_attention_heads": ("num_heads",),
+    "hidden_act": ("activation_function",),
+}
+"""What else a field of ``FolderConfig`` is called, in configurations of other implementations."""
+
+ACTIVATIONS = ("relu2", "relu_squared", "sqrelu", "squared_relu")
+"""The square of ``relu``, which every RWKV has, by its names in Hugging Face's libraries."""
+
 ARCHITECTURE = re.compile(r"rwkv(?:[-_]?v?(\d))?", re.IGNORECASE)
 """In a ``model_type``; with the number of a generation, which transformers' own, ``rwkv``, does not have."""
 
+
+def _squared_relu(name: str) -> str:
+    if name.lower() not in ACTIVATIONS:
+        raise ValueError(f"the square of relu ({', '.join(ACTIVATIONS)}), which RWKV's channel mixing has")
+    return name.lower()
+
+
+Activation = Annotated[str, AfterValidator(_squared_relu)]
+Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TokenIds = Count | tuple[Count, ...] | None
 
 
 class FolderConfig(Schema):
-    """``config.json``, in the names of transformers' ``RwkvConfig`` and of RWKV-5's remote code."""
+    """``config.json``, in the names of transformers' ``RwkvConfig`` and of RWKV-5's remote code, or in ``OTHER_NAMES``: all of
+    its fields on which a forward pass depends."""
 
     model_type: str | None = None
     model_version: str | None = None
@@ -45,15 +69,37 @@ class FolderConfig(Schema):
     intermediate_size: Count | None = None
     num_hidden_layers: Count | None = None
     head_size: Count | None = None
+    head_dim: Count | None = None
     num_attention_heads: Count | None = None
+    num_heads: Count | None = None
     context_length: Extent | None = None
     head_size_divisor: Extent | None = None
-    layer_norm_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_position_embeddings: Extent | None = None
+    layer_norm_epsilon: Epsilon | None = None
+    layer_norm_eps: Epsilon | None = None
+    norm_eps: Epsilon | None = None
     rescale_every: int | None = None
+    hidden_act: Activation | None = None
+    activation_function: Activation | None = None
+    quantization_config: dict[str, Any] | None = None
     tie_word_embeddings: bool | None = None
     eos_token_id: TokenIds = None
     bos_token_id: Count | None = None
     pad_token_id: Count | None = None
+
+    @model_validator(mode="after")
+    def _under_one_name(self) -> FolderConfig:
+        found: dict[str, Any] = {}
+        for name, others in OTHER_NAMES.items():
+            given = [(key, value) for key in (name, *others) if (value := getattr(self, key)) is not None]
+            for key, value in given[1:]:
+                if value != given[0][1]:
+                    raise ValueError(
+                        f"gives {given[0][0]} {quoted(given[0][1])} and {key} {quoted(value)}, which are one thing"
+                    )
+            if given and given[0][0] != name:
+                found[name] = given[0][1]
+        return self.model_copy(update=found) if found else self
 
 
 class GenerationConfig(Schema):
@@ -71,7 +117,7 @@ class AddedToken(Schema):
 
 
 class TokenizerConfig(Schema):
-    """``tokenizer_config.json``."""
+    """``tokenizer_config.json`` and ``special_tokens_map.json``."""
 
     eos_token: str | AddedToken | None = None
 
@@ -108,8 +154,13 @@ def read_facts(folder: Path, own: bool) -> Facts | None:
         if not own:
             return None
         raise UserError(
-            f"{folder / CONFIG} is of a model of the type {config.model_type!r}, expected one of RWKV's; get the "
+            f"{folder / CONFIG} is of a model of the type {quoted(config.model_type)}, expected one of RWKV's; get the "
             "config.json of these weights, or move them to a folder of their own."
+        )
+    if config.quantization_config is not None:
+        raise UserError(
+            f"{folder / CONFIG} says that the weights are quantized (quantization_config); get the model's own, as float16 or "
+            "bfloat16."
         )
     return Facts(config, _special_tokens(folder, config))
 
@@ -123,7 +174,7 @@ def _special_tokens(folder: Path, config: FolderConfig) -> SpecialTokens:
     end = tuple(dict.fromkeys((*_ids(config.eos_token_id), *_ids(generation.eos_token_id))))
     return SpecialTokens(
         end=end,
-        end_text=None if end else _end_text(folder / TOKENIZER_CONFIG),
+        end_text=None if end else _end_text(folder),
         begin=config.bos_token_id if generation.bos_token_id is None else generation.bos_token_id,
         padding=config.pad_token_id if generation.pad_token_id is None else generation.pad_token_id,
     )
@@ -133,6 +184,9 @@ def _ids(given: TokenIds) -> tuple[int, ...]:
     return () if given is None else (given,) if isinstance(given, int) else given
 
 
-def _end_text(path: Path) -> str | None:
-    token = read(TokenizerConfig, path, ADVICE).eos_token if path.is_file() else None
-    return token.content if isinstance(token, AddedToken) else token
+def _end_text(folder: Path) -> str | None:
+    for path in (folder / TOKENIZER_CONFIG, folder / SPECIAL_TOKENS_MAP):
+        token = read(TokenizerConfig, path, ADVICE).eos_token if path.is_file() else None
+        if token is not None:
+            return token.content if isinstance(token, AddedToken) else token
+    return None

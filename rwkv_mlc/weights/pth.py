@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from ..escaping import shortened
+from ..escaping import quoted, shortened
 from .checkpoint import LazyTensor
 
 MAGIC = b"PK\x03\x04"
@@ -247,7 +247,7 @@ def _weights(content: Any, path: Path) -> dict[Any, Any]:
 def _lazy_tensor(archive: Archive, name: Any, value: Any) -> LazyTensor:
     if not isinstance(name, str) or not isinstance(value, View):
         raise UserError(
-            f"{archive.path} holds a {type(value).__name__} under {shortened(repr(name))}, expected a dictionary of tensors; "
+            f"{archive.path} holds a {type(value).__name__} under {quoted(name)}, expected a dictionary of tensors; "
             "save its dictionary of weights alone."
         )
     if value.dtype in OTHER_TYPES:

@@ -103,6 +103,7 @@ CONFIGS = {
     "generation_config.json": {"config": {"eos_token_id": 0}, "generation_config": {"eos_token_id": [258, 0]}},
     "only there": {"generation_config": {"eos_token_id": 258}},
     "the tokenizer's": {"tokenizer_config": {"eos_token": END}},
+    "the map of special tokens": {"special_tokens_map": {"eos_token": END}},
     "the tokenizer's, with rules": {"tokenizer_config": {"eos_token": {"content": END, "special": True}}},
 }
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rwkv_mlc import Chat, Engine, __version__, reference
+from rwkv_mlc import Chat, Engine, SamplingParams, UserError, __version__, reference
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.cli import chat, options, stop_strings
 from rwkv_mlc.cli.main import main
@@ -90,6 +90,45 @@ def test_a_real_mistake(tmp_path):
     assert (
         result.returncode == 2 and b"invalid choice: 'genrate'" in result.stderr and b"Traceback" not in result.stderr
     )
+
+
+ARABIC, UNDERSCORED = "\u0661\u0662", "1_2"
+
+
+@pytest.mark.parametrize("written", [ARABIC, UNDERSCORED, "9" * 4000, "9" * 5000])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "x", "--prompt", "y", "--top-k"),
+        ("generate", "x", "--prompt", "y", "--temperature"),
+        ("generate", "x", "--prompt", "y", "--seed"),
+        ("generate", "x", "--prompt", "y", "--threads"),
+        ("logits", "x", "--out", "y", "--tokens"),
+        ("dump", "x", "--decode"),
+        ("bench", "x", "--prompt-lengths"),
+        ("build", "--use-cache"),
+        ("build", "--max-seq-len"),
+        ("build", "--fp32-layers"),
+    ],
+)
+def test_numbers_that_nobody_means(capsys, arguments, written):
+    try:
+        assert main([*arguments, written]) == 2
+    except SystemExit as exit:
+        assert exit.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert len(message) < 400 and (len(written) > 4 or written in message or "There is no" in message), message
+
+
+@pytest.mark.parametrize("argument", ["--" + "x" * 4000, "--top-k=" + "9" * 5000])
+def test_what_a_message_quotes_is_short(capsys, argument):
+    with pytest.raises(SystemExit):
+        main(["generate", "x", "--prompt", "y", argument])
+    assert len(capsys.readouterr().err.splitlines()[-1]) < 400
+    with pytest.raises(UserError) as found:
+        SamplingParams(top_k=10**5000)
+    assert str(found.value) == "top_k must be an integer from 0 to 2147483647, not an integer of 16,610 bits."
+    assert str(UserError("/a" * 2000 + " is " + "9" * 4000)) == "/a" * 2000 + " is " + "9" * 50 + "..." + "9" * 50
 
 
 def _restore_ctrl_c() -> None:

@@ -168,6 +168,17 @@ def test_calls_that_would_leave_their_tensors(engine, function, sequences, slots
         np.testing.assert_array_equal(found, fresh)
 
 
+@pytest.mark.parametrize("function", ["generate", "sample", "_metadata", 3])
+def test_functions_that_read_no_tokens(engine, function):
+    with pytest.raises(UserError, match="reads tokens with prefill, score, decode, batch_decode, not with "):
+        engine.runner.run(function, [[5]], engine.runner.new_state())
+
+
+def test_a_state_of_another_model(engine, reciting):
+    with pytest.raises(UserError, match=r"a state of another model: it has 3 tensors, float32 \[128\], .*new_state"):
+        engine.runner.run("decode", [[5]], reciting.runner.new_state())
+
+
 def test_inputs_lie_where_kernels_assume_them(engine):
     """Vectors of 17 sequences' numbers are moved by instructions that fault elsewhere; NumPy promises 16 bytes."""
     room = np.arange(64, dtype=np.int32)

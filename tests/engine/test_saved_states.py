@@ -43,6 +43,16 @@ def shown(engine: Engine, tokens: list[int], text: bytes) -> tuple[list[int], by
     return tokens[:count], text[len(engine.tokenizer.decode_bytes(tokens[:count])) :]
 
 
+def test_the_same_state_is_the_same_bytes(engine, tmp_path):
+    state = state_after(engine, QUESTION)
+    for i in range(8):
+        engine.save_state(state, tmp_path / str(i))
+    first, *others = [(tmp_path / str(i)).read_bytes() for i in range(8)]
+    assert all(other == first for other in others)
+    assert first.index(b'"format"') < first.index(b'"model"') < first.index(b'"name"') < first.index(b'"quantization"')
+    assert_same(engine.load_state(tmp_path / "0"), state)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_stop_strings_anywhere(engine, seed):
     """One that was met, with others of which only the beginning comes; they begin and end within tokens."""

@@ -187,6 +187,35 @@ def test_the_epsilon_of_config_json_is_used(tmp_path, named):
     assert resolve(open_checkpoint(str(source)))[0].layer_norm_epsilon == 0.1
 
 
+@pytest.mark.parametrize("name", ["layer_norm_eps", "norm_eps"])
+def test_the_epsilon_by_its_other_names(tmp_path, name):
+    folder = folder_of(tmp_path / "hf", weights_of(), **{name: 0.1})
+    assert resolve(open_checkpoint(str(folder)))[0].layer_norm_epsilon == 0.1
+
+
+def test_the_context_by_its_other_name(tmp_path):
+    folder = folder_of(tmp_path / "hf", weights_of(), max_position_embeddings=512, hidden_act="sqrelu")
+    assert resolve(open_checkpoint(str(folder)))[0].context_length == 512
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"layer_norm_epsilon": 1e-5, "norm_eps": 1e-3},
+            "gives layer_norm_epsilon 1e-05 and norm_eps 0.001, which are one",
+        ),
+        ({"hidden_act": "gelu"}, "gives hidden_act as 'gelu', expected the square of relu (relu2, "),
+        ({"activation_function": "silu"}, "gives activation_function as 'silu', expected the square of relu"),
+        ({"quantization_config": {"bits": 4}}, "says that the weights are quantized"),
+    ],
+)
+def test_a_config_of_what_rwkv_does_not_compute_is_refused(tmp_path, config, message):
+    folder = folder_of(tmp_path / "hf", weights_of(), **config)
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_checkpoint(str(folder))
+
+
 @pytest.mark.parametrize("facts", [{"layer_norm_epsilon": 1e-3}, {"layer_norm_epsilon": 1e-2, "rescale_every": 2}, {}])
 def test_logits_are_those_of_transformers(tmp_path, facts):
     transformers = pytest.importorskip("transformers")
@@ -222,6 +251,7 @@ def test_a_wish_goes_before_what_config_json_states(tmp_path):
         ({"head_size": 8, "num_attention_heads": 4}, "head_size 8, where its tensors have 16; num_attention_heads 4"),
         ({"model_version": "5_0"}, "model_version 5_0, where its tensors have 5.2"),
         ({"model_type": "rwkv4"}, "model_type rwkv4, where its tensors have rwkv5"),
+        ({"head_dim": 8, "num_heads": 5}, "head_size 8, where its tensors have 16; num_attention_heads 5"),
     ],
 )
 @pytest.mark.parametrize("named", ["folder", "file"])
@@ -294,6 +324,17 @@ def test_the_tokenizers_end_stands_in_where_no_id_is_named(tmp_path, token):
     folder = folder_of(tmp_path / "hf", weights_of())
     write_json(folder / "tokenizer_config.json", {"eos_token": token, "chat_template": "{{ messages }}"})
     assert open_checkpoint(str(folder)).tokens.end_text == "<e>"
+
+
+@pytest.mark.parametrize("config", [None, {}, {"eos_token": None}])
+def test_an_end_that_only_the_map_of_special_tokens_names(tmp_path, config):
+    folder = folder_of(tmp_path / "hf", weights_of())
+    if config is not None:
+        write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", {"eos_token": {"content": "<e>"}, "bos_token": "<b>"})
+    assert open_checkpoint(str(folder)).tokens.end_text == "<e>"
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<f>"})
+    assert open_checkpoint(str(folder)).tokens.end_text == "<f>"
 
 
 # What trainers write

@@ -6,6 +6,7 @@ registered last counts. Ours is in ``pool.cc``; docs/engine.md says how it behav
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from ...errors import UserError
+from ...escaping import quoted
 from ...machine.cores import usable_cores
+from ...numerals import integer
 from ..native import NativeLibrary
 from ..tvm_runtime import libinfo, tvm_ffi
 
@@ -73,9 +76,10 @@ def _default_count() -> int:
 
 
 def _checked(count: int | str, name: str) -> int:
-    if not (str(count).isdecimal() and 1 <= int(count) <= MOST):
-        raise UserError(f"{name} must lie between 1 and {MOST}, not {count!r}.")
-    return int(count)
+    with contextlib.suppress(ValueError):
+        if 1 <= (number := integer(str(count))) <= MOST:
+            return number
+    raise UserError(f"{name} must lie between 1 and {MOST}, not {quoted(count)}.")
 
 
 @cache
@@ -84,7 +88,7 @@ def _own_pool(wanted: str) -> tuple[ctypes.CDLL | None, str]:
     if wanted == "tvm":
         return None, f"as {POOL} says"
     if wanted != "rwkv_mlc":
-        raise UserError(f"{POOL} must be rwkv_mlc or tvm, not {wanted!r}.")
+        raise UserError(f"{POOL} must be rwkv_mlc or tvm, not {quoted(wanted)}.")
     if sys.platform not in ("linux", "darwin"):
         return None, f"there is no other for {sys.platform}"
     try:
