@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 INTEGER = re.compile(r"[+-]?[0-9]+")
-NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|[+-]?inf")
 BLANKS = " \t"
 
 
@@ -17,7 +17,7 @@ def integer(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """Raises ValueError for anything else, such as ``nan``."""
+    """Raises ValueError for anything else. ``nan`` and ``inf`` are none, which whoever has bounds says."""
     return float(_matching(NUMBER, text))
 
 

@@ -32,9 +32,11 @@ def sentence(error: Exception) -> str:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether there was no memory, or none for the stack of a thread."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    """Whether there was no memory, or none for the stack of a thread or a library that was to be loaded."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
+        or (isinstance(error, (ImportError, OSError)) and "failed to map segment" in str(error))
     )
 
 

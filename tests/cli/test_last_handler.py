@@ -160,8 +160,13 @@ def test_closed_streams(demo):
     assert shell("rwkv-mlc inspect nowhere >&- 2>&-").returncode == 2
 
 
-def test_too_little_memory(monkeypatch, capsys):
-    monkeypatch.setattr(inspect, "run", lambda _: bytearray(1 << 60))
+def _unmapped(_):
+    raise ImportError("Original error was: liba.so: failed to map segment from shared object")
+
+
+@pytest.mark.parametrize("run", [lambda _: bytearray(1 << 60), _unmapped], ids=["for an object", "for a library"])
+def test_too_little_memory(monkeypatch, capsys, run):
+    monkeypatch.setattr(inspect, "run", run)
     assert main(["inspect", "x"]) == 2
     assert capsys.readouterr().err == (
         "error: There is not enough memory for this; free some, or raise the limit (ulimit -v).\n"
