@@ -65,6 +65,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         "model": _model(artifact.config),
         "tokenizer": _tokenizer(lambda: artifact.tokenizer_files),
         "template": artifact.chat_config.conv_template.name,
+        "initial_state": state.to_dict() if (state := artifact.chat_config.initial_state) else None,
         "quantization": artifact.scheme.name,
         **_sizes(parameters, sizes, nbytes),
         "bits_per_weight": 8 * sum(nbytes.values()) / sum(sizes.values()),

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -92,6 +93,10 @@ class StateSpec(Schema):
     @property
     def name(self) -> str:
         return f"blocks.{self.layer}.{self.role}"
+
+    def before(self, slots: int) -> np.ndarray:
+        """What ``slots`` sequences have before the first token, [slots, *shape]."""
+        return np.full((slots, *self.shape), self.initial, self.dtype)
 
 
 class TensorSpec(Schema):
@@ -333,6 +338,17 @@ class TokenizerInfo(Schema):
     """False."""
 
 
+class InitialState(Schema):
+    """A file of states, which stand for ``initial`` of the library's metadata."""
+
+    file: FileName
+    """In params/: safetensors, some of the metadata's states by name, float32 [*shape] without an axis of slots."""
+    source: str
+    """The file of state tuning that it was made from, as the user named it."""
+    sha256: str
+    """The SHA-256 of the file in params/, hexadecimal."""
+
+
 class ChatConfig(Schema):
     """Model, tokenizer, prompt template and sampling defaults, with the fields of both eras of MLC: mlc_llm of today reads
     ``model_config`` and ``conv_template``, mlc_chat of 2023 ``model_lib``, ``conv_config`` and lengths. Fields that may be
@@ -390,6 +406,8 @@ class ChatConfig(Schema):
     """In params/: ``rwkv_vocab.txt`` and ``tokenizer_model``, or ``tokenizer.json``."""
     tokenizer_info: TokenizerInfo | None = None
     """For mlc_llm."""
+    initial_state: InitialState | None = None
+    """Ours: the state before the first token of every text, where it was trained; null: the library's own."""
     conv_template: Conversation
     """The prompt template."""
     model_task: str | None = None

@@ -6,12 +6,14 @@ params/mlc-chat-config.json   model, tokenizer, prompt template, sampling defaul
 params/tensor-cache.json      index of the shards; ndarray-cache.json is the same under its name of 2023
 params/params_shard_*.bin
 params/rwkv_vocab.txt         and tokenizer_model, or tokenizer.json
+params/initial_state.safetensors   the state before the first token, where state tuning has trained it
 """
 
 from ..schema import LibraryRecord
 from .artifact import Artifact, is_artifact
 from .chat_config import chat_config
 from .disk import staging, write_json
+from .initial_state import write_initial_state
 from .names import CHAT_CONFIG, PARAMS, artifact_name, library_name
 from .record import BuildRecord, add_library, package_versions
 from .shards import ShardWriter
@@ -30,5 +32,6 @@ __all__ = [
     "library_name",
     "package_versions",
     "staging",
+    "write_initial_state",
     "write_json",
 ]

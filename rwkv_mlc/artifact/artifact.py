@@ -17,6 +17,7 @@ from ..regular_files import check_inside, check_name
 from ..schema import ChatConfig, LibraryRecord
 from ..typed_json import read
 from .disk import digest
+from .initial_state import AGAIN, read_initial_state
 from .names import CHAT_CONFIG, PARAMS, TENSOR_INDEX
 from .record import BuildRecord
 from .shards import Shard, StoredTensor, read_index, verify
@@ -68,6 +69,13 @@ class Artifact:
             except OSError as error:
                 raise UserError(
                     f"The tokenizer {file} cannot be read ({error.strerror}); write it again with rwkv-mlc gen-config."
+                ) from None
+        if state := chat_config.initial_state:
+            try:
+                check_inside(params / state.file, params)
+            except OSError as error:
+                raise UserError(
+                    f"The initial state {params / state.file} cannot be read ({error.strerror}); {AGAIN}."
                 ) from None
         shards = read_index(params)
         layers, stored = chat_config.config.num_hidden_layers, sum(len(shard.tensors) for shard in shards)
@@ -131,6 +139,12 @@ class Artifact:
         """Float32 parameters, matrices [out, in], by ``Parameter.name``: what the compiled model computes with."""
         stored = self.parameters()
         return {p.name: self.scheme.dequantize(p, stored) for p in self.model_parameters}
+
+    def initial_state(self) -> dict[str, np.ndarray]:
+        """The states whose elements before the first token are not the library's constant, float32 [*shape] by
+        ``StateSpec.name``. Raises UserError for a damaged file."""
+        state = self.chat_config.initial_state
+        return read_initial_state(self.path / PARAMS / state.file, state) if state else {}
 
     def libraries(self) -> dict[str, LibraryRecord]:
         """Every library in the build record by its target's name."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
-from ..schema import ChatConfig, Conversation, Conversation2023, TokenizerInfo
+from ..schema import ChatConfig, Conversation, Conversation2023, InitialState, TokenizerInfo
 from ..special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ def chat_config(
     active_vocab_size: int,
     prefill_chunk_size: int,
     tokens: SpecialTokens = SpecialTokens(end=(0,), begin=0),
+    initial_state: InitialState | None = None,
 ) -> ChatConfig:
     """The content of ``mlc-chat-config.json`` for the artifact ``name``.
 
     ``tokenizer_kind`` is ``Tokenizer.kind``, ``active_vocab_size`` counts the ids that the tokenizer knows, the rest of the
     vocabulary being padding, and ``prefill_chunk_size`` is the longest prompt part of one call; ``tokens`` are the model's
-    special ones."""
+    special ones, and ``initial_state`` is beside the file where the library's own is not what texts begin with."""
     return ChatConfig(
         version="0.1.0",
         model_type=generation.model_type,
@@ -74,6 +75,7 @@ def chat_config(
             prepend_space_in_encode=False,
             strip_space_in_decode=False,
         ),
+        initial_state=initial_state,
         conv_template=conv_template,
         model_task="chat",
         model_lib=name,

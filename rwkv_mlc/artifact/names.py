@@ -16,7 +16,8 @@ TENSOR_INDEX_2023 = "ndarray-cache.json"
 SHARD = "params_shard_{}.bin"
 VERIFIED = ".verified.json"
 OBJECTS = ".tar"  # a library's object files, to be linked into a program
-CONFIG_FILES = (CHAT_CONFIG, "rwkv_vocab.txt", "tokenizer_model", "tokenizer.json")
+INITIAL_STATE = "initial_state.safetensors"
+CONFIG_FILES = (CHAT_CONFIG, "rwkv_vocab.txt", "tokenizer_model", "tokenizer.json", INITIAL_STATE)
 
 
 def artifact_name(model: str, quantization: str) -> str:

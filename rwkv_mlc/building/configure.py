@@ -1,10 +1,11 @@
-"""What tells a runner how to talk to a model: its tokenizer's files and ``mlc-chat-config.json``."""
+"""What tells a runner how to talk to a model: its tokenizer's files, ``mlc-chat-config.json`` and, where it was tuned, the
+state that texts begin with."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..artifact import CHAT_CONFIG, PARAMS, chat_config, write_json
+from ..artifact import CHAT_CONFIG, PARAMS, chat_config, write_initial_state, write_json
 from ..models import generation_of
 from ..quantization.schemes import Scheme
 from ..schema import LONGEST_PREFILL_CHUNK
@@ -13,11 +14,11 @@ from .source import Source
 
 
 def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Path:
-    """Write tokenizer files and ``mlc-chat-config.json`` into ``folder``; returns the latter's path."""
+    """Write these files into ``folder``; returns the path of ``mlc-chat-config.json``."""
     params = folder / PARAMS
     params.mkdir(parents=True, exist_ok=True)
     files = write_tokenizer_files(source.vocabulary, params, source.config.vocab_size)
-    tokenizer = load_tokenizer(source.vocabulary)
+    tokenizer, tuned = load_tokenizer(source.vocabulary), source.tuned_state
     config = chat_config(
         source.config,
         generation_of(source.config),
@@ -29,6 +30,7 @@ def write_config(source: Source, scheme: Scheme, name: str, folder: Path) -> Pat
         tokenizer.max_id + 1,
         LONGEST_PREFILL_CHUNK,
         source.tokens,
+        write_initial_state(params, tuned.arrays, tuned.source) if tuned else None,
     )
     write_json(params / CHAT_CONFIG, config.to_dict())
     return params / CHAT_CONFIG

@@ -29,8 +29,9 @@ class BuildOptions:
 
     Of the checkpoint: ``tokenizer`` is a vocabulary file or folder, where there is none beside the checkpoint; ``template``
     one of ``configs/templates``, where not the model's usual one; ``lora`` is a file or PEFT's folder to merge into the
-    weights, ``lora_alpha`` what it was trained with, where it does not say that itself; ``revision`` a branch, tag or commit of
-    a hub repository; ``random_seed`` draws weights for a preset of ``configs/models``.
+    weights, ``lora_alpha`` what it was trained with, where it does not say that itself; ``state`` is a file of state tuning,
+    with which every text begins; ``revision`` a branch, tag or commit of a hub repository; ``random_seed`` draws weights for a
+    preset of ``configs/models``.
 
     Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``prefill_activations`` are those of the products
     that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for object files to link into
@@ -48,6 +49,7 @@ class BuildOptions:
     template: str | None = None
     lora: str | Path | None = None
     lora_alpha: float | None = None
+    state: str | Path | None = None
     revision: str | None = None
     random_seed: int | None = None
     mcpu: str | None = None

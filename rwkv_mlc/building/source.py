@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..tokenizer import END_OF_TEXT, Tokenizer, find_vocabulary, load_tokenizer
 from ..weights import open_checkpoint
 from ..weights.checkpoint import Checkpoint
 from ..weights.random import load_preset, random_checkpoint
+from ..weights.tuned_state import read_tuned_state
 from .options import BuildOptions
 from .precision import WideValue, calibration_tokens, float32_patterns, wide_values
 
@@ -31,9 +32,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class TunedState:
+    """``arrays`` of a file of state tuning, ``source``, as ``weights.tuned_state`` reads them."""
+
+    source: str
+    arrays: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Source:
     """A checkpoint with what was found out about it. ``options`` are the wishes that ``config`` fulfills; ``tokens`` are the
-    special tokens that it names, and where it names none, the vocabulary's."""
+    special tokens that it names, and where it names none, the vocabulary's. ``tuned_state`` is what texts begin with, None for
+    the model's own."""
 
     checkpoint: Checkpoint
     options: ModelOptions
@@ -41,11 +51,13 @@ class Source:
     vocabulary: list[Path]
     tokens: SpecialTokens
     template: Template
+    tuned_state: TunedState | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: BuildOptions = BuildOptions()) -> Source:
         """Raises UserError for an unknown generation, wrong tensors, no or a wrong vocabulary, special tokens that the model
-        does not have, an unknown template, and a layer or value to keep in float32 that the model does not have."""
+        does not have, an unknown template, a tuned state of another model, and a layer or value to keep in float32 that the
+        model does not have."""
         wishes = options.model_options()
         config, _, _ = resolve(checkpoint, wishes)
         vocabulary = find_vocabulary(checkpoint, config, Path(options.tokenizer) if options.tokenizer else None)
@@ -53,7 +65,10 @@ class Source:
         tokens = special_tokens(checkpoint, tokenizer, config.vocab_size)
         template = load_template(options.template or generation_of(config).template(tokenizer.kind))
         template = with_stop_tokens(template, tokenizer, tokens)
-        source = cls(checkpoint, wishes, config, vocabulary, tokens, template)
+        tuned = None
+        if options.state is not None:
+            tuned = TunedState(str(options.state), read_tuned_state(Path(options.state), config))
+        source = cls(checkpoint, wishes, config, vocabulary, tokens, template, tuned)
         return source.with_float32(float32_patterns(config, options.float32_layers, options.float32_values))
 
     @cached_property

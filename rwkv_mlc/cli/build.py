@@ -85,6 +85,12 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="what it was trained with, where it does not say that itself",
     )
+    parser.add_argument(
+        "--state",
+        type=named_path,
+        metavar="FILE",
+        help="file of state tuning: the state before the first token of every text",
+    )
     parser.add_argument("--head-size-divisor", type=integer(-LARGEST), help="of the heads' group norm, where not 8")
     parser.add_argument(
         "--fp32-layers",
@@ -206,6 +212,7 @@ def _source_options(args: argparse.Namespace) -> dict[str, Any]:
         "template": args.template,
         "lora": args.lora,
         "lora_alpha": args.lora_alpha,
+        "state": args.state,
         "revision": args.revision,
         "random_seed": args.seed if args.random_weights else None,
     }

@@ -168,6 +168,8 @@ def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
         return
     source = summary["source"]
     yield "template", str(summary["template"])
+    if state := summary["initial_state"]:
+        yield "texts begin with", f"the state {state['source']}"
     yield "quantization", f"{summary['quantization']}, {summary['bits_per_weight']:.2f} bits per weight"
     yield "source", f"{source['source']} ({source['format']})"
     if lora := summary["lora"]:

@@ -18,7 +18,7 @@ from .recipe import Recipe
 
 
 class Tracer:
-    """Runs a library call by call and keeps what its kernels write.
+    """Runs a library call by call, from the model's own state before the first token, and keeps what its kernels write.
 
     Where the kernels of ``decode`` are merged, single tokens go through ``batch_decode``, whose kernels are the same, and
     where it is a CUDA graph, through its kernels one by one; the logits are those of ``decode`` in any case, and ``notes``
@@ -34,7 +34,7 @@ class Tracer:
         self.target: str = metadata.target
         self.prefill_activations: str = metadata.prefill_activations
         self.records: dict[str, tuple[KernelValues, ...]] = metadata.values
-        self.state = runner.new_state()
+        self.state = runner.state_from(state.before(1) for state in metadata.states)
         self.notes: list[str] = []
 
     def step(self, tokens: Sequence[int], single: bool) -> dict[str, np.ndarray]:

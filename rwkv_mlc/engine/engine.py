@@ -115,7 +115,14 @@ class Engine:
         check_library(self.library)
         settings = self.artifact.chat_config
         stored = self.artifact.stored_tensors()
-        self.runner = Runner(self.library.path, stored, open_device(device), settings.prefill_chunk_size, threads)
+        self.runner = Runner(
+            self.library.path,
+            stored,
+            open_device(device),
+            settings.prefill_chunk_size,
+            threads,
+            self.artifact.initial_state(),
+        )
         self.prefill_chunk = self.runner.prefill_chunk
         config = self.artifact.config
         compiled = dataclasses.replace(self.runner.config, context_length=config.context_length, float32=config.float32)
@@ -145,7 +152,8 @@ class Engine:
         return self.tokenizer.end_ids.union(settings.eos_token_ids, self.template.stop_token_ids)
 
     def new_state(self) -> State:
-        """The state before the first token."""
+        """The state before the first token: the one that the artifact was built with (``build --state``), else the model's
+        own."""
         return self.runner.new_state()
 
     def prefill(self, tokens: Tokens, state: State) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..escaping import listed, listed_problems, quoted
-from ..schema import LONGEST_PREFILL_CHUNK, NATIVE, LibraryMetadata, ParameterSpec
+from ..schema import LONGEST_PREFILL_CHUNK, NATIVE, LibraryMetadata, ParameterSpec, StateSpec
 from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
 from .integers import integers
@@ -48,6 +48,7 @@ class Runner:
     at most as a rule, ``prefill_chunk`` how many with this library: what such a call takes is kept for those that follow.
     ``threads`` run the kernels on a CPU, as ``start_threads`` says; ``pool`` is what it gave. ``uses_graphs`` says whether
     ``decode`` goes through a CUDA graph, where the library has that form; ``metadata`` is what the library says of itself.
+    ``initial`` has states before the first token, float32 [*shape] by name, that are not the library's constants.
     Raises UserError for tensors that are missing, that the library does not know, or of another shape or dtype, and for a
     library of another interface or without one of its functions."""
 
@@ -58,6 +59,7 @@ class Runner:
         device: Device = CPU,
         chunk: int = LONGEST_PREFILL_CHUNK,
         threads: int | None = None,
+        initial: Mapping[str, np.ndarray] | None = None,
     ):
         self.device = device
         self.pool = start_threads(threads)  # before the library, which asks for it when it is loaded
@@ -70,13 +72,21 @@ class Runner:
         self.functions = {name: self.vm[name] for name in self.metadata.functions}
         self.layout = tuple((tuple(spec.shape), spec.dtype) for spec in self.metadata.states)
         self.prefill_chunk = self.metadata.prefill_chunk(chunk)
+        self.initial = initial or {}
+        _check_initial(library, self.metadata.states, self.initial)
         self.memory = CallMemory(self.metadata, self.prefill_chunk)
 
     def new_state(self, slots: int = 1) -> State:
         """The state before the first token, for ``slots`` sequences. Raises UserError for none."""
         if slots < 1:
             raise UserError(f"A state has at least one slot, not {slots}.")
-        return self.state_from(np.full((slots, *s.shape), s.initial, s.dtype) for s in self.metadata.states)
+
+        def before(state: StateSpec) -> np.ndarray:
+            array = state.before(slots)
+            array[:] = self.initial.get(state.name, array)
+            return array
+
+        return self.state_from(map(before, self.metadata.states))
 
     def state_from(self, arrays: Iterable[np.ndarray]) -> State:
         return State([tensor(array, self.device) for array in arrays])
@@ -183,6 +193,13 @@ def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) 
         )
     if missing := [name for name in metadata.functions if not machine.implements_function(name)]:
         raise UserError(f"{library} lacks {listed(missing)}: another version of rwkv_mlc built it; build it again.")
+
+
+def _check_initial(library: Path, specs: Sequence[StateSpec], initial: Mapping[str, np.ndarray]) -> None:
+    expected = {spec.name: (spec.shape, spec.dtype) for spec in specs}
+    wrong = [name for name, array in initial.items() if (array.shape, str(array.dtype)) != expected.get(name)]
+    if wrong:
+        raise UserError(f"The initial state does not fit {library}: {listed(wrong)}; build the artifact again.")
 
 
 def _check_parameters(library: Path, specs: Sequence[ParameterSpec], parameters: Mapping[str, Stored]) -> None:

@@ -46,6 +46,15 @@ class Recurrence:
 
 
 @dataclass(frozen=True)
+class TunedState:
+    """Which state of a layer state tuning trains: its ``role``, and the ``axes`` of the file's [heads, value, key] in the order
+    in which the generation keeps them."""
+
+    role: str
+    axes: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class PackageHooks:
     """How the ``rwkv`` package (ChatRWKV) runs a generation: the ``environment`` that it reads when it is imported, the roles
     of the ``states`` of a layer in its order, and the ``head_size_divisor`` that is written into it, None without heads."""
@@ -85,6 +94,11 @@ class Generation(ABC):
     @abstractmethod
     def states(self, config: RWKVConfig) -> list[StateTensor]:
         """The recurrent state of one layer, in the order in which the compiled functions take it."""
+
+    @property
+    @abstractmethod
+    def tuned_state(self) -> TunedState | None:
+        """None where the state has no heads."""
 
     @property
     @abstractmethod

@@ -25,6 +25,7 @@ AVERAGE = ("att_a", "att_b", "att_p")
 class RWKV4(BlockGeneration):
     name = "4"
     model_type = "rwkv4"
+    tuned_state = None
     package = PackageHooks(environment={}, states=("att_x", *AVERAGE, "ffn_x"))
 
     def recognizes(self, shapes: Shapes) -> bool:

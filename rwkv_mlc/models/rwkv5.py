@@ -13,7 +13,7 @@ import numpy as np
 from ..config import RWKVConfig
 from ..errors import UserError
 from .block import BlockGeneration, attention_size, matrix, mix, mixed_roles, norm
-from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
+from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
@@ -27,6 +27,7 @@ class RWKV5(BlockGeneration):
     the paper's Eagle) or one a head."""
 
     model_type = "rwkv5"
+    tuned_state = TunedState("att_kv", axes=(0, 2, 1))
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
 
     def __init__(self, name: str, gated: bool, by_channel: bool):
