@@ -13,7 +13,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing's own takes 30 ms to import, in which Ctrl-C would be a traceback
 
 __version__ = "0.1.0"
-__all__ = ["BuildOptions", "Chat", "Engine", "SamplingParams", "UserError", "build"]
+__all__ = ["BuildOptions", "Chat", "Engine", "SamplingParams", "Thought", "UserError", "build"]
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .engine.chat import Chat
     from .engine.engine import Engine
     from .engine.sampler import SamplingParams
+    from .engine.thoughts import Thought
     from .errors import UserError
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "Chat": "engine.chat",
     "Engine": "engine.engine",
     "SamplingParams": "engine.sampler",
+    "Thought": "engine.thoughts",
     "UserError": "errors",
     "build": "building",
 }

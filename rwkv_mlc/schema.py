@@ -22,7 +22,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from .config import RWKVConfig
-from .escaping import shortened
+from .escaping import quoted, shortened
 from .quantization.layouts import LAYOUTS
 from .typed_json import Bytes, Count, Extent, FileName, Schema, file_name, parse
 
@@ -269,8 +269,54 @@ class Roles(TypedDict):
     """The text for the model."""
 
 
+class ThinkMode(Schema):
+    """How much a model is asked to think before an answer."""
+
+    opening: str
+    """What follows ``role_empty_sep``: the beginning of the thoughts, which the model goes on with."""
+    user_suffix: str = ""
+    """What follows the user's text."""
+
+
+class Thinking(Schema):
+    """The thoughts that come before an answer."""
+
+    begin: str
+    """What they begin with."""
+    end: str
+    """What they end with."""
+    modes: Annotated[dict[str, ThinkMode], Field(min_length=1)]
+    """How much there may be of them, by name."""
+    default: str
+    """The name of the mode where none is asked for."""
+
+    @model_validator(mode="after")
+    def _has_default(self) -> Thinking:
+        if self.default not in self.modes:
+            raise ValueError(f"gives default as {quoted(self.default)}, expected one of {', '.join(self.modes)}")
+        return self
+
+
+class ToolUse(Schema):
+    """How functions are offered to a model, called by it, and answered."""
+
+    offer: str
+    """What stands below the system text, or in its place; "{tools}" in it stands for the JSON list of the functions."""
+    call_begin: str
+    """What comes before a call, an object of a name and arguments in JSON."""
+    call_end: str
+    """What comes after it."""
+    result: str
+    """The user's text that answers a call; "{result}" in it stands for what the function gave."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Conversation(Schema):
-    """A prompt template: the fields of mlc_llm's conversation protocol that RWKV chats use, with its names."""
+    """A prompt template: the fields of mlc_llm's conversation protocol that RWKV chats use, with its names, and two of our own,
+    ``think`` and ``tool_use``."""
 
     name: str
     """The template's."""
@@ -279,7 +325,7 @@ class Conversation(Schema):
     seps: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
     """What ends a message: one separator, or two, after the user and after the assistant."""
     system_template: str = "{system_message}"
-    """What is fed first; "{system_message}" in it stands for ``system_message``."""
+    """What is fed first; "{system_message}" in it stands for ``system_message``. Nothing where that is empty."""
     system_message: str = ""
     """The system text."""
     role_templates: Roles = Field(Roles(user="{user_message}", assistant="{assistant_message}"))
@@ -294,6 +340,10 @@ class Conversation(Schema):
     """Strings that end an answer; they are not part of it."""
     stop_token_ids: tuple[Count, ...] = ()
     """Token ids that end an answer."""
+    think: Thinking | None = Field(None, exclude_if=_is_none)
+    """For models that think before they answer."""
+    tool_use: ToolUse | None = Field(None, exclude_if=_is_none)
+    """For models that call functions."""
 
 
 class Conversation2023(Schema):

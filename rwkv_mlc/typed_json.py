@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -70,22 +70,24 @@ EXPECTED = {
 T = TypeVar("T")
 
 
-def read(kind: type[T], path: Path, advice: str) -> T:
+def read(kind: type[T], path: Path, advice: str, extra: Literal["forbid"] | None = None) -> T:
     """The JSON file ``path`` as ``kind``. Raises UserError for one that is missing, cannot be read or does not fit, which
-    ends in ``advice``."""
+    ends in ``advice``; where ``extra`` is "forbid", for one with keys that are not known, too."""
     try:
         text = in_utf8(read_bytes(path, LARGEST_FILE), path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {advice}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {advice}.") from None
-    return parse(kind, text, path, advice)
+    return parse(kind, text, path, advice, extra)
 
 
-def parse(kind: type[T], text: str | bytes, source: Path | str, advice: str) -> T:
+def parse(
+    kind: type[T], text: str | bytes, source: Path | str, advice: str, extra: Literal["forbid"] | None = None
+) -> T:
     """JSON text as ``kind``. Raises UserError: what ``source`` gives and what was expected there, and ``advice``."""
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return TypeAdapter(kind).validate_json(text, extra=extra)
     except ValidationError as error:
         raise UserError(f"{source} {_found(error)}; {advice}.") from None
 
@@ -101,6 +103,8 @@ def _found(error: ValidationError) -> str:
     if first["type"] == "missing":
         missing = [_place(each["loc"]) for each in errors if each["type"] == "missing"]
         return f"lacks {listed(missing)}"
+    if first["type"] == "extra_forbidden":
+        return f"has a key {_place(first['loc'])}, which means nothing"
     if first["type"] in EXPECTED:
         expected = EXPECTED[first["type"]].format(**context)
     else:

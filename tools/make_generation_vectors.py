@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 from rwkv_mlc.engine.sampler import Sampler, SamplingParams, SplitMix64
 from rwkv_mlc.engine.stream import TextStream
 from rwkv_mlc.engine.templates import load_template
+from rwkv_mlc.engine.thoughts import Thought, ThoughtStream
 
 VECTORS = ROOT / "tests" / "engine" / "generation_vectors.json"
 
@@ -67,6 +68,21 @@ STREAMS = [
     {"stop": ["\n\n"], "chunks": [b"cut \xe4\xb8", b"\n\nrest"]},
 ]
 
+# Pieces are [whether it is a thought, text].
+THOUGHTS = [
+    {"opening": " <think", "chunks": [">", "\n", "Well", " ...", "\n", "</", "think", ">", "\n\n", "Yes", ".\n"]},
+    {"opening": " <think", "chunks": [">\nA.\n\nB </thin\n</think>C</think>D"]},
+    {"opening": " <think", "chunks": [">\nCut off </th"]},
+    {"opening": " <think", "chunks": [">\n \n"]},
+    {"opening": " <think", "chunks": []},
+    {"opening": " <think", "chunks": ["ers are ", "many"]},
+    {"opening": " <think></think", "chunks": [">", "\n", "Yes", "</think>"]},
+    {"opening": " <think>\n</think", "chunks": [">Yes"]},
+    {"opening": "", "chunks": [" ", "<", "think>a</think> b"]},
+    {"opening": "", "chunks": [" <th"]},
+    {"opening": "", "chunks": [" Hi <think>"]},
+]
+
 USER_TEXTS = ["Hello", "  two words \n", "a\r\n\r\nb\n\n\nc", "a\n \t\nb\rc", "", "好。\n\n  indented"]
 
 # The answer's bytes, and those the state has read.
@@ -107,12 +123,26 @@ def stream(case: dict) -> dict:
 def template(name: str) -> dict:
     loaded = load_template(name)
     answers = [as_bytes(answer) for answer in ANSWERS]
+    modes = loaded.think.modes if loaded.think else {}
+    thinking = {
+        "think": {mode: loaded.user_turn("Hello", loaded.think_mode(mode)) for mode in modes},
+        "told": [{"answer": text, "feed": loaded.told(text).hex()} for text in ("", "Hi.", "Hi.\n", "a\n\nb")],
+    }
     return {
         "name": name,
         "system_prompt": loaded.system_prompt(),
         "user_turns": [{"text": text, "turn": loaded.user_turn(text)} for text in USER_TEXTS],
         "after_answer": [{"answer": answer.hex(), "feed": loaded.after_answer(answer).hex()} for answer in answers],
+        **(thinking if modes else {}),
+        **({"tools": loaded.system_prompt([{"name": "f"}])} if loaded.tool_use else {}),
     }
+
+
+def thoughts(case: dict) -> dict:
+    tags = load_template("rwkv_g1").think
+    stream = ThoughtStream(tags, case["opening"])
+    pushed = [[[type(piece) is Thought, piece] for piece in stream.push(chunk)] for chunk in case["chunks"]]
+    return {**case, "pushed": pushed, "finished": [[type(piece) is Thought, piece] for piece in stream.finish()]}
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -133,7 +163,8 @@ def vectors() -> dict:
         ],
         "sampling_large": [{"logits": large, **case, "tokens": sampling(case, generated, 24)} for case in LARGE],
         "stream": [stream(case) for case in STREAMS],
-        "templates": [template(name) for name in ("rwkv_world", "rwkv_raven", "plain")],
+        "thoughts": [thoughts(case) for case in THOUGHTS],
+        "templates": [template(name) for name in ("rwkv_world", "rwkv_raven", "plain", "rwkv_world_v3", "rwkv_g1")],
     }
 
 

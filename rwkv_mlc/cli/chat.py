@@ -32,7 +32,9 @@ HELP = r"""You can use the following special commands:
                       max_tokens=100;stop=a,b. In stop, \n is
                       a line end, \t a tab, \\ a backslash,
                       \x2c a comma; seed=none draws a new one
-                      for each answer. Alone, print them
+                      for each answer. Models that think first
+                      take think=off, on, a bit or a lot, and
+                      none for their own. Alone, print them
   /save FILE          write the state of the conversation
   /load FILE          go on from a saved state
 Messages may begin with a path, such as /home/me/x; where
@@ -49,6 +51,7 @@ def add_parser(subparsers) -> None:
         description=f"Talk with a model.\n\n{HELP}",
     )
     options.add_engine(parser)
+    options.add_think(parser)
     options.add_sampling(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message, in place of the template's")
     parser.add_argument("--state", type=named_path, metavar="FILE", help="go on from a saved state")
@@ -70,6 +73,7 @@ class Session:
         """Raises UserError for a model that cannot be loaded, and for bad settings."""
         self.device, self.threads, self.system, self.model = args.device, args.threads, args.system, args.model
         self.settings = options.given_settings(args)
+        self.think = args.think
         self.interrupted = False
         self.load_model(self.model)
         if args.state:
@@ -112,6 +116,10 @@ class Session:
                         break
         finally:
             print(flush=True)
+        answer = self.chat.answer
+        if answer and answer.finish_reason == "length" and answer.reasoning and not answer.text:
+            count = len(answer.tokens)
+            print(f"The {count} tokens were thoughts alone; /set max_tokens={4 * count} allows more.", file=sys.stderr)
 
     def command(self, name: str, argument: str) -> None:
         """Raises UserError for what the command refuses."""
@@ -142,7 +150,7 @@ class Session:
         print("Loading finished\nRunning system prompts...", flush=True)
         if self.system is not None:
             engine.template = engine.template.model_copy(update={"system_message": self.system})
-        self.chat = Chat(engine, chat_params(engine, **self.settings))
+        self.chat = Chat(engine, chat_params(engine, **self.settings), self.think)
         self.model = path
         print("System prompts finished", flush=True)
 
@@ -153,10 +161,16 @@ class Session:
     def _set(self, argument: str) -> None:
         from ..engine.chat import chat_params
 
-        settings = {**self.settings, **dict(map(_setting, filter(str.strip, argument.split(";"))))}
-        self.chat.params = chat_params(self.chat.engine, **settings)
-        self.settings = settings
-        say("; ".join(f"{name}={_spelled(value)}" for name, value in vars(self.chat.params).items()))
+        given = dict(map(_setting, filter(str.strip, argument.split(";"))))
+        think = given.pop("think", self.think)
+        settings = {**self.settings, **given}
+        params = chat_params(self.chat.engine, **settings)
+        self.chat.think = self.think = think
+        self.chat.params, self.settings = params, settings
+        shown = vars(params)
+        if thinking := self.chat.engine.template.think:
+            shown = shown | {"think": think or thinking.default}
+        say("; ".join(f"{name}={_spelled(value)}" for name, value in shown.items()))
 
     def _save(self, argument: str) -> None:
         self.chat.save(_path(argument))
@@ -238,10 +252,11 @@ def _setting(text: str) -> tuple[str, Any]:
     name, separator, value = (part.strip() for part in text.partition("="))
     if name == "stop" and separator:
         return name, tuple(stop_strings.parse(stop) for stop in value.split(",") if stop)
+    if name == "think" and separator:
+        return name, None if value == "none" else value
     if name not in options.SAMPLING or not separator:
-        raise UserError(
-            f"/set takes key=value with a key of {', '.join((*options.SAMPLING, 'stop'))}, not {quoted(text)}."
-        )
+        keys = ", ".join((*options.SAMPLING, "stop", "think"))
+        raise UserError(f"/set takes key=value with a key of {keys}, not {quoted(text)}.")
     if name == "seed" and value == "none":
         return name, None
     kind = options.SAMPLING[name][0]

@@ -30,6 +30,7 @@ def add_parser(subparsers) -> None:
     source.add_argument("--prompt", type=prompt, metavar="TEXT")
     source.add_argument("--prompt-file", type=path_or_name, metavar="FILE", help="- is stdin")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    options.add_think(parser)
     options.add_sampling(parser)
     parser.add_argument("--state", type=named_path, metavar="FILE", help="go on from a saved state")
     parser.add_argument(
@@ -44,14 +45,17 @@ def run(args: argparse.Namespace) -> int:
     from ..artifact.disk import check_output
     from ..engine.chat import Chat, chat_params
     from ..engine.engine import Engine
+    from ..engine.thoughts import Thought
 
+    if args.think is not None and not args.chat:
+        raise UserError("--think is said in the model's chat template; give --chat, too.")
     if args.save_state:
         check_output(args.save_state)
     prompt = _prompt(args)
     engine = Engine(args.model, args.device, options.prompt_progress(), args.threads)
     settings = options.given_settings(args)
     if args.chat:
-        chat = Chat(engine, chat_params(engine, **settings))
+        chat = Chat(engine, chat_params(engine, **settings), args.think)
         if args.state:
             chat.load(args.state)
         pieces = chat.displayed(chat.send(prompt))
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         pieces = answer = engine.stream(prompt, params, state)
     text = ""
     for piece in pieces:
-        text += piece
+        text += "" if isinstance(piece, Thought) else piece
         if not args.json:
             print(options.shown(piece), end="", flush=True)
     if args.chat:
@@ -102,6 +106,7 @@ def _report(engine, answer, prompt: str, text: str) -> dict:
         "model": engine.name,
         "prompt": prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
         "text": text,
+        "reasoning": answer.reasoning,
         "tokens": answer.tokens,
         "finish_reason": answer.finish_reason,
         "seed": answer.seed,

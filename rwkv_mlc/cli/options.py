@@ -15,6 +15,8 @@ from .arguments import named_path
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
+DIM, NOT_DIM = "\033[2m", "\033[22m"
+
 SAMPLING = {
     "temperature": (number, "0 takes the likeliest token"),
     "top_p": (number, "keep the likeliest tokens that make up this part; 1 keeps all"),
@@ -74,9 +76,22 @@ def speed(engine: Engine) -> str:
     return f"{engine.stats}, {engine.runner.pool}" if on_cpu else str(engine.stats)
 
 
+def add_think(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--think",
+        metavar="MODE",
+        help="how much a model thinks before it answers, where its template has that: off, on, 'a bit' or 'a lot'",
+    )
+
+
 def shown(text: str) -> str:
-    """What a model wrote, for stdout: as it is, but on a terminal, where control characters would be obeyed, escaped."""
-    return escaped(text, LAYOUT) if sys.stdout.isatty() else text
+    """What a model wrote, for stdout: as it is, but on a terminal, where control characters would be obeyed, escaped, and
+    thoughts dimmed."""
+    from ..engine.thoughts import Thought
+
+    if not sys.stdout.isatty():
+        return text
+    return f"{DIM}{escaped(text, LAYOUT)}{NOT_DIM}" if isinstance(text, Thought) else escaped(text, LAYOUT)
 
 
 def prompt_progress() -> Callable[[int, int], None]:

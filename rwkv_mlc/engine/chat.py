@@ -3,54 +3,95 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .engine import Answer, Engine
 from .sampler import SamplingParams
 from .state import State
+from .thoughts import ThinkingTurn, Thought
+from .tools import ToolCall, calls_in
 
 
 class Chat:
-    """Turns of a conversation with a model; the state holds all that was said.
+    """Turns of a conversation with a model; the state holds all that was said, and nothing that was thought.
 
-    ``params`` are the sampling settings of the next answer, with the template's stop strings; assign to change them.
-    ``answer`` is the last ``Answer``, while it runs and after it."""
+    ``params`` are the sampling settings of the next answer, with the template's stop strings, and ``think`` says how much the
+    model is to think before it: a mode of the template, None for its own; assign to change them. ``tools`` are the functions
+    that the model may call, in JSON's types: what ``reset`` offers it. ``answer`` is the last ``Answer``, while it runs and
+    after it."""
 
-    def __init__(self, engine: Engine, params: SamplingParams | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        params: SamplingParams | None = None,
+        think: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ):
+        """Raises UserError for a mode or for tools that the template has not."""
         self.engine = engine
         self.params = params or chat_params(engine)
+        self.think, self.tools = think, tools
         self.answer: Answer | None = None
         self.reset()
+
+    @property
+    def think(self) -> str | None:
+        return self._think
+
+    @think.setter
+    def think(self, name: str | None) -> None:
+        self._mode, self._think = self.engine.template.think_mode(name), name
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt is read again."""
         state = self.engine.new_state()
-        self._read(self.engine.template.system_prompt().encode("utf-8"), state)
+        self._read(self.engine.template.system_prompt(self.tools).encode("utf-8"), state)
         self.state = state
 
     def send(self, text: str) -> Iterator[str]:
-        """Yield the answer to a message as it becomes certain.
+        """Yield the answer to a message as it becomes certain, the thoughts before it as pieces of the type ``Thought``.
 
         Closing the iterator stops the answer; what was said until then counts as the whole of it. A message whose
         reading fails counts as never sent. Raises UserError for text that the vocabulary cannot spell."""
         before, template = self.state.copy(), self.engine.template
+        prompt, closing = template.user_turn(text, self._mode), template.after_answer
         try:
-            answer = Answer(self.engine, template.user_turn(text), self.params, self.state, template.after_answer)
+            answer = Answer(self.engine, prompt, self.params, self.state, closing, self._thinking(text))
         except BaseException:
             self.state = before
             raise
+        del before  # of the size of the state
         self.answer = answer
         try:
             yield from answer
         finally:
             answer.settle()
 
+    def send_result(self, result: Any) -> Iterator[str]:
+        """The same for what a function gave that the model called: a text, or data of JSON's types."""
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        return self.send(self.engine.template.tools().result.replace("{result}", text))
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The functions that the model calls in its last answer."""
+        form = self.engine.template.tool_use
+        return [] if self.answer is None or form is None else calls_in(self.answer.text, form)
+
     def displayed(self, pieces: Iterable[str]) -> Iterator[str]:
-        """An answer as it is shown: without the space after ``Assistant:``, which the model writes itself."""
-        started = not self.engine.template.roles["assistant"]
+        """An answer as it is shown: its thoughts between their tags, and without the space after ``Assistant:``, which the
+        model writes itself."""
+        started, thinking = not self.engine.template.roles["assistant"], False
         for piece in pieces:
+            if isinstance(piece, Thought) != thinking and (tags := self.engine.template.think):
+                thinking = not thinking
+                yield Thought(f"{tags.begin}\n" if thinking else f"\n{tags.end}\n")
+            if thinking:
+                yield piece
+                continue
             piece = piece if started else piece.lstrip(" ")
             started = started or bool(piece)
             yield piece
@@ -62,6 +103,13 @@ class Chat:
     def load(self, path: Path | str) -> None:
         """Go on from a saved state. Raises UserError, and changes nothing, for a state of another model."""
         self.state = self.engine.load_state(path)
+
+    def _thinking(self, text: str) -> ThinkingTurn | None:
+        """How the answer to a message begins with thoughts, and what later turns have of both."""
+        template = self.engine.template
+        if template.think is None or self._mode is None:
+            return None
+        return ThinkingTurn(template.think, self._mode.opening, template.user_turn(text), template.told)
 
     def _read(self, data: bytes, state: State) -> None:
         if data:

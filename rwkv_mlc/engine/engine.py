@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from .integers import integers
 from .runner import Runner
 from .sampler import Counts, SamplingParams
 from .scheduler import Scheduler
-from .sequence import Reading, Sequence, Tokens, nothing
+from .sequence import Reading, Retold, Sequence, Tokens, nothing
 from .state import Ending, Logits, State
 from .state_file import SavedState, load_state, save_state
 from .state_pool import StatePool
 from .stats import Stats
 from .templates import Template
+from .thoughts import ThinkingTurn, ThoughtStream
 from .tvm_runtime import tensor
 
 SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
@@ -34,9 +36,10 @@ SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a Wor
 class Answer(Sequence):
     """A sequence alone in a state, while it runs and after it.
 
-    Iterating yields text as it becomes certain, and goes on where an earlier iteration stopped; an exception ends it. A state
-    of the caller's has read exactly the prompt and the text when the last piece comes. Where an answer is left before its end,
-    ``settle`` does that, and nothing more is written."""
+    Iterating yields text as it becomes certain, and goes on where an earlier iteration stopped; an exception ends it. Pieces of
+    ``reasoning``, which a chat tells from ``text``, are ``Thought``, a kind of str. When the last piece comes, a state of the
+    caller's has read exactly the prompt and the text, and in a chat what later turns have of both. Where an answer is left
+    before its end, ``settle`` does that, and nothing more is written."""
 
     def __init__(
         self,
@@ -45,17 +48,30 @@ class Answer(Sequence):
         params: SamplingParams,
         state: State | None,
         closing: Callable[[bytes], bytes] = nothing,
+        thinking: ThinkingTurn | None = None,
     ):
         self.engine, self._state = engine, engine.new_state() if state is None else state
         tokens = engine.encode(prompt, self._state)
         ending = None if len(tokens) else self._state.last[0]
         counts = ending.counts if ending else Counts()
         rules = engine.tokenizer, engine.valid_ids, engine.end_ids
-        super().__init__(tokens, params, *rules, closing, keeps=state is not None, counts=counts)
+        thoughts = ThoughtStream(thinking.tags, thinking.opening) if thinking else None
+        super().__init__(tokens, params, *rules, closing, keeps=state is not None, counts=counts, thoughts=thoughts)
         if ending:
             self.last = ending.logits
-        else:
-            engine.read(self, self._state)
+            return
+        if thinking:
+            self._part_from(engine.encode(thinking.prompt), thinking.told)
+        engine.read(self, self._state)
+
+    def _part_from(self, later: Tokens, told: Callable[[str], bytes]) -> None:
+        """Read what the prompt shares with that of later turns, and keep the state from which those go on."""
+        pairs = zip(self.pending[:-1], later)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.pending, rest = self.pending[:shared], self.pending[shared:]
+        if shared:
+            self.engine.read(self, self._state)
+        self.retold, self.pending = Retold(self._state.copy(), later[shared:], told), rest
 
     def __iter__(self) -> Iterator[str]:
         """Raises UserError when the model's logits are not finite."""
@@ -174,7 +190,7 @@ class Engine:
         if not sequence.pending:
             raise UserError("There is nothing to read: give at least one token.")
         scheduler = self.alone(sequence, state)
-        total = len(sequence.pending)
+        total = sequence.read + len(sequence.pending)
         while sequence.pending:
             scheduler.step()
             if self.progress and (sequence.read % self.prefill_chunk == 0 or not sequence.pending):

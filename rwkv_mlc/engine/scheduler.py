@@ -79,7 +79,8 @@ class Scheduler:
     def step(self) -> list[tuple[Reading, str]]:
         """Choose the next token of every sequence that has nothing pending, then call the library once.
 
-        Returns the sequences of which more text became certain, with that text, and those that are finished. Raises UserError
+        Returns the sequences of which more text became certain, with that text, and those that are finished; a sequence with a
+        ``Thought`` and more occurs twice. Raises UserError
         where the logits of a sequence are not finite, and where none runs and those that wait can get no slot."""
         self._go_on()
         while self.waiting and self.pool.free_slots:
@@ -122,9 +123,8 @@ class Scheduler:
             if isinstance(token, UserError):
                 self._fail([answer])
                 continue
-            text = answer.take(token)
-            if text or answer.finish_reason:
-                self._news.append((answer, text))
+            pieces = answer.take(token) or ([""] if answer.finish_reason else [])
+            self._news += [(answer, piece) for piece in pieces]
             if answer.finish_reason:
                 self._end(answer)
         if faults:

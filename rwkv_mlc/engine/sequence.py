@@ -16,6 +16,7 @@ from .integers import integers
 from .sampler import Counts, Sampler, SamplingParams
 from .state import Logits, State
 from .stream import TextStream
+from .thoughts import Thought, ThoughtStream
 
 Tokens: TypeAlias = abc.Sequence[int]
 
@@ -67,6 +68,16 @@ class Earlier:
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Retold:
+    """What a slot is to have read when an answer with thoughts is closed: after what ``state`` has read, the ``rest`` of the
+    prompt as later turns have it, and ``told(answer)``."""
+
+    state: State
+    rest: Tokens
+    told: abc.Callable[[str], bytes]
+
+
 def nothing(text: bytes) -> bytes:
     return b""
 
@@ -74,13 +85,15 @@ def nothing(text: bytes) -> bytes:
 class Sequence(Reading):
     """A prompt and its answer.
 
-    ``tokens`` are the ids chosen, ``fed`` those of them that the slot has read, ``text`` is what is certain of the answer;
+    ``tokens`` are the ids chosen, ``fed`` those of them that the slot has read, ``text`` is what is certain of the answer, and
+    ``reasoning`` of the thoughts before it, which the text has not;
     ``finish_reason`` is "stop" (end of text or a stop string), "length", "error" or None (not finished); ``seed`` is the one
     drawn from; ``counts`` are those that an answer goes on from, and when it is closed, those that it leaves.
 
     A slot reads a token before it is known whether a stop string begins in it, and does not read the last one. ``close`` has
     it read the prompt, the text, and ``closing(text)``, what is to stand after that: neither more nor less. Where ``keeps`` is
-    True, ``remember`` keeps what the slot held before it read what may be no text."""
+    True, ``remember`` keeps what the slot held before it read what may be no text. Where ``retold`` is set, ``close`` has the
+    slot read that instead, from before the thoughts."""
 
     def __init__(
         self,
@@ -92,15 +105,17 @@ class Sequence(Reading):
         closing: abc.Callable[[bytes], bytes] = nothing,
         keeps: bool = True,
         counts: Counts = Counts(),
+        thoughts: ThoughtStream | None = None,
     ):
         """``valid_ids``, bool [V], is False for ids never to be chosen; one of ``end_ids`` ends the answer and is no text
-        of it. ``counts`` are of what it goes on from."""
+        of it. ``counts`` are of what it goes on from. ``thoughts`` tells them from the text."""
         super().__init__(prompt)
         self.params, self.keeps, self.closed = params, keeps, False
         self.tokens: list[int] = []
-        self.text = ""
+        self.text = self.reasoning = ""
+        self.retold: Retold | None = None
         self.counts, self.sampler = counts, Sampler(params, valid_ids, counts)
-        self._stream = TextStream(params.stop)
+        self._stream, self._thoughts = TextStream(params.stop), thoughts
         self._tokenizer, self._end_ids, self._closing = tokenizer, end_ids, closing
         self._fed, self._earlier = 0, Earlier()
         self.seed = self.sampler.seed
@@ -111,7 +126,7 @@ class Sequence(Reading):
 
     @property
     def released(self) -> bytes:
-        """Bytes of ``text``, before the stop string."""
+        """Bytes of the thoughts and of ``text``, before the stop string."""
         return bytes(self._stream.released)
 
     @property
@@ -123,8 +138,9 @@ class Sequence(Reading):
             self._fed += count
         super().advance(count, logits)
 
-    def take(self, token: int) -> str:
-        """Go on with a token, which becomes pending unless it is the last; returns the text that it makes certain."""
+    def take(self, token: int) -> list[str]:
+        """Go on with a token, which becomes pending unless it is the last; returns the text that it makes certain, in one piece
+        or none, or of which each is a ``Thought`` or not."""
         self.tokens.append(token)
         ended = token in self._end_ids
         text = "" if ended else self._stream.push(self._tokenizer.token_bytes(token))
@@ -137,14 +153,21 @@ class Sequence(Reading):
         if self.finish_reason:
             text += self._stream.finish()
             del self.sampler  # of the size of the logits
-        self.text += text
-        return text
+        pieces = self._divided(text)
+        self.reasoning += "".join(piece for piece in pieces if isinstance(piece, Thought))
+        self.text += "".join(piece for piece in pieces if not isinstance(piece, Thought))
+        return pieces
+
+    def _divided(self, text: str) -> list[str]:
+        if self._thoughts is None:
+            return [text] if text else []
+        return self._thoughts.push(text) + (self._thoughts.finish() if self.finish_reason else [])
 
     def remember(self, state: State, slot: int) -> None:
         """Keep what the slot holds where the token that it reads next may belong to a stop string and what it has read does
         not."""
         held = self._stream.held
-        if not held or not self.writes or not self.pending:
+        if not held or not self.writes or not self.pending or self.retold:
             return
         after = self._closing(self.released)
         read = held[: max(len(held) - len(self._tokenizer.token_bytes(self.pending[0])), 0)]
@@ -161,6 +184,10 @@ class Sequence(Reading):
 
         Tokens that were shown whole are read as they were chosen, unless something closes the text: both are encoded as one
         then, as in the texts that models learn from. Raises UserError where the vocabulary cannot spell a part of a token."""
+        if retold := self.retold:
+            self.pending = [*retold.rest, *self._tokenizer.spell(retold.told(self.text))]
+            self.closed, self._fed, self.counts, self.retold = True, 0, Counts(), None
+            return Earlier(retold.state)
         decode, text = self._tokenizer.decode_bytes, self.released
         goal = text + self._closing(text)
         earlier = None if goal.startswith(decode(self.fed)) else self._earlier

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_mlc import Chat, Engine
+from rwkv_mlc import Chat, Engine, Thought
 from rwkv_mlc.cli import options
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.chat import chat_params
+from rwkv_mlc.engine.engine import Answer
 from rwkv_mlc.engine.templates import load_template
 from rwkv_mlc.text_encoding import lines_in_utf8
 from support.reciter import LONG_TOKEN, RECITED
@@ -242,6 +243,77 @@ def test_mistakes_cost_one_line_and_the_chat_goes_on(monkeypatch, capsys, recite
     out, err = chat(monkeypatch, capsys, f"{line}\nhello\n", reciter, "--temperature", "0", "--max-tokens", "4")
     assert out[-1] == "Assistant: abc"
     assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+@pytest.fixture
+def thinker(reciter, tmp_path, monkeypatch) -> Path:
+    """The reciter with G1's template, which has a thought before it says what it recites."""
+    folder = Path(shutil.copytree(reciter, tmp_path / "thinker"))
+    path = folder / "params" / "mlc-chat-config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"conv_template": load_template("rwkv_g1").to_dict()}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    written = {" <think": ">\nLet me\x1b[0m see.\n</think>\nYes.", "</think": ">\nNo."}
+    make = Answer.__init__
+
+    def scripted(self, engine, prompt, *others):
+        make(self, engine, prompt, *others)
+        text = next((text for end, text in written.items() if prompt.endswith(end)), "?")
+        tokens = iter([*engine.tokenizer.encode(text), 0])
+        monkeypatch.setattr(engine, "choose", lambda samplers, logits: [next(tokens)])
+
+    monkeypatch.setattr(Answer, "__init__", scripted)
+    return folder
+
+
+def test_thoughts_in_a_pipe(monkeypatch, capsys, thinker):
+    """Nothing is lost."""
+    lines = "Is it?\n/set think=a bit;seed=1\nIs it?\n/set think=off\nIs it?\n/set think=none\nIs it?\n/set\n"
+    out, err = chat(monkeypatch, capsys, lines, thinker, "--think", "on")
+    thought = ["Assistant: <think>", "Let me\x1b[0m see.", "</think>", "Yes."]
+    assert err == "" and [line for line in out if not line.startswith("temperature=")] == [
+        *thought,
+        *thought,
+        *["Assistant: No."] * 2,
+    ]
+    assert [line.rpartition("; ")[2] for line in out if line.startswith("temperature=")] == [
+        "think=a bit",
+        "think=off",
+        "think=off",
+        "think=off",
+    ]
+
+
+def test_thoughts_on_a_terminal_are_dim(monkeypatch):
+    assert options.shown(Thought("a\x1b")) == "a\x1b"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert options.shown(Thought("a\x1b")) == "\x1b[2ma\\u001b\x1b[22m" and options.shown("a") == "a"
+
+
+def test_think_modes_that_are_not_there(monkeypatch, capsys, thinker, reciter):
+    out, err = chat(monkeypatch, capsys, "/set think=much;max_tokens=1\nIs it?\n", thinker, "--think", "on")
+    assert err == "error: think must be one of off, on, a bit, a lot, not 'much'.\n" and out[-1] == "Yes."
+    assert main(["chat", str(reciter), "--think", "on"]) == 2
+    assert "The model's template, rwkv_world, has no think mode; leave out think=on" in capsys.readouterr().err
+    out, err = chat(monkeypatch, capsys, "/set think=off\nhello\n", reciter, "--temperature", "0", "--max-tokens", "4")
+    assert "has no think mode" in err and out == ["Assistant: ?"]
+    assert main(["generate", str(thinker), "--prompt", "x", "--think", "on"]) == 2
+    assert "--think is said in the model's chat template; give --chat, too." in capsys.readouterr().err
+
+
+def test_thoughts_that_take_all_tokens(monkeypatch, capsys, thinker):
+    _, err = chat(monkeypatch, capsys, "Is it?\n", thinker, "--think", "on", "--max-tokens", "5")
+    assert err == "The 5 tokens were thoughts alone; /set max_tokens=20 allows more.\n"
+
+
+def test_a_generation_with_thoughts(monkeypatch, capsys, thinker, tmp_path):
+    arguments = ["generate", str(thinker), "--chat", "--think", "a lot", "--prompt", "Is it?", "--save-state"]
+    assert main([*arguments, str(tmp_path / "a"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["text"], report["reasoning"]) == ("Yes.", "Let me\x1b[0m see.")
+    assert report["prompt_tokens"] == len("User: Is it? (think a lot)\n\nAssistant: <think")
+    assert main([*arguments, str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out == "<think>\nLet me\x1b[0m see.\n</think>\nYes.\n"
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_stats_reset_help(monkeypatch, capsys, reciter):
