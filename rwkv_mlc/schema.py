@@ -269,6 +269,9 @@ class Roles(TypedDict):
     """The text for the model."""
 
 
+Mark = Annotated[str, Field(min_length=1)]
+
+
 class ThinkMode(Schema):
     """How much a model is asked to think before an answer."""
 
@@ -281,9 +284,9 @@ class ThinkMode(Schema):
 class Thinking(Schema):
     """The thoughts that come before an answer."""
 
-    begin: str
+    begin: Mark
     """What they begin with."""
-    end: str
+    end: Mark
     """What they end with."""
     modes: Annotated[dict[str, ThinkMode], Field(min_length=1)]
     """How much there may be of them, by name."""
@@ -302,9 +305,9 @@ class ToolUse(Schema):
 
     offer: str
     """What stands below the system text, or in its place; "{tools}" in it stands for the JSON list of the functions."""
-    call_begin: str
+    call_begin: Mark
     """What comes before a call, an object of a name and arguments in JSON."""
-    call_end: str
+    call_end: Mark
     """What comes after it."""
     result: str
     """The user's text that answers a call; "{result}" in it stands for what the function gave."""

@@ -62,6 +62,7 @@ EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "too_short": "at least {min_length} entries",
+    "string_too_short": "at least {min_length} characters",
     "too_long": "at most {max_length} entries",
     "value_error": "{error}",
 }

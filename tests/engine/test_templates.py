@@ -105,6 +105,15 @@ def test_unknown_keys_of_a_template_are_refused(tmp_path, monkeypatch, place):
         load_template("mine")
 
 
+@pytest.mark.parametrize("key", ["think.begin", "think.end", "tool_use.call_begin", "tool_use.call_end"])
+def test_marks_are_not_empty(key):
+    data = load_template("rwkv_g1").to_dict()
+    outer, _, inner = key.partition(".")
+    data[outer][inner] = ""
+    with pytest.raises(UserError, match=f"gives {key} as '', expected at least 1 characters"):
+        template_of(data)
+
+
 def test_a_mode_that_is_not_there_is_no_default():
     data = load_template("rwkv_g1").to_dict()
     data["think"]["default"] = "much"
