@@ -39,6 +39,15 @@ UNSUPPORTED = {r"blocks\.\d+\.att\.r_k": "RWKV-7", r"blocks\.\d+\.att\.(time_maa
 """Tensors of generations that are known by name only; web-rwkv's converter renames ``time_maa`` to ``time_mix``."""
 
 
+OTHER_MODELS = {
+    r"blocks\.\d+\.qkv\..*": "RWKV-7b, whose attention keeps something of every token, so that its state grows with the text",
+    r"(.*\.)?moba\..*": "RWKV-X, some of whose layers attend to all of the text, so that its state grows with it",
+    r".*rosa.*": "RWKV-8 with ROSA, which looks for what it has read in all of the text, so that its state grows with it",
+    r"blocks\.\d+\.ffn\.enn\.weight": "an experiment for RWKV-8, whose channel mixing every token scales by a row of its own",
+}
+"""Tensors of models that are beside the generations here, and what these models are."""
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Wishes about a model's ``RWKVConfig``, by the names of its fields; None takes what the checkpoint itself says, and
@@ -73,6 +82,9 @@ def recognize(shapes: Shapes) -> Generation | None:
 def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWKVConfig:
     """Read generation and dimensions off tensor shapes under BlinkDL's names; file names play no part. Raises UserError for
     anything that is not of one of ``GENERATIONS``."""
+    for pattern, model in OTHER_MODELS.items():
+        if any(re.fullmatch(pattern, tensor) for tensor in shapes):
+            raise UserError(f"This is {model}; what is built are the generations {', '.join(GENERATIONS)}.")
     required = ["emb.weight", "head.weight", "blocks.0.ffn.key.weight"]
     missing = [name for name in required if name not in shapes]
     if missing:

@@ -6,12 +6,13 @@ import os
 import re
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UserError
 from ..escaping import shortened
 from ..regular_files import check_name, size_of
 from ..text_encoding import lines_in_utf8
-from . import hub, huggingface, pth, rwkv_cpp
+from . import gguf, hub, huggingface, pth, rwkv_cpp
 from .checkpoint import Checkpoint, LazyTensor
 from .folder import Facts, read_facts
 
@@ -19,12 +20,12 @@ __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
 
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
-BLINKDL_SUFFIXES = (".pth", ".st")  # of files that need no folder around them
+BLINKDL_SUFFIXES = (".pth", ".st", ".gguf")  # of files that need no folder around them
 WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+")
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
-    """Open a file (``.pth``, ``.bin``, ``.safetensors``, whatever its name), a folder or a hub repository.
+    """Open a file (``.pth``, ``.bin``, ``.safetensors``, ``.gguf``, whatever its name), a folder or a hub repository.
 
     Formats are told apart by content. A folder's weights are those that transformers would load; what its ``config.json``
     and ``generation_config.json`` state holds for a file in it, too. ``revision`` is a branch, tag or commit of a hub
@@ -49,14 +50,15 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     weights = huggingface.weights_of_folder(path) if path.is_dir() else huggingface.weights_of_file(path)
 
-    file_format, tensors = "", dict[str, LazyTensor]()
+    content, tensors = FileContent("", {}), dict[str, LazyTensor]()
     for file in weights.files:
-        file_format, found = read_file(file)
-        tensors |= weights.of_file(file, found)
+        content = read_file(file)
+        tensors |= weights.of_file(file, content.tensors)
     weights.check_complete(tensors)
     tensors = huggingface.blinkdl_names(tensors)
     own = path.is_dir() or weights.named_for_folder
     facts = read_facts(folder, own)
+    file_format = content.format
     if path.is_dir() and weights.files[0].suffix not in BLINKDL_SUFFIXES:
         file_format = "huggingface"
         if facts is None:
@@ -67,7 +69,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     if facts.config.tie_word_embeddings:
         tensors = huggingface.with_tied_head(tensors, folder)
     return Checkpoint(
-        name=model if own else re.sub(r"\.(pth|pt|bin|safetensors|st)$", "", name.name),
+        name=model if own else re.sub(r"\.(pth|pt|bin|safetensors|st|gguf)$", "", name.name),
         format=file_format,
         source=source,
         tensors=tensors,
@@ -75,15 +77,23 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         tokenizer_files=tokenizer_files(folder),
         head_size_divisor=facts.config.head_size_divisor,
         context_length=facts.config.context_length,
-        layer_norm_epsilon=facts.config.layer_norm_epsilon,
+        layer_norm_epsilon=facts.config.layer_norm_epsilon or content.layer_norm_epsilon,
         rescale_every=None if facts.config.rescale_every is None else max(facts.config.rescale_every, 0),
         stated=facts.stated,
         tokens=facts.tokens,
     )
 
 
-def read_file(path: Path) -> tuple[str, dict[str, LazyTensor]]:
-    """A file's format, told by its first bytes, and its tensors under their own names."""
+class FileContent(NamedTuple):
+    """A file's ``format``, and its ``tensors`` under their own names; the epsilon of the layer norms where it says that."""
+
+    format: str
+    tensors: dict[str, LazyTensor]
+    layer_norm_epsilon: float | None = None
+
+
+def read_file(path: Path) -> FileContent:
+    """What a file holds, whose format is told by its first bytes."""
     try:
         size_of(path)
         with open(path, "rb") as file:
@@ -91,11 +101,13 @@ def read_file(path: Path) -> tuple[str, dict[str, LazyTensor]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if head.startswith(pth.MAGIC):
-        return "pth", pth.read_pth(path)
+        return FileContent("pth", pth.read_pth(path))
     if head.startswith(rwkv_cpp.MAGIC):
-        return "rwkv.cpp", rwkv_cpp.read_rwkv_cpp(path)
+        return FileContent("rwkv.cpp", rwkv_cpp.read_rwkv_cpp(path))
+    if head.startswith(gguf.MAGIC):
+        return FileContent("gguf", *gguf.read_gguf(path))
     if head[8:9] == b"{":
-        return "safetensors", huggingface.read_safetensors(path)
+        return FileContent("safetensors", huggingface.read_safetensors(path))
     if head.startswith(LEGACY_TORCH_MAGIC) or head[257:262] == b"ustar":
         raise UserError(
             f"{path} is in PyTorch's old format; save it again with a newer PyTorch: "
@@ -105,7 +117,7 @@ def read_file(path: Path) -> tuple[str, dict[str, LazyTensor]]:
         raise UserError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
     raise UserError(
         f"{path} is no checkpoint ({'first bytes ' + head[:8].hex(' ') if head else 'it is empty'}); expected a "
-        "PyTorch .pth or .bin, a safetensors or an rwkv.cpp file."
+        "PyTorch .pth or .bin, a safetensors, GGUF or rwkv.cpp file."
     )
 
 

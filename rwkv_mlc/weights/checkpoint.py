@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+
+
+def row_of(tensor: LazyTensor, index: int) -> LazyTensor:
+    """One of several along the first axis."""
+    return dataclasses.replace(tensor, shape=tensor.shape[1:], read=lambda: tensor.read()[index])
 
 
 @dataclass(frozen=True)

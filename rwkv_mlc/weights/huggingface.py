@@ -27,7 +27,7 @@ INDEX = ".index.json"
 WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 """In the order in which transformers looks for them (``modeling_utils.py``)."""
 
-OTHER_FILES = ("*.safetensors", "*.st", "*.pth")
+OTHER_FILES = ("*.safetensors", "*.st", "*.pth", "*.gguf")
 SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
 MODEL_PARTS = ("emb", "embeddings", "blocks", "ln_out", "head")
 TIED = ("emb.weight", "head.weight")

@@ -49,7 +49,7 @@ def merged(checkpoint: Checkpoint, path: Path, alpha: float | None = None) -> Ch
     file that cannot be read or holds no LoRA, for an unknown alpha, and for one whose tensors do not all fit the model, with
     a list of those."""
     file, config = _file_of(path)
-    _, stored = read_file(file)
+    stored = read_file(file).tensors
     alpha = config.lora_alpha if alpha is None else alpha
     if alpha is None:
         raise UserError(f"{file} does not say the alpha that it was trained with; give it with --lora-alpha N.")

@@ -6,15 +6,16 @@ The format is that of its ``docs/FILE_FORMAT.md``, the values those that ``pytho
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
 from ..escaping import shortened
-from ..models import GENERATIONS
-from .checkpoint import LazyTensor
+from ..models import GENERATIONS, Generation
+from .checkpoint import LazyTensor, row_of
 from .ggml import FORMATS, Format
 
 MAGIC = struct.pack("<I", 0x67676D66)
@@ -23,6 +24,9 @@ STORED_TYPES = dict(enumerate("F32 F16 Q4_0 Q4_1 Q4_1_O Q4_2 Q4_3 Q5_0 Q5_1 Q8_0
 """ggml's names by rwkv.cpp's numbers; ``FORMATS`` has no more of those that ggml gave up in 2023."""
 
 FLOATS = ("F32", "F16")
+FUSED, FUSED_MIXES = "x_rwkvag", "rwkvag"
+"""A tensor of several vectors, and what they are for."""
+
 ADVICE = "start from its FP32 or FP16 file, or from the .pth"
 
 # What stands for 0, 1 and infinity, whose logarithms are not finite; in float32 they are 0, 1 and its largest number.
@@ -67,19 +71,35 @@ def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
 
     shapes = {name: shape for name, (_, shape, _) in stored.items()}
     described = _blinkdl_tensors(shapes, hidden_size)
-    return {
+    tensors = {
         name: _lazy_tensor(path, offset, shape, elements, *described[name])
         for name, (offset, shape, elements) in stored.items()
     }
+    return {name: tensor for stored, whole in tensors.items() for name, tensor in _separate(stored, whole)}
+
+
+def _separate(name: str, tensor: LazyTensor) -> Iterator[tuple[str, LazyTensor]]:
+    """The mixes of RWKV-7, which lie in one tensor."""
+    block, _, part = name.rpartition(".")
+    if part != FUSED or tensor.shape[0] != len(FUSED_MIXES):
+        yield name, tensor
+        return
+    for i, letter in enumerate(FUSED_MIXES):
+        yield f"{block}.x_{letter}", row_of(tensor, i)
 
 
 def _blinkdl_tensors(
     stored: dict[str, tuple[int, ...]], hidden_size: int
 ) -> dict[str, tuple[tuple[int, ...], str | None]]:
     """BlinkDL's shapes and what was done to the values, as the latest generation says that recognizes the tensors so; as
-    stored where none does."""
+    stored where none does, and as to the shape where that has another number of elements."""
+
+    def described(generation: Generation, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str | None]:
+        found, done = generation.rwkv_cpp_tensor(name, shape, hidden_size)
+        return found if prod(found) == prod(shape) else shape, done
+
     for generation in reversed(GENERATIONS.values()):
-        found = {name: generation.rwkv_cpp_tensor(name, shape, hidden_size) for name, shape in stored.items()}
+        found = {name: described(generation, name, shape) for name, shape in stored.items()}
         if generation.recognizes({name: shape for name, (shape, _) in found.items()}):
             return found
     return {name: (shape, None) for name, shape in stored.items()}
@@ -106,7 +126,7 @@ def _lazy_tensor(
 ) -> LazyTensor:
     def read() -> np.ndarray:
         array = elements.read(path, offset, stored)
-        return array.reshape(shape) if done is None else INVERSES[done](array.reshape(shape).astype(np.float64))
+        return (array if done is None else INVERSES[done](array.astype(np.float64))).reshape(shape)
 
     return LazyTensor(shape, elements.name, read)
 
@@ -133,5 +153,6 @@ INVERSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp": _log,
     "exp(-exp)": _invert_head_decay,
     "-exp": _invert_channel_decay,
+    "transpose": lambda array: array.swapaxes(-1, -2),
 }
 """BlinkDL's values in float64 from rwkv.cpp's, by what it did to them."""

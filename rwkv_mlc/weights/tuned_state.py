@@ -33,8 +33,8 @@ def read_tuned_state(path: Path, config: RWKVConfig) -> dict[str, np.ndarray]:
         )
     if not path.exists():
         raise UserError(f"There is no file {path}; give what state tuning has saved.")
-    _, stored = read_file(path)
-    stored = {WRAPPERS.sub("", name, count=1) if WRAPPERS.match(name) else name: t for name, t in stored.items()}
+    tensors = read_file(path).tensors
+    stored = {WRAPPERS.sub("", name, count=1) if WRAPPERS.match(name) else name: t for name, t in tensors.items()}
     shape = (config.num_heads, config.head_size, config.head_size)
     names = {NAME.format(layer): f"blocks.{layer}.{tuned.role}" for layer in range(config.num_hidden_layers)}
     problems = [f"missing {name}" for name in names if name not in stored]

@@ -23,6 +23,7 @@ from rwkv_mlc.engine.sampler import Counts
 from rwkv_mlc.engine.state_file import SavedState, save_state
 from rwkv_mlc.verification.library import BLOB, Library, _content, _defined
 from rwkv_mlc.weights import open_checkpoint
+from support.gguf_files import small_model, write_gguf
 from support.rwkv_cpp import write_rwkv_cpp
 from support.synthetic import synthetic_checkpoint
 
@@ -125,6 +126,7 @@ def write(folder: Path, artifact: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     write_rwkv_cpp(folder / "model.bin", tensors)
     write_rwkv_cpp(folder / "quantized.bin", tensors, "Q5_1")
+    write_gguf(folder / "model.gguf", "rwkv7", small_model("rwkv7"), "Q4_0")
     (folder / "config.json").write_text('{"model_type": "rwkv5", "context_length": 64, "head_size_divisor": 8}')
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 5], "bos_token_id": 0, "pad_token_id": 0}')
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>", "special": true}}')

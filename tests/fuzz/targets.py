@@ -85,6 +85,18 @@ def rwkv_cpp(place: Place, draw: random.Random) -> None:
     model(place.write("x.bin", mutations.bytes_of(place.seed(seed), draw)))
 
 
+def gguf(place: Place, draw: random.Random) -> None:
+    """Changes are mostly in the header, before the numbers."""
+    from rwkv_mlc.weights.gguf import read_gguf
+
+    data = place.seed("model.gguf")
+    cut = draw.choice([len(data), 16_000])
+    changed = mutations.bytes_of(data[:cut], draw) + data[cut:]
+    for tensor in read_gguf(place.write("x.gguf", changed)).tensors.values():
+        if tensor.read().shape != tensor.shape:
+            raise AssertionError(f"{tensor.shape} was read as another shape")
+
+
 def folder(place: Place, draw: random.Random) -> None:
     """A Hugging Face folder whose configuration, index or vocabulary was changed."""
     from rwkv_mlc.models import resolve
@@ -356,6 +368,7 @@ TARGETS: dict[str, Callable[[Place, random.Random], None]] = {
     "pth": pth,
     "safetensors": safetensors,
     "rwkv.cpp": rwkv_cpp,
+    "gguf": gguf,
     "folder": folder,
     "world": partial(vocabulary, "vocab.txt", mutations.lines_of),
     "tokenizer.json": partial(vocabulary, "tokenizer.json", mutations.json_of),

@@ -153,6 +153,18 @@ def test_rwkv_cpp_quantized_refusals(tmp_path, change, message):
     assert str(raised.value).count(". ") == 0
 
 
+def test_rwkv_cpp_header_of_another_size(tmp_path):
+    """The tensors are what counts: none is cut to what the header says."""
+    weights = synthetic_checkpoint("5.2", hidden_size=64, head_size=32, layers=1)
+    path = write_rwkv_cpp(tmp_path / "model.bin", weights)
+    data = bytearray(path.read_bytes())
+    data[12:16] = struct.pack("<i", 128)
+    path.write_bytes(data)
+    _, _, tensors = resolve(open_checkpoint(str(path)))
+    found, expected = (each["blocks.0.att.time_decay"] for each in (tensors, weights))
+    np.testing.assert_allclose(found.read().reshape(expected.shape), expected, rtol=2e-5, atol=2e-5)
+
+
 def test_rwkv_cpp_truncated(tmp_path):
     data = write_rwkv_cpp(tmp_path / "model.bin", synthetic_checkpoint("5.2", layers=1, hidden_size=64)).read_bytes()
     whole = len(open_checkpoint(str(tmp_path / "model.bin")).tensors)
