@@ -31,7 +31,7 @@ HALF_BLOCKS = {
 }
 """Which half block reads a parameter, by the part of its block that it belongs to."""
 BUILTIN = "vm.builtin."
-MULTIPLIED = ("matrix", "low_rank", "head")  # roles of parameters
+MULTIPLIED = ("matrix", "kept", "low_rank", "head")  # roles of parameters
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _arguments(engine: Engine) -> dict[Any, Argument]:
         arguments[tensor] = Argument(
             group=parameter.part,
             place=_place(parameter.name),
-            nbytes=0 if parameter.role == "embedding" else prod(spec.shape) * np.dtype(spec.dtype).itemsize,
+            nbytes=0 if parameter.role in ("embedding", "table") else prod(spec.shape) * np.dtype(spec.dtype).itemsize,
             elements=prod(parameter.shape) if is_matrix else 0,
         )
     return arguments

@@ -170,4 +170,4 @@ def bytes_read(engine: Engine) -> dict[str, int]:
 
 def operations_of(parameters: Sequence[Parameter]) -> float:
     """Matrix operations of a prompt token, without the head, which only the last token needs."""
-    return sum(2.0 * prod(p.shape) for p in parameters if p.role in ("matrix", "low_rank"))
+    return sum(2.0 * prod(p.shape) for p in parameters if p.role in ("matrix", "kept", "low_rank"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from . import rwkv4, rwkv5
+from . import rwkv4, rwkv5, rwkv6, rwkv7
 from .generation import Generation, PackageHooks, Recurrence, Shapes
 from .parameter import Parameter, StateTensor, check_tensors
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GENERATIONS",
+    "ON_CPUS",
     "Generation",
     "ModelOptions",
     "PackageHooks",
@@ -35,7 +36,15 @@ GENERATIONS: dict[str, Generation] = {
 }
 """By ``RWKVConfig.generation``, the oldest first: a later one has all that tells an earlier one, and more."""
 
-UNSUPPORTED = {r"blocks\.\d+\.att\.r_k": "RWKV-7", r"blocks\.\d+\.att\.(time_maa_\w+|time_mix_w[12])": "RWKV-6"}
+ON_CPUS: dict[str, Generation] = {
+    generation.name: generation for generation in (*rwkv6.GENERATIONS, *rwkv7.GENERATIONS)
+}
+"""Those that follow as soon as the kernels and graphs of GPUs know them: until then they run on CPUs, in tests."""
+
+UNSUPPORTED = {
+    r"blocks\.\d+\.att\.r_k": "RWKV-7",
+    r"blocks\.\d+\.att\.(time_maa_\w+|time_mix_w[12])": "RWKV-6",
+}
 """Tensors of generations that are known by name only; web-rwkv's converter renames ``time_maa`` to ``time_mix``."""
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..config import RWKVConfig
+from ..errors import UserError
 from .generation import Generation, Shapes
 from .parameter import NORMS, Parameter, Range, StateTensor, Transform
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import LazyTensor
+
+ROWS = 16
+"""Rows of a matrix that kernels of CPUs take at once: matrices that lie below each other each have a multiple of them."""
 
 # transformers' modeling_rwkv.py, the remote code of RWKV-5 (modeling_rwkv5.py) and mlc_llm's rwkv5_model.py
 HUGGING_FACE_NAMES = (
@@ -27,7 +38,9 @@ class BlockGeneration(Generation):
 
     A generation whose layers hand on more than ``x`` writes ``blocks`` of its own."""
 
-    hugging_face_names = HUGGING_FACE_NAMES
+    hugging_face_names: Sequence[tuple[str, str]] = HUGGING_FACE_NAMES
+    state_parameters = 1
+    """How many of the parameters of wkv, the first ones, the state depends on."""
 
     # Parameters
 
@@ -40,11 +53,15 @@ class BlockGeneration(Generation):
         name, source, halvings = f"model.blocks.{layer}.feed_forward", f"blocks.{layer}.ffn", config.halvings(layer)
         c, f, inputs = config.hidden_size, config.intermediate_size, "channel_mixing_inputs"
         return [
-            *(mix(name, source, target, c) for target in ("key", "receptance")),
+            *(self.shift_mix(name, source, target, c) for target in ("key", "receptance")),
             matrix(f"{name}.key", f"{source}.key", f, c, inputs),
             matrix(f"{name}.receptance", f"{source}.receptance", c, c, inputs),
             matrix(f"{name}.value", f"{source}.value", c, f, "channel_mixing_value", halvings, sparse_input=True),
         ]
+
+    def shift_mix(self, name: str, source: str, target: str, size: int) -> Parameter:
+        """The part mu of the token itself in what ``target`` of the channel mixing reads."""
+        return mix(name, source, target, size)
 
     def parameters(self, config: RWKVConfig) -> list[Parameter]:
         c, v = config.hidden_size, config.vocab_size
@@ -130,7 +147,10 @@ class BlockGeneration(Generation):
         def role(state: StateTensor) -> Role:
             if state.role in rows:
                 return Role(f"state.{state.role}", "last row", (rows[state.role],))
-            return Role(f"state.{state.role}", "state of wkv", wkv.inputs[:2], wkv.states, wkv.parameters[:1])
+            inputs = tuple(name for name in wkv.inputs if name != "att.receptance")
+            return Role(
+                f"state.{state.role}", "state of wkv", inputs, wkv.states, wkv.parameters[: self.state_parameters]
+            )
 
         return [role(state) for state in self.states(config)]
 
@@ -162,9 +182,38 @@ def mix(name: str, source: str, target: str, size: int) -> Parameter:
     return Parameter(*names, (1, 1, size), "vector", NORMS, (0.0, 1.0))
 
 
-def mixed_roles(norm: str, half_block: str, targets: Sequence[str]) -> list[Role]:
+def low_rank(name: str, source: str, part: str, inputs: int, outputs: int) -> Parameter:
+    """Half of a low-rank pair, [outputs, inputs]; BlinkDL stores [inputs, outputs]."""
+    names, shape = (f"{name}.{part}.weight", f"{source}.{part}"), (outputs, inputs)
+    return Parameter(*names, shape, "low_rank", "low_rank", transform=np.transpose, source_shape=(inputs, outputs))
+
+
+def transposed(tensor: LazyTensor) -> LazyTensor:
+    """A matrix the other way round."""
+    return dataclasses.replace(tensor, shape=tensor.shape[::-1], read=lambda: np.ascontiguousarray(tensor.read().T))
+
+
+def oriented(tensor: LazyTensor, inputs: int) -> LazyTensor:
+    """A matrix [inputs, outputs], which web-rwkv's converter transposes."""
+    turned = len(tensor.shape) == 2 and tensor.shape[0] != inputs and tensor.shape[1] == inputs
+    return transposed(tensor) if turned else tensor
+
+
+def heads_of(shapes: Shapes, name: str, channels: int) -> int:
+    """The size of heads that a tensor [heads, size] tells. Raises UserError where they are not ``channels`` in all."""
+    shape = shapes.get(name, ())
+    if len(shape) != 2 or shape[0] * shape[1] != channels or shape[1] < 2:
+        raise UserError(
+            f"{name} is {list(shape)}; it should be [heads, channels of a head], {channels} channels in all and more than one "
+            "a head."
+        )
+    return shape[1]
+
+
+def mixed_roles(norm: str, half_block: str, targets: Sequence[str], mixes: str = "time_mix_") -> list[Role]:
+    """``mixes`` is how the names of the mixes in the checkpoint begin."""
     state = (f"state.{half_block}_x",)
     return [
-        Role(f"{half_block}.mixed_{t}", "token shift and mix", (norm,), state, (f"{half_block}.time_mix_{t[0]}",))
+        Role(f"{half_block}.mixed_{t}", "token shift and mix", (norm,), state, (f"{half_block}.{mixes}{t[0]}",))
         for t in targets
     ]

@@ -26,8 +26,10 @@ Device = Literal["cpu", "gpu"]
 Beside = Callable[[str], "np.ndarray | None"]
 """The right value [T, C] of a role of the same block, None where it is not known."""
 
-ReferenceForward = Callable[[RWKVConfig, Mapping[str, np.ndarray], np.ndarray, dict, "Trace"], tuple[np.ndarray, dict]]
-"""(config, parameters, embedded tokens [T, C], state by (layer, role), trace) -> logits [T, V], state."""
+ReferenceForward = Callable[
+    [RWKVConfig, Mapping[str, np.ndarray], np.ndarray, dict, "Trace", np.ndarray], tuple[np.ndarray, dict]
+]
+"""(config, parameters, embedded tokens [T, C], state by (layer, role), trace, tokens [T]) -> logits [T, V], state."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Generation(ABC):
         self, name: str, shape: tuple[int, ...], hidden_size: int
     ) -> tuple[tuple[int, ...], str | None]:
         """BlinkDL's shape of a tensor that rwkv.cpp stores with ``shape``, and the name of what rwkv.cpp did to its
-        values, a key of ``weights.rwkv_cpp.INVERSES``, or None."""
+        values, a key of ``weights.rwkv_cpp.INVERSES`` or "transpose" of the last two axes, or None."""
 
     # The graph
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from ..escaping import listed_problems
 
-ParameterRole = Literal["embedding", "matrix", "head", "low_rank", "vector"]
+ParameterRole = Literal["embedding", "table", "matrix", "kept", "head", "low_rank", "vector"]
 Range = tuple[float, float]
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -28,8 +28,9 @@ class Parameter:
     the source array, in float64, to the parameter.
 
     ``role`` says what may happen to it: a quantization scheme has a form for each of ``embedding``, ``matrix``, ``head``
-    and ``low_rank`` (one of two thin matrices in place of a large one); a ``vector`` (time_*, norms, bonus, decay) stays
-    float32 always. ``sparse_input`` says of a matrix that what it multiplies is mostly zero.
+    and ``low_rank`` (one of two thin matrices in place of a large one); a ``kept`` matrix, of which few bits would leave too
+    little, and a ``table``, of which a token reads one row, stay floats of the scheme's type; a ``vector`` (time_*, norms,
+    bonus, decay) stays float32 always. ``sparse_input`` says of a matrix that what it multiplies is mostly zero.
 
     ``part`` names what a kernel does that reads it, for accounts of where time goes. ``drawn`` are the bounds between which
     random weights are drawn uniformly; a matrix has none, as its own shape tells them.

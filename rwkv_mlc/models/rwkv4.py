@@ -72,7 +72,7 @@ class RWKV4(BlockGeneration):
         activations = {"receptance": "sigmoid"}
         k, v, r = ops.linears([(mixed[t], w.matrix(t), activations.get(t)) for t in TARGETS])
         states = [block.state(role) for role in AVERAGE]
-        gated = ops.recurrence([r, k, v, w.vector("time_decay"), w.vector("time_first")], states, "att.gated")
+        (gated,) = ops.recurrence([r, k, v, w.vector("time_decay"), w.vector("time_first")], states, "att.gated")
         return ops.linear(gated, w.matrix("output"), residual=x)
 
     def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:

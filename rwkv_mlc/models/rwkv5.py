@@ -131,7 +131,7 @@ class RWKV5(BlockGeneration):
         activations = {"gate": "silu"}
         k, v, r, *gate = ops.linears([(mixed[t], w.matrix(t), activations.get(t)) for t in self.targets])
         inputs = [r, k, v, w.vector("time_decay"), w.vector("time_faaaa")]
-        out = ops.recurrence(inputs, [block.state("att_kv")], "att.wkv")
+        (out,) = ops.recurrence(inputs, [block.state("att_kv")], "att.wkv")
         out = ops.group_norm(out, w.norm("ln_x"), config.num_heads, config.group_norm_epsilon, *gate)
         return ops.linear(out, w.matrix("output"), residual=x)
 

@@ -61,7 +61,8 @@ class Scheme:
 
     def form(self, role: ParameterRole) -> Form:
         forms = {"matrix": self.matrix, "embedding": self.embedding, "head": self.head, "low_rank": self.low_rank}
-        return {**forms, "vector": FloatForm("float32")}[role]
+        kept = FloatForm(self.float_dtype)
+        return {**forms, "kept": kept, "table": kept, "vector": FloatForm("float32")}[role]
 
     def stored(self, parameter: Parameter) -> dict[str, tuple[tuple[int, ...], str]]:
         """(shape, dtype) of every stored tensor by name: the parameter itself, or ``.q_weight`` and ``.q_scale``."""

@@ -46,5 +46,6 @@ def forward(
     if state is None:
         state = initial_state(config)
     copy: State = {key: np.array(array, dtype) for key, array in state.items()}
-    embedded: np.ndarray = parameters["model.embeddings.weight"][np.asarray(tokens, np.intp)].astype(dtype)
-    return generation_of(config).reference(config, parameters, trace("emb", embedded), copy, trace)
+    ids = np.asarray(tokens, np.intp)
+    embedded: np.ndarray = parameters["model.embeddings.weight"][ids].astype(dtype)
+    return generation_of(config).reference(config, parameters, trace("emb", embedded), copy, trace, ids)

@@ -47,7 +47,7 @@ def time_mixing(
 
 
 def forward(
-    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace
+    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace, _tokens: np.ndarray
 ) -> tuple[np.ndarray, dict]:
     """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
     return layers.forward(config, parameters, x, state, trace, time_mixing, ("att_x", "att_a", "att_b", "att_p"))

@@ -53,7 +53,7 @@ def time_mixing(
 
 
 def forward(
-    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace
+    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace, _tokens: np.ndarray
 ) -> tuple[np.ndarray, dict]:
     """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
     mixing = partial(time_mixing, config)

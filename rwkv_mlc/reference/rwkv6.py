@@ -58,7 +58,7 @@ def time_mixing(
     hidden = trace("time_decay_w1", linear(p, "attention.time_decay_w1", mixed["decay"]))
     hidden = trace("time_decay_w1_tanh", np.tanh(hidden))
     w = trace("time_decay_w2", linear(p, "attention.time_decay_w2", hidden))
-    w = trace("decay", np.exp(-np.exp(p["attention.time_decay"] + w)))
+    w = trace("decay", np.exp(-np.exp(p["attention.time_decay"].reshape(-1) + w)))
 
     r, k, v, w = (array.reshape(heads) for array in (r, k, v, w))
     out, s = wkv(r, k, v, w, p["attention.time_faaaa"], s)
@@ -68,7 +68,7 @@ def time_mixing(
 
 
 def forward(
-    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace
+    config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace, _tokens: np.ndarray
 ) -> tuple[np.ndarray, dict]:
     """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
     mixing = partial(time_mixing, config)

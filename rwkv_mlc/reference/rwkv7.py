@@ -50,13 +50,13 @@ def time_mixing(
     k = project("key", mixed("key"))
     v = project("value", mixed_value)
     w = project("w2", trace("w1_tanh", np.tanh(project("w1", mixed("decay")))))
-    w = trace("decay", np.exp(-np.exp(-0.5) * sigmoid(p["attention.w0"] + w)))
-    a = trace("rate", sigmoid(p["attention.a0"] + project("a2", project("a1", mixed("rate")))))
+    w = trace("decay", np.exp(-np.exp(-0.5) * sigmoid(p["attention.w0"].reshape(-1) + w)))
+    a = trace("rate", sigmoid(p["attention.a0"].reshape(-1) + project("a2", project("a1", mixed("rate")))))
     g = project("g2", trace("g1_sigmoid", sigmoid(project("g1", mixed("gate")))))
     if v_first is None:
         v_first = v
     else:
-        nu = trace("value_mix", sigmoid(p["attention.v0"] + project("v2", project("v1", mixed_value))))
+        nu = trace("value_mix", sigmoid(p["attention.v0"].reshape(-1) + project("v2", project("v1", mixed_value))))
         v = v + (v_first - v) * nu
 
     r, w, k, v, a = (array.reshape(heads) for array in (r, w, k, v, a))
@@ -89,7 +89,7 @@ def token_scale(p: Parameters, x: np.ndarray, tokens: np.ndarray, trace: Trace) 
     z = trace("s1", linear(p, "feed_forward.s1", x))
     own = p["feed_forward.s_emb.weight"][tokens].astype(z.dtype).reshape(len(z), z.shape[1], -1)
     z = trace("s_emb", (z[:, None, :] @ own)[:, 0])
-    return trace("scale", trace("s2", linear(p, "feed_forward.s2", z)) + p["feed_forward.s0"])
+    return trace("scale", trace("s2", linear(p, "feed_forward.s2", z)) + p["feed_forward.s0"].reshape(-1))
 
 
 def forward(

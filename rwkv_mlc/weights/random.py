@@ -48,7 +48,7 @@ def _draw(parameter: Parameter, shape: tuple[int, ...], seed: int) -> np.ndarray
             raise ValueError(f"{parameter.name} does not say between which bounds it is drawn")
         low, high = parameter.drawn
     else:
-        high = 0.6 * (3.0 / shape[-1]) ** 0.5
+        high = 0.6 * (3.0 / parameter.shape[-1]) ** 0.5
         low = -high
     if low == high:
         return np.full(shape, low, np.float32)

@@ -103,6 +103,9 @@ ACTIVATIONS = {
     "sigmoid": sigmoid,
     "silu": lambda x: x * sigmoid(x),
     "squared_relu": lambda x: np.maximum(x, 0) ** 2,
+    "tanh": np.tanh,
+    "exp_minus_exp": lambda x: np.exp(-np.exp(x)),
+    "bounded_decay": lambda x: np.exp(-np.exp(-0.5) * sigmoid(x)),
 }
 
 

@@ -37,27 +37,27 @@ def each_part(matrices: tuple[Matrix, ...], parts: int, emit: Callable) -> None:
             emit(i, part * blocks + j)
 
 
-def store_block(target, value, row, block, rows: int):
-    """Write the 16 lanes of output block ``block`` that exist in a matrix of ``rows`` rows."""
+def store_block(target, value, row, block, rows: int, plane: int = 0):
+    """Write the 16 lanes of output block ``block`` that exist in a matrix of ``rows`` rows to target [planes, T, rows]."""
     if rows % LANES == 0:
-        T.buffer_store(target, value, [0, row, T.ramp(block * LANES, 1, LANES)])
+        T.buffer_store(target, value, [plane, row, T.ramp(block * LANES, 1, LANES)])
         return
     with T.If(block < rows // LANES):
         with T.Then():
-            T.buffer_store(target, value, [0, row, T.ramp(block * LANES, 1, LANES)])
+            T.buffer_store(target, value, [plane, row, T.ramp(block * LANES, 1, LANES)])
         with T.Else():
             lanes = registers((LANES,))
             T.buffer_store(lanes, value, [span(0, LANES)])
             for i in range(rows % LANES):
-                T.buffer_store(target, lanes[i], [0, row, block * LANES + i])
+                T.buffer_store(target, lanes[i], [plane, row, block * LANES + i])
 
 
-def load_block(source, row, block, rows: int):
-    """The 16 lanes of output block ``block``; past ``rows`` they repeat the last row."""
+def load_block(source, row, block, rows: int, plane: int = 0):
+    """Of source [planes, T, rows] the 16 lanes of output block ``block``; past ``rows`` they repeat the last row."""
     at = T.ramp(block * LANES, 1, LANES)
     if rows % LANES:
         at = T.min(at, splat(T.int64(rows - 1), LANES))
-    return source[0, row, at]
+    return source[plane, row, at]
 
 
 def finish_block(operands: Operands, matrices: tuple[Matrix, ...], i: int, product, row, block) -> None:

@@ -1,4 +1,4 @@
-"""Group norm over the heads of each row, and the gate that follows it, in float32 ("Eagle and Finch", section 4.2)."""
+"""Group norm over the heads of each row, and what follows it, in float32 ("Eagle and Finch", section 4.2)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .simd import vector_width
 
 
 @lru_cache(None)
-def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) -> tirx.PrimFunc:
-    """(x, weight, bias[, gate] -> out), float32.
+def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool, added: bool = False) -> tirx.PrimFunc:
+    """(x, weight, bias[, added][, gate] -> out), float32.
 
-    x, gate, out [1, T, C]; weight, bias [C]; C = num_groups * group_size. Each group of each row is normalized by itself;
-    ``gate`` (after its activation) multiplies the result."""
+    x, added, gate, out [1, T, C]; weight, bias [C]; C = num_groups * group_size. Each group of each row is normalized by
+    itself; ``added`` is added to the result, and ``gate`` (after its activation) multiplies it."""
     width = vector_width(group_size)
     channels = num_groups * group_size
 
@@ -27,6 +27,7 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) ->
         rows = T.int64()
         x = arg("x", (1, rows, channels))
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
+        bonus = arg("added", (1, rows, channels)) if added else None
         gate = arg("gate", (1, rows, channels)) if gated else None
         out = arg("out", (1, rows, channels))
         with root_block(), T.parallel(0, rows * num_groups) as i:
@@ -35,6 +36,7 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool) ->
             for j in range(0, group_size, width):
                 at = span(start + j, width)
                 value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
+                value = value + bonus[0, t, at] if added else value
                 T.buffer_store(out, value * gate[0, t, at] if gated else value, [0, t, at])
 
     return kernel

@@ -14,11 +14,14 @@ from .simd import vector_width
 
 
 @lru_cache(None)
-def norm_shift_mix(channels: int, num_mixes: int, epsilon: float, in_place: bool = False) -> tirx.PrimFunc:
+def norm_shift_mix(
+    channels: int, num_mixes: int, epsilon: float, in_place: bool = False, unmixed: int = 0
+) -> tirx.PrimFunc:
     """(x, weight, bias, mix_0 .. mix_{n-1}, state, first, last -> out, out_state), float32.
 
-    x [1, T, C], weight and bias [C], every mix [1, 1, C], out [n, T, C], state and out_state [B, C]. With y = layer_norm(x),
-    row t of out[j] is y[t] * mix_j + y[t - 1] * (1 - mix_j); where first[t] >= 0 a sequence begins and state[first[t]] takes
+    x [1, T, C], weight and bias [C], every mix [1, 1, C], out [n + unmixed, T, C], state and out_state [B, C]. With
+    y = layer_norm(x), row t of out[j] is y[t] * mix_j + y[t - 1] * (1 - mix_j), and those of the ``unmixed`` planes, up to two
+    of them, are y[t] and y[t - 1]; where first[t] >= 0 a sequence begins and state[first[t]] takes
     the place of y[t - 1]; where last[t] >= 0 it ends and out_state[last[t]] becomes y[t]. ``first`` and ``last`` are int32
     [T], what ``border_slots`` gives.
 
@@ -34,7 +37,7 @@ def norm_shift_mix(channels: int, num_mixes: int, epsilon: float, in_place: bool
         mixes = [arg(f"mix_{j}", (1, 1, channels)) for j in range(num_mixes)]
         state = arg("state", (slots, channels))
         first_slots, last_slots = arg("first_slots", (rows,), "int32"), arg("last_slots", (rows,), "int32")
-        out = arg("out", (num_mixes, rows, channels))
+        out = arg("out", (num_mixes + unmixed, rows, channels))
         out_state = state if in_place else arg("out_state", (slots, channels))
 
         def statistics(t):
@@ -50,6 +53,8 @@ def norm_shift_mix(channels: int, num_mixes: int, epsilon: float, in_place: bool
                 y, before = T.bind(normed(t, at, mean, scale)), T.bind(previous(at))
                 for j, mu in enumerate(mixes):
                     T.buffer_store(out, mixed(y, before, mu[0, 0, at], width), [j, t, at])
+                for j, value in enumerate((y, before)[:unmixed]):
+                    T.buffer_store(out, value, [num_mixes + j, t, at])
 
         with root_block():
             with T.parallel(0, rows) as t:

@@ -16,12 +16,12 @@ from .simd import vector_width
 
 @lru_cache(None)
 def norm_shift_mix_token(
-    channels: int, num_mixes: int, epsilon: float, parts: int, in_place: bool = False
+    channels: int, num_mixes: int, epsilon: float, parts: int, in_place: bool = False, unmixed: int = 0
 ) -> tirx.PrimFunc:
     """(x, weight, bias, mix_0 .. mix_{n-1}, state -> out, out_state): ``norm_shift_mix`` for one token of one sequence.
 
-    x [1, 1, C], out [n, 1, C], state and out_state [1, C]. ``parts``, a divisor of C, run in parallel; every thread computes
-    the statistics of the whole row by itself.
+    x [1, 1, C], out [n + unmixed, 1, C], state and out_state [1, C]. ``parts``, a divisor of C, run in parallel; every
+    thread computes the statistics of the whole row by itself.
 
     With ``in_place``, state is [S, C], int32 [1] ``slots`` follows it, and state[slots[0]] is updated."""
     extent = channels // parts
@@ -35,7 +35,7 @@ def norm_shift_mix_token(
         mixes = [arg(f"mix_{j}", (1, 1, channels)) for j in range(num_mixes)]
         state = arg("state", (num_slots, channels))
         slots = arg("slots", (1,), "int32") if in_place else None
-        out = arg("out", (num_mixes, 1, channels))
+        out = arg("out", (num_mixes + unmixed, 1, channels))
         out_state = state if in_place else arg("out_state", (1, channels))
         with root_block():
             wide = vector_width(channels)
@@ -47,6 +47,8 @@ def norm_shift_mix_token(
                 before = T.bind(state[slot, at])
                 for j, mu in enumerate(mixes):
                     T.buffer_store(out, mixed(y, before, mu[0, 0, at], width), [j, 0, at])
+                for j, value in enumerate((y, before)[:unmixed]):
+                    T.buffer_store(out, value, [num_mixes + j, 0, at])
                 T.buffer_store(out_state, y, [slot, at])
 
     return kernel

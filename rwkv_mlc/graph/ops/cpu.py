@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tir_kernels.cpu.border_slots import border_slots
 from tir_kernels.cpu.embedding import embedding
+from tir_kernels.cpu.expand import expand
+from tir_kernels.cpu.expand_mix import expand_mix
 from tir_kernels.cpu.fill import fill
 from tir_kernels.cpu.gemm import gemm
 from tir_kernels.cpu.gemm_bytes import gemm_bytes
@@ -29,14 +31,19 @@ from tir_kernels.cpu.sample import sample
 from tir_kernels.cpu.simd import LANES
 from tir_kernels.cpu.sparse_gemv import sparse_gemv
 from tir_kernels.cpu.stream import stream
+from tir_kernels.cpu.token_matrix import token_matrix
+from tir_kernels.expansion import Expansion
 from tir_kernels.product import Matrix
 from tir_kernels.rows import Rows
 
 from ...models import Parameter
+from ...models.vocabulary import Unmixed
 from ...quantization.schemes import FloatForm, GroupForm
 from ..state import StateRef
 from ..weights import MatrixWeight, Norm, row_form
 from .kernels import CommonKernels, KernelOps, Plane, Product
+
+TOKENS = 8  # that share a load of a thin matrix in prompts
 
 
 @dataclass
@@ -59,7 +66,7 @@ class CPUOps(KernelOps):
     @staticmethod
     def form_of(parameter: Parameter, form: FloatForm | GroupForm) -> Packed | Rows:
         """Embeddings as they are stored, matrices in tiles where inputs can be left out; fields of 3 bits fill no line."""
-        if parameter.role == "embedding":
+        if parameter.role in ("embedding", "table"):
             return row_form(form)
         if isinstance(form, FloatForm):
             return (TiledFloat if parameter.sparse_input else PackedFloat)(form.dtype)
@@ -69,7 +76,7 @@ class CPUOps(KernelOps):
     @staticmethod
     def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
         tensors, transposed = (2, form.transposed) if isinstance(form, GroupForm) else (1, False)
-        if parameter.role in ("vector", "embedding"):
+        if parameter.role in ("vector", "embedding", "table"):
             return ("stored",) * tensors
         packed = CPUOps.form_of(parameter, form)
         if isinstance(packed, TiledGroup):
@@ -89,19 +96,20 @@ class CPUOps(KernelOps):
         kernel = layer_norm(self.config.hidden_size, self.config.norm_epsilon(norm.name))
         return self.call(kernel, [x, norm.weight, norm.bias], [x.ty.shape], [norm.name])[0]
 
-    def norm_shift_mix(self, x, norm: Norm, mixes: dict, state: StateRef) -> dict[str, Plane]:
+    def norm_shift_mix(self, x, norm: Norm, mixes: dict, state: StateRef, unmixed: Unmixed = ()) -> dict[str, Plane]:
         given = self.config.hidden_size, len(mixes), self.config.layer_norm_epsilon
+        planes = [*mixes, *unmixed]
         if self.parts:
             parts = math.gcd(
                 self.parts, self.config.hidden_size
             )  # all of them, unless the time mixing has another size
-            kernel, borders = norm_shift_mix_token(*given, parts, self.state.in_place), self.slots
+            kernel, borders = norm_shift_mix_token(*given, parts, self.state.in_place, len(unmixed)), self.slots
         else:
-            kernel, borders = norm_shift_mix(*given, self.state.in_place), self.borders
+            kernel, borders = norm_shift_mix(*given, self.state.in_place, len(unmixed)), self.borders
         inputs = [x, norm.weight, norm.bias, *mixes.values()]
-        shape, names = [len(mixes), self.rows, self.config.hidden_size], self.mixed_names(norm.name, mixes)
+        shape, names = [len(planes), self.rows, self.config.hidden_size], self.mixed_names(norm.name, mixes, unmixed)
         (mixed,) = self.update(kernel, inputs, [state], borders, [shape], [names])
-        return {target: Plane(mixed, i) for i, target in enumerate(mixes)}
+        return {target: Plane(mixed, i) for i, target in enumerate(planes)}
 
     def linears(self, products: Sequence[Product], gate=None, residual=None):
         x, form, columns = products[0][0].tensor, products[0][1].form, products[0][1].shape[1]
@@ -117,7 +125,7 @@ class CPUOps(KernelOps):
             own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
             parts = self.parts if own else None
             kernel = gemv(outputs, columns, form, integer_dot, planes, **given, parts=parts, lists=lists)
-        elif places := self.activation_bytes:
+        elif (places := self.activation_bytes) and isinstance(form, PackedGroup):
             inputs = self._quantize_bytes(x, columns, form, places)
             kernel = gemm_bytes(outputs, columns, form, places, self.target.integer_dot, planes, **given)
         else:
@@ -139,9 +147,42 @@ class CPUOps(KernelOps):
         args = [*lists, *matrix.tensors, *(extra for extra in (gate, residual) if extra is not None)]
         return self.call(kernel, args, [self.row_shape(outputs)], self.product_names([product], **fused))[0]
 
-    def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None):
-        kernel = group_norm(groups, self.config.attention_size // groups, epsilon, gated=gate is not None)
-        args = [x, norm.weight, norm.bias, *([] if gate is None else [gate])]
+    def expand(self, products: Mapping[str, tuple], gate=None):
+        (_, matrix, *_), *_ = products.values()
+        outputs = tuple(
+            Expansion(*m.shape, activation, bias is not None) for _, m, bias, activation in products.values()
+        )
+        parts = self.parts if self.parts and all(o.rows % (LANES * self.parts) == 0 for o in outputs) else None
+        kernel = expand(outputs, matrix.form, self._tokens_of_thin(), gate is not None, parts)
+        args = [h for h, *_ in products.values()]
+        for _, m, bias, _ in products.values():
+            args += [*m.tensors, *([] if bias is None else [bias])]
+        args += [] if gate is None else [gate]
+        names = [self.role_beside(matrix, role) for role in products]
+        return self.call(kernel, args, [self.row_shape(o.rows) for o in outputs], names)
+
+    def expand_mix(self, mixed: Mapping[str, Plane], h, matrix: MatrixWeight, mixes: dict):
+        (planes, now), rank, channels = mixed["now"], matrix.shape[1], self.config.hidden_size
+        kernel = expand_mix(
+            len(mixes), channels, rank, matrix.form, self._tokens_of_thin(), int(planes.ty.shape[0]), now
+        )
+        names = tuple(self.role_beside(matrix, f"att.mixed_{target}") for target in mixes)
+        args, shape = [h, *matrix.tensors, *mixes.values(), planes], [len(mixes), self.rows, channels]
+        (out,) = self.call(kernel, args, [shape], [names])
+        return {target: Plane(out, i) for i, target in enumerate(mixes)}
+
+    def token_matrix(self, x, table: MatrixWeight, role: str):
+        kernel = token_matrix(table.shape[0], int(x.ty.shape[2]), table.form)
+        return self.call(kernel, [self.tokens, x, *table.tensors], [x.ty.shape], [self.role_beside(table, role)])[0]
+
+    def _tokens_of_thin(self) -> int:
+        """How many tokens share a load of a thin matrix."""
+        return 1 if self.phase == "decode" else TOKENS
+
+    def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None, added=None):
+        size, fused = self.config.attention_size // groups, {"gated": gate is not None, "added": added is not None}
+        kernel = group_norm(groups, size, epsilon, **fused)
+        args = [x, norm.weight, norm.bias, *(extra for extra in (added, gate) if extra is not None)]
         return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
 
     def _quantize(self, x, columns: int, form: PackedGroup, parts: int):

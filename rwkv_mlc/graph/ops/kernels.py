@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from tir_kernels.sampling import Request
 
 from ...config import RWKVConfig
 from ...models.generation import Device
+from ...models.vocabulary import Unmixed
 from ...schema import FunctionSpec, KernelValues, TensorSpec
 from ..state import StateAccess, StateRef
 from ..target import GraphTarget
@@ -26,7 +27,13 @@ Names = str | tuple[str, ...] | None
 
 READERS = {"ln1": "att", "ln2": "ffn"}
 """What the mixed inputs after a norm are named for: the half block that reads them."""
-ACTIVATED = {None: "{}", "squared_relu": "k_squared", "sigmoid": "{}_sigmoid", "silu": "{}_silu"}
+ACTIVATED = {
+    None: "{}",
+    "squared_relu": "k_squared",
+    "sigmoid": "{}_sigmoid",
+    "silu": "{}_silu",
+    "tanh": "{}_tanh",
+}
 
 
 class Plane(NamedTuple):
@@ -116,16 +123,16 @@ class KernelOps(ABC):
         channels = self.config.hidden_size
         return self.call(self.kernels.last_rows(channels), [x, self.segment_ends], [[1, self.batch, channels]])[0]
 
-    def recurrence(self, inputs: list[relax.Expr], states: list[StateRef], role: str) -> relax.Expr:
-        """What the generation's recurrent kernel makes of ``inputs`` and ``states``, named by its role."""
+    def recurrence(self, inputs: list[relax.Expr], states: list[StateRef], *roles: str) -> list[relax.Expr]:
+        """What the generation's recurrent kernel makes of ``inputs`` and ``states``, named by its roles."""
         recurrence = self.model.generation.recurrence(self.config, self.device)
-        name = f"blocks.{states[0].layer}.{role}"
-        dtype = self.matrix_dtype(name) if recurrence.feeds_matrix else "float32"
+        names = [f"blocks.{states[0].layer}.{role}" for role in roles]
+        dtype = self.matrix_dtype(*names) if recurrence.feeds_matrix else "float32"
         narrow = {} if dtype == "float32" else {"dtype": dtype}
         staged = {"async_copies": True} if recurrence.stages and self.target.tensor_cores else {}
         kernel = recurrence.kernel(phase=self.phase, in_place=self.state.in_place, **narrow, **staged)
-        (out,) = self.update(kernel, inputs, states, self.sequences, [inputs[0].ty.shape], [name], dtype)
-        return out
+        shapes = [inputs[0].ty.shape] * len(roles)
+        return self.update(kernel, inputs, states, self.sequences, shapes, names, dtype)
 
     def call(
         self,
@@ -177,10 +184,14 @@ class KernelOps(ABC):
         """The name of another role of the half block that ``value`` belongs to."""
         return f"{self.names[value].rpartition('.')[0]}.{role}"
 
-    def mixed_names(self, norm: str, targets: Sequence[str]) -> tuple[str, ...]:
-        """The names of the mixed inputs after a norm such as ``blocks.0.ln1``."""
+    def role_beside(self, matrix: MatrixWeight, role: str) -> str:
+        """The name of a role such as ``att.decay`` of the block that a matrix belongs to."""
+        return f"{'.'.join(matrix.name.split('.')[:2])}.{role}"
+
+    def mixed_names(self, norm: str, targets: Iterable[str], unmixed: Unmixed = ()) -> tuple[str, ...]:
+        """The names of the mixed inputs after a norm such as ``blocks.0.ln1``, and of the norm where it is given itself."""
         block, _, kind = norm.rpartition(".")
-        return tuple(f"{block}.{READERS[kind]}.mixed_{target}" for target in targets)
+        return (*(f"{block}.{READERS[kind]}.mixed_{target}" for target in targets), *([norm] if unmixed else []))
 
     def product_names(self, products: Sequence[Product], gated: bool = False, residual: bool = False) -> list[str]:
         """The names of the products of matrices such as ``blocks.0.att.key``, by what is fused with them."""

@@ -32,7 +32,7 @@ def time_mixing(config: RWKVConfig, p: Parameters, x: np.ndarray, last: np.ndarr
     return trace("output", linear(p, "attention.output", out)), last, s
 
 
-def forward(config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace):
+def forward(config: RWKVConfig, parameters: Parameters, x: np.ndarray, state: dict, trace: Trace, _tokens: np.ndarray):
     """Logits [T, V] of the embedded tokens ``x`` [T, C]; ``state``, by (layer, role), gets new arrays."""
     mixing = partial(time_mixing, config)
     return layers.forward(config, parameters, x, state, trace, mixing, ("att_x", "att_kv"))

@@ -1,0 +1,372 @@
+"""RWKV-7 (Peng et al. 2025, "RWKV-7 Goose", section 4; RWKV-LM's ``rwkv_v7_numpy.py``) and RWKV-7a, whose channel mixing is
+scaled by an embedding of its own (``rwkv_v7a_demo.py``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from functools import partial
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import RWKVConfig
+from ..errors import UserError
+from .block import HUGGING_FACE_NAMES, BlockGeneration, heads_of, low_rank, matrix, norm, oriented, transposed
+from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
+from .parameter import NORMS, Parameter, StateTensor
+from .values import Role, norm_role, product_role
+from .vocabulary import Expr, Ops, Weights
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import LazyTensor
+
+MIXES = {"receptance": "r", "key": "k", "value": "v", "decay": "w", "rate": "a", "gate": "g"}
+"""What the mixed inputs are for, and what BlinkDL calls each; the first three are those of large matrices."""
+
+MATRICES = ("receptance", "key", "value")
+RANKS = {"decay_rank": "w", "rate_rank": "a", "value_rank": "v", "gate_rank": "g"}
+"""The sizes of the low-rank pairs by BlinkDL's letter."""
+
+HIDDEN = {"w": "tanh", "a": None, "v": None, "g": "sigmoid"}
+"""What is applied between the halves of a pair."""
+
+# flash-linear-attention's modeling_rwkv7.py; a pair's matrices are torch's Linear there, [outputs, inputs]
+FLA_NAMES = (
+    (r"model\.norm\.", "ln_out."),
+    (r"lm_head\.", "head."),
+    (r"(?:model\.)?layers\.", "blocks."),
+    (r"(blocks\.\d+)\.pre_norm\.", r"\1.ln0."),
+    (r"(blocks\.\d+)\.attn_norm\.", r"\1.ln1."),
+    (r"(blocks\.\d+)\.ffn_norm\.", r"\1.ln2."),
+    (r"(blocks\.\d+)\.attn\.", r"\1.att."),
+    (r"(blocks\.\d+\.att)\.g_norm\.", r"\1.ln_x."),
+    (r"(blocks\.\d+\.att)\.r_proj\.", r"\1.receptance."),
+    (r"(blocks\.\d+\.att)\.k_proj\.", r"\1.key."),
+    (r"(blocks\.\d+\.att)\.v_proj\.", r"\1.value."),
+    (r"(blocks\.\d+\.att)\.o_proj\.", r"\1.output."),
+    (r"(blocks\.\d+\.att)\.([wavg])_lora\.lora\.0\.weight$", r"\1.\g<2>1.weight"),
+    (r"(blocks\.\d+\.att)\.([wavg])_lora\.lora\.2\.weight$", r"\1.\g<2>2.weight"),
+    (r"(blocks\.\d+\.att)\.([wavg])_lora\.lora\.2\.bias$", r"\1.\g<2>0"),
+)
+
+
+class RWKV7(BlockGeneration):
+    """``embedded`` says whether the channel mixing has embeddings of its own: 7a."""
+
+    model_type = "rwkv7"
+    hugging_face_names = (*FLA_NAMES, *HUGGING_FACE_NAMES)
+    tuned_state = TunedState("att_kv", axes=(0, 1, 2))
+    state_parameters = 2
+
+    def __init__(self, name: str, embedded: bool):
+        self.name, self.embedded = name, embedded
+
+    @property
+    def package(self) -> PackageHooks | None:
+        """The package compiles what it runs of RWKV-7, so that its values cannot be seen."""
+        return None
+
+    def recognizes(self, shapes: Shapes) -> bool:
+        return "blocks.0.att.r_k" in shapes and (not self.embedded or "blocks.0.ffn.s_emb.weight" in shapes)
+
+    def dimensions(self, shapes: Shapes) -> dict[str, Any]:
+        _, hidden_size = shapes["emb.weight"]
+        size = math.prod(shapes["blocks.0.att.r_k"])
+        own = {} if size == hidden_size else {"attention_size": size}
+        for field, letter in RANKS.items():
+            first = next((shapes[n] for i in (0, 1) if (n := f"blocks.{i}.att.{letter}1") in shapes), None)
+            first = first or next(
+                (shapes[n] for i in (0, 1) if (n := f"blocks.{i}.att.{letter}1.weight") in shapes), ()
+            )
+            own[field] = math.prod(first) // hidden_size if first else 0
+        if self.embedded:
+            own["embedding_rank"] = math.prod(shapes.get("blocks.0.ffn.s1", (0,))) // hidden_size
+        return {"head_size": heads_of(shapes, "blocks.0.att.r_k", size), "own": own}
+
+    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Low-rank matrices as BlinkDL stores them, [inputs, outputs], without those of the first layer's value, which
+        nothing reads; mixes one by one, which rwkv.cpp puts below each other; the tables of 7a with what ``s_emb_x`` adds
+        to them."""
+        _, hidden_size = tensors["emb.weight"].shape
+        result: dict[str, LazyTensor] = {}
+        for name, tensor in tensors.items():
+            part = name.rpartition(".att.")[2]
+            if name.startswith("blocks.0.att.v") and part.removesuffix(".weight") in ("v0", "v1", "v2"):
+                continue
+            if part == "x_rwkvag":
+                parts = {letter: _row(tensor, i, hidden_size) for i, letter in enumerate("rwkvag")}
+                result |= {name.replace(part, f"x_{letter}"): row for letter, row in parts.items()}
+                continue
+            if part in (f"{letter}{half}.weight" for letter in HIDDEN for half in "12"):
+                name, tensor = name.removesuffix(".weight"), transposed(tensor)
+            elif part in (f"{letter}1" for letter in HIDDEN):
+                tensor = oriented(tensor, hidden_size)
+            result[name] = tensor
+        return _folded(result) if self.embedded else result
+
+    # Parameters
+
+    def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
+        name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
+        c, a, heads = config.hidden_size, config.attention_size, (config.num_heads, config.head_size)
+
+        def by_head(part: str, low: float, high: float) -> Parameter:
+            stored = heads if part == "r_k" else (1, 1, a)
+            names = f"{name}.{part}", f"{source}.{part}"
+            return Parameter(*names, heads, "vector", "wkv", (low, high), source_shape=stored)
+
+        def bias(part: str, low: float, high: float) -> Parameter:
+            return Parameter(f"{name}.{part}", f"{source}.{part}", (1, 1, a), "vector", "low_rank", (low, high))
+
+        def pair(letter: str, rank: int) -> list[Parameter]:
+            return [
+                low_rank(name, source, f"{letter}1", c, rank),
+                low_rank(name, source, f"{letter}2", rank, a),
+            ]
+
+        ranks = {letter: config.own[field] for field, letter in RANKS.items()}
+        output = matrix(f"{name}.output", f"{source}.output", c, a, "time_mixing_output", halvings)
+        if layer == 0:  # one of its inputs carries millions of times the energy of the others
+            output = dataclasses.replace(output, role="kept")
+        return [
+            *(mix(name, source, target, letter, c) for target, letter in MIXES.items()),
+            bias("w0", -6.0, -0.5),
+            *pair("w", ranks["w"]),
+            bias("a0", -1.0, 1.0),
+            *pair("a", ranks["a"]),
+            *([bias("v0", 0.0, 1.5), *pair("v", ranks["v"])] if layer else []),
+            *pair("g", ranks["g"]),
+            by_head("k_k", 0.5, 1.0),
+            by_head("k_a", 0.8, 1.2),
+            by_head("r_k", -0.3, 0.3),
+            *(matrix(f"{name}.{t}", f"{source}.{t}", a, c, "time_mixing_inputs") for t in MATRICES),
+            output,
+            *norm(f"{name}.ln_x", f"{source}.ln_x", a, "group_norm"),
+        ]
+
+    def feed_forward(self, config: RWKVConfig, layer: int) -> list[Parameter]:
+        name, source, halvings = f"model.blocks.{layer}.feed_forward", f"blocks.{layer}.ffn", config.halvings(layer)
+        c, f = config.hidden_size, config.intermediate_size
+        scale = []
+        if self.embedded:
+            rank = config.own["embedding_rank"]
+            names, shape = (f"{name}.s_emb.weight", f"{source}.s_emb.weight"), (config.vocab_size, rank * rank)
+            scale = [
+                Parameter(*names, shape, "table", "low_rank"),
+                low_rank(name, source, "s1", c, rank),
+                low_rank(name, source, "s2", rank, f),
+                Parameter(f"{name}.s0", f"{source}.s0", (1, 1, f), "vector", "low_rank", (0.5, 1.5)),
+            ]
+        return [
+            mix(name, source, "key", "k", c),
+            *scale,
+            matrix(f"{name}.key", f"{source}.key", f, c, "channel_mixing_inputs"),
+            matrix(f"{name}.value", f"{source}.value", c, f, "channel_mixing_value", halvings, sparse_input=True),
+        ]
+
+    def states(self, config: RWKVConfig) -> list[StateTensor]:
+        """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_kv`` is S[h, v, k], value before
+        key."""
+        c, size = config.hidden_size, config.head_size
+        kv = StateTensor("att_kv", (config.num_heads, size, size))
+        return [StateTensor("att_x", (c,)), kv, StateTensor("ffn_x", (c,))]
+
+    def rwkv_cpp_tensor(
+        self, name: str, shape: tuple[int, ...], hidden_size: int
+    ) -> tuple[tuple[int, ...], str | None]:
+        """rwkv.cpp transposes what is of low rank."""
+        part = name.rpartition(".att.")[2]
+        if part in (f"{letter}{half}" for letter in HIDDEN for half in "12"):
+            return shape[::-1], "transpose"
+        return shape, None
+
+    # The graph
+
+    def blocks(self, config: RWKVConfig, ops: Ops, weights: Weights, x: Expr) -> Expr:
+        first = None
+        for layer in range(config.num_hidden_layers):
+            block = weights.block(layer)
+            x, value = self.residual_time_mixing(config, ops, block, x, first)
+            first = value if first is None else first
+            x = self.channel_mixing(config, ops, block, x)
+            if config.halvings(layer + 1) > config.halvings(layer):
+                x = ops.halve(x)
+        return x
+
+    def time_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
+        """That of the first layer."""
+        return self.residual_time_mixing(config, ops, block, x, None)[0]
+
+    def residual_time_mixing(
+        self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr, first: Expr | None
+    ) -> tuple[Expr, Expr]:
+        """x + W_o (g * (group_norm(wkv) + bonus)), and the layer's values; ``first`` are those of the first layer."""
+        w = block.at("attention")
+        mixes = {target: w.vector(f"time_mix_{target}") for target in MIXES}
+        mixed = ops.norm_shift_mix(x, block.norm("ln1"), mixes, block.state("att_x"))
+        pairs = {"w": "decay", "a": "rate", "g": "gate"} | ({} if first is None else {"v": "value"})
+        hidden = ops.linears([(mixed[target], w.matrix(f"{s}1"), HIDDEN[s]) for s, target in pairs.items()])
+        r, k, v = ops.linears([(mixed[t], w.matrix(t), None) for t in MATRICES])
+        roles = {
+            "w": ("att.decay", "w0", "bounded_decay"),
+            "a": ("att.rate", "a0", "sigmoid"),
+            "g": ("att.g2", None, None),
+            "v": ("att.value_mix", "v0", "sigmoid"),
+        }
+        expansions = {}
+        for letter, h in zip(pairs, hidden):
+            role, bias, activation = roles[letter]
+            expansions[role] = (h, w.matrix(f"{letter}2"), w.vector(bias) if bias else None, activation)
+        decay, rate, gate, *share = ops.expand(expansions)
+        values = [v, rate] if first is None else [first, *share]  # v + (v - v) * rate in the first layer
+        inputs = [r, decay, k, v, rate, *values, w.vector("k_k"), w.vector("k_a"), w.vector("r_k")]
+        out, bonus = ops.recurrence(inputs, [block.state("att_kv")], "att.wkv", "att.bonus")
+        out = ops.group_norm(out, w.norm("ln_x"), config.num_heads, config.group_norm_epsilon, gate, bonus)
+        return ops.linear(out, w.matrix("output"), residual=x), v
+
+    def channel_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
+        """x + W_v relu(W_k ...)^2; in 7a relu(W_k ...)^2 * (s_2 M s_1 ln_2(x) + s_0), where M is the token's own matrix."""
+        w, mixes = block.at("feed_forward"), {"key": block.at("feed_forward").vector("time_mix_key")}
+        mixed = ops.norm_shift_mix(x, block.norm("ln2"), mixes, block.state("ffn_x"), ("now",) if self.embedded else ())
+        (key,) = ops.linears([(mixed["key"], w.matrix("key"), "squared_relu")])
+        if self.embedded:
+            (hidden,) = ops.linears([(mixed["now"], w.matrix("s1"), None)])
+            hidden = ops.token_matrix(hidden, w.matrix("s_emb"), "ffn.s_emb")
+            (key,) = ops.expand({"ffn.scaled": (hidden, w.matrix("s2"), w.vector("s0"), None)}, gate=key)
+        return ops.linear(key, w.matrix("value"), residual=x)
+
+    def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
+        """(r, w, k, v, a, v_first, nu, k_k, k_a, r_k, kv) -> wkv and the bonus."""
+        kernel = partial(kernel_module(device, "wkv7").wkv7, config.num_heads, config.head_size)
+        return Recurrence(kernel, parts=config.num_heads)
+
+    # Roles
+
+    def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
+        read: tuple[str, ...] = ("att.decay", "att.key", "att.value", "att.rate")
+        pairs = [("w", "decay"), ("a", "rate"), ("g", "gate")]
+        share = []
+        if layer:
+            read += ("att.value_mix", "blocks.0.att.value")
+            pairs.append(("v", "value"))
+            share = [
+                Role("att.v2", "matrix product", ("att.v1",), parameters=("att.v2",)),
+                Role("att.value_mix", "sigmoid", ("att.v2",), parameters=("att.v0",)),
+            ]
+        hidden = []
+        for letter, target in pairs:
+            hidden.append(
+                Role(f"att.{letter}1", "matrix product", (f"att.mixed_{target}",), parameters=(f"att.{letter}1",))
+            )
+            if activation := HIDDEN[letter]:
+                hidden.append(Role(f"att.{letter}1_{activation}", activation, (f"att.{letter}1",)))
+        return [
+            *(
+                Role(f"att.mixed_{target}", "token shift and mix", ("ln1",), ("state.att_x",), (f"att.x_{letter}",))
+                for target, letter in MIXES.items()
+            ),
+            *hidden,
+            *(product_role(f"att.{target}", f"att.mixed_{target}") for target in MATRICES),
+            Role("att.w2", "matrix product", ("att.w1_tanh",), parameters=("att.w2",)),
+            Role("att.decay", "decay", ("att.w2",), parameters=("att.w0",)),
+            Role("att.a2", "matrix product", ("att.a1",), parameters=("att.a2",)),
+            Role("att.rate", "sigmoid", ("att.a2",), parameters=("att.a0",)),
+            Role("att.g2", "matrix product", ("att.g1_sigmoid",), parameters=("att.g2",)),
+            *share,
+            Role("att.wkv", "wkv", (*read, "att.receptance"), ("state.att_kv",), ("att.k_k", "att.k_a")),
+            Role("att.bonus", "bonus", (*read[1:], "att.receptance"), parameters=("att.r_k", "att.k_a")),
+            norm_role("att.ln_x", "att.wkv", "group norm"),
+            Role("att.gated", "gate", ("att.ln_x", "att.g2", "att.bonus")),
+            product_role("att.output", "att.gated", rescaled=True),
+        ]
+
+    def channel_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
+        hidden, scale = "ffn.k_squared", []
+        if self.embedded:
+            hidden = "ffn.scaled"
+            scale = [
+                Role("ffn.s1", "matrix product", ("ln2",), parameters=("ffn.s1",)),
+                Role("ffn.s_emb", "token's matrix", ("ffn.s1",), parameters=("ffn.s_emb.weight",)),
+                Role("ffn.s2", "matrix product", ("ffn.s_emb",), parameters=("ffn.s2",)),
+                Role("ffn.scale", "bias", ("ffn.s2",), parameters=("ffn.s0",)),
+                Role("ffn.scaled", "gate", ("ffn.k_squared", "ffn.scale")),
+            ]
+        return [
+            Role("ffn.mixed_key", "token shift and mix", ("ln2",), ("state.ffn_x",), ("ffn.x_k",)),
+            product_role("ffn.key", "ffn.mixed_key"),
+            Role("ffn.k_squared", "squared ReLU", ("ffn.key",)),
+            *scale,
+            product_role("ffn.value", hidden, rescaled=True),
+        ]
+
+    def mistakes(self, config: RWKVConfig, role: str, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
+        right = beside(role)
+        if right is None:
+            return
+        if role == "att.decay":
+            exponent = np.log(np.maximum(right.astype(np.float64), 1e-300))
+            yield "the decay's exponent lacks its factor exp(-1/2)", np.exp(exponent * math.exp(0.5))
+            yield "the decay is not between exp(-exp(-1/2)) and 1: its exponent lost the minus sign", np.exp(-exponent)
+        elif role == "att.wkv":
+            yield "the state is read before its update: the first token puts out nothing", np.zeros_like(right[:1])
+
+    @property
+    def reference(self) -> ReferenceForward:
+        from ..reference.rwkv7 import forward
+
+        return forward
+
+    def category(self, tokenizer_kind: str) -> str:
+        return "rwkv7"
+
+    def template(self, tokenizer_kind: str) -> str:
+        return {"pile": "plain", "world": "rwkv_world"}[tokenizer_kind]
+
+
+def mix(name: str, source: str, target: str, letter: str, size: int) -> Parameter:
+    """The part of the token itself in what ``target`` reads; BlinkDL's x_r and so on are those of the token before."""
+    names, drawn = (f"{name}.time_mix_{target}", f"{source}.x_{letter}"), (0.0, 1.0)
+    return Parameter(*names, (1, 1, size), "vector", NORMS, drawn, lambda part: 1.0 - part)
+
+
+def _row(tensor: LazyTensor, index: int, size: int) -> LazyTensor:
+    """One of the vectors of ``size`` that lie below each other."""
+    return dataclasses.replace(tensor, shape=(size,), read=lambda: tensor.read().reshape(-1, size)[index])
+
+
+def _folded(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """With each table of 7a plus ln0(emb) s_emb_x^T, computed in float32 when it is read, in place of the two. Raises
+    UserError for a table that has not a row of a square number of values for each token."""
+    result, (vocab_size, _) = dict(tensors), tensors["emb.weight"].shape
+
+    def table(own: LazyTensor, projection: LazyTensor) -> LazyTensor:
+        def read() -> np.ndarray:
+            x = tensors["emb.weight"].read().astype(np.float32)
+            x -= x.mean(1, keepdims=True)
+            x /= np.sqrt((x**2).mean(1, keepdims=True) + np.float32(1e-5))
+            x *= tensors["blocks.0.ln0.weight"].read().astype(np.float32)
+            x += tensors["blocks.0.ln0.bias"].read().astype(np.float32)
+            folded = x @ projection.read().astype(np.float32).T
+            folded += own.read()
+            return folded
+
+        return dataclasses.replace(own, read=read)
+
+    for name in tensors:
+        if not name.endswith(".ffn.s_emb.weight"):
+            continue
+        rows, size = (*tensors[name].shape, 0, 0)[:2]
+        if rows != vocab_size or isqrt(size) ** 2 != size:
+            raise UserError(
+                f"{name} is {list(tensors[name].shape)}; RWKV-7a has a square matrix for each of {vocab_size} tokens there."
+            )
+        projection = result.pop(name.replace("s_emb.", "s_emb_x."), None)
+        if projection is not None:
+            result[name] = table(tensors[name], projection)
+    return result
+
+
+GENERATIONS = (RWKV7("7", embedded=False), RWKV7("7a", embedded=True))
