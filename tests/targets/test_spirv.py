@@ -34,7 +34,7 @@ from support.shaders import (
 )
 from support.vulkan_kernels import vulkan_device
 from tir_kernels.builder import arg, prim_func
-from tir_kernels.gpu.threads import registers
+from tir_kernels.gpu.threads import barrier, registers, shared
 
 FLOATS = ["float16", "float32"]
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"]
@@ -532,6 +532,26 @@ def test_arrays_of_a_thread(run):
     x = samples("int32", 8 * BLOCK, low=0, high=8).reshape(BLOCK, 8)
     counts = np.stack([np.bincount(row, minlength=8) for row in x])
     assert run(kernel, x, np.zeros_like(x)).tolist() == np.where(counts, counts, -1).tolist()
+
+
+def test_arrays_of_vectors(run):
+    """What TVM makes of arrays that are accessed by vectors alone, shared ones and a thread's own."""
+
+    @prim_func
+    def kernel():
+        x, out = arg("x", (4 * BLOCK,), "float32"), arg("out", (4 * BLOCK,), "float32")
+
+        def emit(i):
+            own, held = registers((8,)), shared((4 * BLOCK,))
+            T.buffer_store(own, x[T.ramp(4 * i, 1, 4)], [T.ramp(4, 1, 4)])
+            T.buffer_store(held, own[T.ramp(4, 1, 4)], [T.ramp(4 * i, 1, 4)])
+            barrier()
+            T.buffer_store(out, held[T.ramp(4 * (BLOCK - 1 - i), 1, 4)], [T.ramp(4 * i, 1, 4)])
+
+        in_one_block(BLOCK, emit)
+
+    x = samples("float32", 4 * BLOCK)
+    assert np.array_equal(run(kernel, x, np.zeros_like(x)).reshape(BLOCK, 4), x.reshape(BLOCK, 4)[::-1])
 
 
 @pytest.mark.parametrize("count", [3, 16, 17, 24])

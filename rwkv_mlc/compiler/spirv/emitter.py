@@ -15,7 +15,7 @@ from tvm.target import Target
 from . import narrowing
 from .arithmetic import BINARY, COMPARE, EXTREMA, INT32, REVERSED, Arithmetic, Value
 from .memory import Memory, MemoryAccess
-from .vectors import MAX_VECTOR, pointer_of, vector_widths
+from .vectors import MAX_VECTOR, index_of_elements, pointer_of, vector_widths
 from .words import Assembler, Decoration, Glsl, Literal, Op, Storage, Unsupported
 
 WORKGROUP_ID, LOCAL_INVOCATION_ID = 26, 27  # built-ins
@@ -153,7 +153,7 @@ class Emitter:
 
     def _emit_DeclBuffer(self, statement: tirx.DeclBuffer) -> None:
         buffer, memory = statement.buffer, self.memories[pointer_of(statement)]
-        if memory.dtype != element_dtype(buffer.dtype):
+        if memory.dtype != scalar_dtype(buffer.dtype):
             raise Unsupported(f"the buffer {buffer.name} as {buffer.dtype}")
         self.memories[buffer] = memory
         if memory.storage == Storage.StorageBuffer:
@@ -181,8 +181,8 @@ class Emitter:
             raise Unsupported(
                 f"the array {buffer.name} of shape {list(buffer.shape)} in {buffer.scope() or 'global'} memory"
             )
-        length = int(np.prod([int(extent) for extent in buffer.shape], dtype=np.int64))
-        dtype, storage = element_dtype(buffer.dtype), SCOPES[buffer.scope()]
+        length = int(np.prod([int(extent) for extent in buffer.shape], dtype=np.int64)) * buffer.dtype.lanes
+        dtype, storage = scalar_dtype(buffer.dtype), SCOPES[buffer.scope()]
         width = self.widths.get(buffer, 1) if storage == Storage.Workgroup and length % MAX_VECTOR == 0 else 1
         self.memories[buffer] = self.access.array(buffer.name, storage, dtype, width, length)
         if storage == Storage.Workgroup:
@@ -209,12 +209,12 @@ class Emitter:
 
     def _emit_BufferStore(self, statement: tirx.BufferStore) -> None:
         value = self._value(statement.value)
-        self.access.store(self.memories[statement.buffer], self._index(statement.indices), value)
+        self.access.store(self.memories[statement.buffer], self._index(statement.buffer, statement.indices), value)
 
-    def _index(self, indices: list[tirx.Expr]) -> Value:
+    def _index(self, buffer: tirx.Var, indices: list[tirx.Expr]) -> Value:
         if len(indices) != 1:
             raise Unsupported(f"an access of {len(indices)} dimensions")
-        return self._value(indices[0])
+        return self._value(index_of_elements(buffer, indices[0]))
 
     def _emit_IfThenElse(self, statement: tirx.IfThenElse) -> None:
         cases = [statement.then_case] + ([statement.else_case] if statement.else_case is not None else [])
@@ -353,7 +353,7 @@ class Emitter:
         return lanes.lanes([int(index) for index in expr.indices])
 
     def _value_TensorLoad(self, expr: ir.TensorLoad) -> Value:
-        return self.access.load(self.memories[expr.source], self._index(expr.indices))
+        return self.access.load(self.memories[expr.source], self._index(expr.source, expr.indices))
 
     def _value_Call(self, expr: ir.Call) -> Value:
         name, args = expr.op.name.rpartition(".")[2], expr.args

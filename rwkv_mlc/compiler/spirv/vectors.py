@@ -25,7 +25,8 @@ def vector_widths(body: tirx.Stmt) -> dict[tirx.Var, int]:
         source[statement.buffer] = root(pointer_of(statement))
 
     def access(buffer: tirx.Var, indices: list[tirx.Expr]) -> None:
-        widths[root(buffer)] = math.gcd(widths.get(root(buffer), MAX_VECTOR), aligned_lanes(indices[-1], analyzer))
+        lanes = aligned_lanes(index_of_elements(buffer, indices[-1]), analyzer)
+        widths[root(buffer)] = math.gcd(widths.get(root(buffer), MAX_VECTOR), lanes)
 
     def bind(statement: tirx.Bind) -> None:
         if statement.var.ty.dtype.is_integer:
@@ -48,6 +49,12 @@ def pointer_of(statement: tirx.DeclBuffer) -> tirx.Var:
     while isinstance(pointer, ir.Call):
         pointer = pointer.args[0]
     return pointer
+
+
+def index_of_elements(buffer: tirx.Var, index: tirx.Expr) -> tirx.Expr:
+    """An access's index, counted in elements where TVM has made vectors of the elements of an array."""
+    lanes = buffer.dtype.lanes
+    return index if lanes == 1 else tirx.Ramp(index * lanes, tirx.const(1, index.ty.dtype), lanes)
 
 
 def aligned_lanes(index: tirx.Expr, analyzer: Analyzer) -> int:
