@@ -14,10 +14,12 @@ from tvm.script import tirx as T
 from rwkv_mlc.compiler.kernel_source import kernels_as_source
 from support.kernel_build import HOST_TARGET, build, error
 from support.opencl_device import launch
-from support.wkv_scans import CPU_SCANS, FACTORIES, FORMS, SCANS, Scan, check_forms_agree, check_ragged, name
+from support.wkv_scans import CPU_SCANS, FACTORIES, FORMS, GPU_SCANS, SCANS, Scan, check_forms_agree, check_ragged, name
+from tir_kernels.gpu.heads import part_of_head
 
 every_scan = pytest.mark.parametrize("scan", SCANS, ids=str)
 every_cpu_scan = pytest.mark.parametrize("scan", CPU_SCANS, ids=str)
+every_gpu_scan = pytest.mark.parametrize("scan", GPU_SCANS, ids=str)
 every_generation = pytest.mark.parametrize(
     "scan, device",
     [(Scan(generation, 3, 8), device) for device in FACTORIES for generation in FACTORIES[device]],
@@ -125,17 +127,17 @@ def wkv_blocks(function: tirx.PrimFunc) -> tuple[list[SBlockRealize], list[tirx.
     return [block for block in blocks if block.block.name_hint.startswith("wkv")], loops
 
 
-def time_loop(function: tirx.PrimFunc, block: SBlockRealize) -> tirx.For:
-    (loop,) = [loop for loop in wkv_blocks(function)[1] if loop.loop_var.same_as(block.iter_values[1])]
+def time_loop(function: tirx.PrimFunc, block: SBlockRealize, axis: int) -> tirx.For:
+    (loop,) = [loop for loop in wkv_blocks(function)[1] if loop.loop_var.same_as(block.iter_values[axis])]
     return loop
 
 
-def schedule_time(function: tirx.PrimFunc, primitive: str) -> tirx.PrimFunc:
-    """The kernel with ``primitive`` applied to the loop over t of each of its wkv blocks."""
+def schedule_time(function: tirx.PrimFunc, primitive: str, axis: int = 1) -> tirx.PrimFunc:
+    """The kernel with ``primitive`` applied to the loop over t, or one of them, of each of its wkv blocks."""
     schedule = Schedule(tvm.IRModule({"main": function}))
     for block in wkv_blocks(function)[0]:
         loops = schedule.get_loops(schedule.get_sblock(block.block.name_hint))
-        (loop,) = [x for x in loops if schedule.get(x).loop_var.same_as(block.iter_values[1])]
+        (loop,) = [x for x in loops if schedule.get(x).loop_var.same_as(block.iter_values[axis])]
         arguments = ["threadIdx.x"] if primitive == "bind" else []
         getattr(schedule, primitive)(loop, *arguments)
     return schedule.mod["main"]
@@ -153,22 +155,22 @@ def test_time_is_a_reduction(scan, device, phase, in_place):
     assert blocks
     for block in blocks:
         declared = "".join(axes[variable.iter_type] for variable in block.block.iter_vars)
-        assert declared == scan.axes
-        assert time_loop(function, block).kind == tirx.ForKind.SERIAL
+        assert declared == scan.axes(device)
+        assert all(time_loop(function, block, axis).kind == tirx.ForKind.SERIAL for axis in scan.time(device))
 
 
 @every_generation
 @every_primitive
 def test_schedules_over_time_are_refused(scan, device, primitive):
     """And t's declaration is what refuses: alone it suffices, and without any reduction nothing is refused."""
-    function = scan.kernel("prefill", device)
-    with pytest.raises(ScheduleError):
-        schedule_time(function, primitive)
-    spatial = "S" * len(scan.axes)
-    time_alone = f"SR{spatial[2:]}"
-    with pytest.raises(ScheduleError):
-        schedule_time(declare(function, time_alone), primitive)
-    assert schedule_time(declare(function, spatial), primitive)
+    function, axes = scan.kernel("prefill", device), scan.axes(device)
+    for axis in scan.time(device):
+        with pytest.raises(ScheduleError):
+            schedule_time(function, primitive, axis)
+        time_alone = "".join("R" if i == axis else "S" for i in range(len(axes)))
+        with pytest.raises(ScheduleError):
+            schedule_time(declare(function, time_alone), primitive, axis)
+        assert schedule_time(declare(function, "S" * len(axes)), primitive, axis)
 
 
 def spatial_time() -> tirx.PrimFunc:
@@ -217,7 +219,7 @@ def test_spatial_time_is_silently_wrong():
 
 
 def gpu_kernels() -> dict[str, tirx.PrimFunc]:
-    return {name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in SCANS for form in FORMS}
+    return {name(scan, *form): scan.kernel(form[0], "gpu", form[1]) for scan in GPU_SCANS for form in FORMS}
 
 
 @pytest.fixture(scope="module")
@@ -225,28 +227,31 @@ def on_gpu(gpu):
     return gpu.build(gpu_kernels())
 
 
-@every_scan
+@every_gpu_scan
 @every_form
 def test_ragged_batch_on_a_gpu(on_gpu, scan, phase, in_place):
     check_ragged(on_gpu[name(scan, phase, in_place)], scan, phase, in_place)
 
 
-@every_scan
+@every_gpu_scan
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_both_forms_agree_on_a_gpu(on_gpu, scan, phase):
     check_forms_agree(on_gpu[name(scan, phase, False)], on_gpu[name(scan, phase, True)], scan, phase)
 
 
-@every_scan
+@every_gpu_scan
 @every_form
 def test_no_thread_of_a_gpu_runs_along_the_tokens(scan, phase, in_place):
-    """One thread for each channel of each sequence, or several that share its keys."""
+    """One thread for each channel of each sequence, or several that share its keys, in several blocks from generation 6 on."""
     kernel = scan.kernel(phase, "gpu", in_place)
-    (batch,) = next(p for p in kernel.params if p.name == "slots").shape if in_place else kernel.params[5].shape[:1]
+    states = ("slots",) if in_place else ("state", "state_a")
+    batch = next(p for p in kernel.params if p.name in states).shape[0]
     sizes = {size: 17 for parameter in kernel.params for size in parameter.shape if isinstance(size, tirx.Var)}
     blocks, threads = launch(kernel, sizes | {batch: 5})
-    sharing = threads // scan.size if scan.generation == 5 else 1
+    values, parts = part_of_head(scan.size) if scan.generation > 5 else (scan.size, threads // scan.size)
+    sharing = 1 if scan.generation == 4 else parts
     assert int(np.prod(blocks)) * threads == 5 * scan.channels * sharing
+    assert scan.generation < 6 or threads == values * parts <= 64
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,12 @@ from tir_kernels.cpu.wkv6 import wkv6
 from tir_kernels.cpu.wkv7 import wkv7
 from tir_kernels.gpu.wkv4 import wkv4 as wkv4_on_gpu
 from tir_kernels.gpu.wkv5 import wkv5 as wkv5_on_gpu
+from tir_kernels.gpu.wkv6 import wkv6 as wkv6_on_gpu
+from tir_kernels.gpu.wkv7 import wkv7 as wkv7_on_gpu
 
 FACTORIES = {
     "cpu": {4: wkv4, 5: wkv5, 6: wkv6, 7: wkv7},
-    "gpu": {4: wkv4_on_gpu, 5: wkv5_on_gpu},
+    "gpu": {4: wkv4_on_gpu, 5: wkv5_on_gpu, 6: wkv6_on_gpu, 7: wkv7_on_gpu},
 }
 
 
@@ -37,14 +39,20 @@ class Scan:
     def channels(self) -> int:
         return self.heads * self.size
 
-    @property
-    def axes(self) -> str:
-        """The kinds of the axes (b, t, h, i, k) of the kernels' blocks, as far as they have them: T is a reduction."""
+    def axes(self, device: str) -> str:
+        """The kinds of the axes (b, t, h, i, k) of the kernels' blocks, as far as they have them: T is a reduction, in stages
+        and their steps where it runs in stages."""
+        if device == "gpu" and self.generation > 5:
+            return "SRRS"
         return {4: "SRS", 7: "SRSS"}.get(self.generation, "SRSSR")
 
-    def kernel(self, phase="prefill", device="cpu", in_place=False) -> tirx.PrimFunc:
+    def time(self, device: str) -> range:
+        """Which of the axes are of T."""
+        return range(1, 3 if device == "gpu" and self.generation > 5 else 2)
+
+    def kernel(self, phase="prefill", device="cpu", in_place=False, **options: bool) -> tirx.PrimFunc:
         sizes = (self.channels,) if self.generation == 4 else (self.heads, self.size)
-        return FACTORIES[device][self.generation](*sizes, phase, in_place)
+        return FACTORIES[device][self.generation](*sizes, phase, in_place, **options)
 
     def tokens(self, rng, rows: int) -> list[np.ndarray]:
         """r, k, v, and w in generation 6; r, w, k, v, a, v_first, nu in generation 7; [T, C] each."""
@@ -117,6 +125,10 @@ SCANS = [
     *(Scan(5, 2, 64), Scan(5, 3, 8), Scan(5, 3, 12), Scan(5, 2, 5), Scan(5, 1, 64)),
 ]
 CPU_SCANS = [*SCANS, Scan(6, 2, 64), Scan(6, 3, 12), Scan(6, 2, 5), Scan(7, 2, 64), Scan(7, 3, 12), Scan(7, 2, 5)]
+GPU_SCANS = [
+    *(*SCANS, Scan(6, 2, 64), Scan(6, 3, 12)),
+    *(Scan(7, 2, 64), Scan(7, 1, 128), Scan(7, 3, 16), Scan(7, 3, 12)),
+]
 FORMS = [(phase, in_place) for phase in ("prefill", "decode") for in_place in (False, True)]
 LENGTHS = [5, 1, 17, 2]
 SLOTS, POOL = [4, 0, 6, 2], 7
