@@ -74,7 +74,7 @@ class Session:
         self.device, self.threads, self.system, self.model = args.device, args.threads, args.system, args.model
         self.settings = options.given_settings(args)
         self.think = args.think
-        self.interrupted = False
+        self.interrupted = self.warned = False
         self.load_model(self.model)
         if args.state:
             self.chat.load(args.state)
@@ -116,10 +116,24 @@ class Session:
                         break
         finally:
             print(flush=True)
+        self._warn_of_length()
         answer = self.chat.answer
         if answer and answer.finish_reason == "length" and answer.reasoning and not answer.text:
             count = len(answer.tokens)
             print(f"The {count} tokens were thoughts alone; /set max_tokens={4 * count} allows more.", file=sys.stderr)
+
+    def _warn_of_length(self) -> None:
+        """Once a conversation."""
+        length, trained = self.chat.length, self.chat.engine.config.context_length
+        if length <= trained:
+            self.warned = False
+        elif not self.warned:
+            self.warned = True
+            print(
+                f"The conversation has {length:,} tokens, more than the {trained:,} of the texts that the model was "
+                "trained on; where it gets worse, /reset starts afresh.",
+                file=sys.stderr,
+            )
 
     def command(self, name: str, argument: str) -> None:
         """Raises UserError for what the command refuses."""

@@ -81,6 +81,11 @@ class Chat:
         form = self.engine.template.tool_use
         return [] if self.answer is None or form is None else calls_in(self.answer.text, form)
 
+    @property
+    def length(self) -> int:
+        """How many tokens the conversation has, of which the model's texts in training had ``config.context_length``."""
+        return self.state.lengths.get(0, 0)
+
     def displayed(self, pieces: Iterable[str]) -> Iterator[str]:
         """An answer as it is shown: its thoughts between their tags, and without the space after ``Assistant:``, which the
         model writes itself."""

@@ -272,7 +272,10 @@ class Engine:
         be written."""
         arrays = dict(zip(self.runner.state_names(), state.arrays(), strict=True))
         ending = state.last.get(0)
-        saved = SavedState(arrays, ending.logits.array(), ending.counts) if ending else SavedState(arrays)
+        length = state.lengths.get(0, 0)
+        saved = SavedState(arrays, length=length)
+        if ending:
+            saved = SavedState(arrays, ending.logits.array(), ending.counts, length)
         save_state(path, self.artifact, saved)
 
     def load_state(self, path: Path | str) -> State:
@@ -280,7 +283,7 @@ class Engine:
         shapes = {spec.name: (1, *spec.shape) for spec in self.runner.metadata.states}
         saved = load_state(path, self.artifact, shapes, self.config.vocab_size)
         state = self.runner.state_from(saved.arrays.values())
-        state.last[0] = None
+        state.last[0], state.lengths[0] = None, saved.length
         if saved.logits is not None:
             state.last[0] = Ending(self._logits(saved.logits), saved.counts)
         return state

@@ -150,6 +150,7 @@ class Runner:
         inputs = [np.array(values, np.int32) for values in (tokens, ends, chosen)]  # alive until the logits are there
         with self.calling:
             state.last.update(dict.fromkeys(chosen))
+            state.lengths |= {slot: state.lengths.get(slot, 0) + len(part) for slot, part in zip(chosen, parts)}
             if function == "decode" and self.uses_graphs:
                 state.graph = state.graph or DecodeGraph(self.executable, self.device, state.packed, self.params)
                 return duplicate(state.graph(inputs))

@@ -41,10 +41,12 @@ class State:
     """Recurrent state of ``slots`` sequences: one tensor a layer and role, float32 [slots, ...], in the order in which the
     library takes them. Calls update it in place; ``copy`` gives an independent one.
 
-    ``last`` has the ending of every slot that has read a token, None where nobody kept it."""
+    ``last`` has the ending of every slot that has read a token, None where nobody kept it, and ``lengths`` how many it has
+    read."""
 
     tensors: list[Tensor]
     last: dict[int, Ending | None] = field(default_factory=dict, repr=False)
+    lengths: dict[int, int] = field(default_factory=dict, repr=False)
     graph: DecodeGraph | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,11 +62,12 @@ class State:
         return tuple((tuple(map(int, t.shape[1:])), str(t.dtype)) for t in self.tensors)
 
     def copy(self) -> State:
-        return State([duplicate(t) for t in self.tensors], dict(self.last))
+        return State([duplicate(t) for t in self.tensors], dict(self.last), dict(self.lengths))
 
     def copy_of_slot(self, slot: int) -> State:
         """What a slot holds, as a state of one."""
-        return State([duplicate_row(t, slot) for t in self.tensors], {0: self.last[slot]} if slot in self.last else {})
+        last = {0: self.last[slot]} if slot in self.last else {}
+        return State([duplicate_row(t, slot) for t in self.tensors], last, {0: self.lengths.get(slot, 0)})
 
     def copy_slot(self, slot: int, target: State, target_slot: int) -> None:
         """Put what a slot holds into a slot of ``target``, a state of the same model on the same device; may be this one."""
@@ -73,6 +76,7 @@ class State:
         target.last.pop(target_slot, None)
         if slot in self.last:
             target.last[target_slot] = self.last[slot]
+        target.lengths[target_slot] = self.lengths.get(slot, 0)
 
     def arrays(self) -> list[np.ndarray]:
         """Copies of the tensors, in order."""

@@ -15,6 +15,7 @@ from ..artifact import Artifact
 from ..artifact.disk import beside
 from ..errors import UserError
 from ..escaping import shortened
+from ..numerals import integer
 from ..regular_files import size_of
 from .sampler import Counts
 
@@ -26,11 +27,13 @@ LOGITS, IDS, COUNTS = "logits", "counted_ids", "counts"
 @dataclass(frozen=True)
 class SavedState:
     """``arrays`` of a state of one sequence by name, float32 [1, ...]; the ``logits`` after its last token, float32 [V], None
-    where nobody kept them; and where that was one of an answer, the ``counts`` of its tokens."""
+    where nobody kept them; where that was one of an answer, the ``counts`` of its tokens; and how many tokens it has read, its
+    ``length``, 0 where nobody counted."""
 
     arrays: Mapping[str, np.ndarray]
     logits: np.ndarray | None = None
     counts: Counts = field(default_factory=Counts)
+    length: int = 0
 
 
 def save_state(path: Path | str, artifact: Artifact, state: SavedState) -> None:
@@ -43,6 +46,7 @@ def save_state(path: Path | str, artifact: Artifact, state: SavedState) -> None:
         "model": artifact.record.source_sha256,
         "name": artifact.name,
         "quantization": artifact.scheme.name,
+        "tokens": str(state.length),
     }
     try:
         with beside(Path(path)) as partial:
@@ -94,7 +98,13 @@ def load_state(
     except SafetensorError as error:
         raise UserError(f"The state {path} cannot be read: {shortened(str(error))}.") from None
     states = {name: arrays.pop(name) for name in shapes}
-    return SavedState(states, arrays[LOGITS], _counts(path, arrays, vocab_size)) if arrays else SavedState(states)
+    try:
+        length = integer(metadata.get("tokens", "0"))
+    except ValueError:
+        raise UserError(f"The state {path} does not say how many tokens it has read; it is damaged.") from None
+    if not arrays:
+        return SavedState(states, length=length)
+    return SavedState(states, arrays[LOGITS], _counts(path, arrays, vocab_size), length)
 
 
 def _counts(path: Path | str, arrays: Mapping[str, np.ndarray], vocab_size: int) -> Counts:

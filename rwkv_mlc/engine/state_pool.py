@@ -42,6 +42,7 @@ class StatePool:
         self._check(slot)
         self._free.add(slot)
         self.state.last.pop(slot, None)
+        self.state.lengths.pop(slot, None)
 
     def copy(self, slot: int) -> int:
         """Another slot with the same state, from where the two go their own ways."""

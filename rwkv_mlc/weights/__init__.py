@@ -21,6 +21,7 @@ __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
 BLINKDL_SUFFIXES = (".pth", ".st", ".gguf")  # of files that need no folder around them
+CONTEXT = re.compile("[-_]ctx([1-9][0-9]{0,6})(k?)(?![0-9a-z])", re.IGNORECASE)
 WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+")
 
 
@@ -28,9 +29,10 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Open a file (``.pth``, ``.bin``, ``.safetensors``, ``.gguf``, whatever its name), a folder or a hub repository.
 
     Formats are told apart by content. A folder's weights are those that transformers would load; what its ``config.json``
-    and ``generation_config.json`` state holds for a file in it, too. ``revision`` is a branch, tag or commit of a hub
-    repository. Of the tensors only a head that is stored beside the embedding it is tied to is read yet. Raises UserError
-    when the source is missing, damaged, of an unknown format, or would run code."""
+    and ``generation_config.json`` state holds for a file in it, too, and the length of the context may be in the name alone.
+    ``revision`` is a branch, tag or commit of a hub repository. Of the tensors only a head that is stored beside the embedding
+    it is tied to is read yet. Raises UserError when the source is missing, damaged, of an unknown format, or would run
+    code."""
     if SURROGATE.search(source):
         raise UserError(f"The path {source} is not UTF-8; rename the file or folder.")
     try:
@@ -68,20 +70,27 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     facts = facts or Facts()
     if facts.config.tie_word_embeddings:
         tensors = huggingface.with_tied_head(tensors, folder)
+    title = model if own else re.sub(r"\.(pth|pt|bin|safetensors|st|gguf)$", "", name.name)
     return Checkpoint(
-        name=model if own else re.sub(r"\.(pth|pt|bin|safetensors|st|gguf)$", "", name.name),
+        name=title,
         format=file_format,
         source=source,
         tensors=tensors,
         files=weights.files,
         tokenizer_files=tokenizer_files(folder),
         head_size_divisor=facts.config.head_size_divisor,
-        context_length=facts.config.context_length,
+        context_length=facts.config.context_length or context_in(title),
         layer_norm_epsilon=facts.config.layer_norm_epsilon or content.layer_norm_epsilon,
         rescale_every=None if facts.config.rescale_every is None else max(facts.config.rescale_every, 0),
         stated=facts.stated,
         tokens=facts.tokens,
     )
+
+
+def context_in(name: str) -> int | None:
+    """The tokens of the texts that a model was trained on, where its name says them: 8192 in ``rwkv7-g1d-1.5b-ctx8192``."""
+    found = CONTEXT.search(name)
+    return int(found[1]) * (1024 if found[2] else 1) if found else None
 
 
 class FileContent(NamedTuple):

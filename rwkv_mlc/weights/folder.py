@@ -73,8 +73,8 @@ class FolderConfig(Schema):
     num_attention_heads: Count | None = None
     num_heads: Count | None = None
     context_length: Extent | None = None
-    head_size_divisor: Extent | None = None
     max_position_embeddings: Extent | None = None
+    head_size_divisor: Extent | None = None
     layer_norm_epsilon: Epsilon | None = None
     layer_norm_eps: Epsilon | None = None
     norm_eps: Epsilon | None = None

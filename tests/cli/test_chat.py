@@ -316,6 +316,24 @@ def test_a_generation_with_thoughts(monkeypatch, capsys, thinker, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_a_conversation_longer_than_the_training_is_warned_of_once(monkeypatch, capsys, reciter, tmp_path):
+    folder = Path(shutil.copytree(reciter, tmp_path / "short"))
+    path = folder / "params" / "mlc-chat-config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_config"]["context_length"] = 230
+    path.write_text(json.dumps(config), encoding="utf-8")
+    lines = "hello\n" * 4 + "/reset\n" + "hello\n" * 3
+    out, err = chat(monkeypatch, capsys, lines, folder, "--temperature", "0", "--max-tokens", "4")
+    assert out.count("Assistant: abc") == 7
+    turn = len("User: hello\n\nAssistant: abc\n\n")
+    length = len(load_template("rwkv_world").system_prompt()) + turn
+    length += -(-(231 - length) // turn) * turn
+    assert err == 2 * (
+        f"The conversation has {length} tokens, more than the 230 of the texts that the model was trained on; where it gets "
+        "worse, /reset starts afresh.\n"
+    )
+
+
 def test_stats_reset_help(monkeypatch, capsys, reciter):
     out, err = chat(monkeypatch, capsys, "/stats\n/reset\n/help\n", reciter)
     assert err == "" and out[1] == "RESET CHAT SUCCESS"

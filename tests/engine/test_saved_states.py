@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from rwkv_mlc import Chat, Engine, UserError
 from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.engine.state import State
+from rwkv_mlc.engine.state_pool import StatePool
 
 QUESTION = "User: Who lives in the red house?\n\nAssistant:"
 LONG = 60
@@ -51,6 +52,38 @@ def test_the_same_state_is_the_same_bytes(engine, tmp_path):
     assert all(other == first for other in others)
     assert first.index(b'"format"') < first.index(b'"model"') < first.index(b'"name"') < first.index(b'"quantization"')
     assert_same(engine.load_state(tmp_path / "0"), state)
+
+
+def test_a_state_knows_how_many_tokens_it_has_read(engine, tmp_path):
+    prompt = engine.tokenizer.encode(QUESTION)
+    state = state_after(engine, QUESTION)
+    answer = engine.generate([5, 6], temperature=0, max_tokens=4, state=state)
+    assert state.lengths == state.copy().lengths == state.copy_of_slot(0).lengths == {0: len(prompt) + 2 + 4}
+    engine.save_state(answer.state, tmp_path / "a")
+    assert engine.load_state(tmp_path / "a").lengths == state.lengths
+    chat = Chat(engine, dataclasses.replace(chat_params(engine), temperature=0.0))
+    system = chat.length
+    text = "".join(chat.send("Hello!"))
+    assert chat.length == len(engine.tokenizer.encode(f"{engine.template.user_turn('Hello!')}{text}\n\n")) + system
+    pool = StatePool.of_slots(engine.runner, 2)
+    slot = pool.load(state)
+    assert pool.state.lengths == {slot: state.lengths[0]} and pool.save(slot).lengths == state.lengths
+    pool.free(slot)
+    assert pool.state.lengths == {}
+
+
+@pytest.mark.parametrize("tokens", ["many", "-", "1.5", "\u0661"])
+def test_a_length_that_cannot_be(engine, tmp_path, tokens):
+    path = tmp_path / "a"
+    engine.save_state(state_after(engine, QUESTION), path)
+    with safe_open(path, "np") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(arrays, path, metadata | {"tokens": tokens})
+    with pytest.raises(UserError, match="does not say how many tokens it has read; it is damaged"):
+        engine.load_state(path)
+    del metadata["tokens"]
+    save_file(arrays, path, metadata)
+    assert engine.load_state(path).lengths == {0: 0}
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -227,13 +227,24 @@ def dump(place: Place, draw: random.Random) -> None:
 
 
 def template(place: Place, draw: random.Random) -> None:
-    from rwkv_mlc.engine.templates import Template
+    from rwkv_mlc.engine.templates import Template, load_template
+    from rwkv_mlc.engine.thoughts import ThoughtStream
+    from rwkv_mlc.engine.tools import calls_in
     from rwkv_mlc.typed_json import parse
 
     config = json.loads(place.seed("artifact/params/mlc-chat-config.json"))
-    data = json.dumps(mutations.value_of(config["conv_template"], draw))
+    thinks = load_template("rwkv_g1").to_dict()
+    data = json.dumps(
+        mutations.value_of(config["conv_template"] | {key: thinks[key] for key in ("think", "tool_use")}, draw)
+    )
     changed = parse(Template, data, "The template", "correct it")
-    changed.system_prompt(), changed.user_turn("a\r\n\n b"), changed.after_answer(b"yes\n")
+    changed.system_prompt(), changed.user_turn("a\r\n\n b"), changed.after_answer(b"yes\n"), changed.told("yes\n")
+    if changed.think:
+        turn = changed.user_turn("a", changed.think_mode(None))
+        stream = ThoughtStream(changed.think, turn[-9:])
+        stream.push("x</think>y"), stream.finish()
+    if changed.tool_use:
+        changed.system_prompt([{"name": "f"}]), calls_in("```json{}```", changed.tool_use)
 
 
 def target(place: Place, draw: random.Random) -> None:

@@ -216,6 +216,28 @@ def test_a_config_of_what_rwkv_does_not_compute_is_refused(tmp_path, config, mes
         open_checkpoint(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("rwkv7-g1d-1.5b-20260212-ctx8192", 8192),
+        ("RWKV-4-Pile-14B-20230313-ctx8192-test1050", 8192),
+        ("RWKV-4-Pile-1B5-ctx16k", 16384),
+        ("rwkv_ctx10240", 10240),
+        ("rwkv-context4096", None),
+        ("rwkv-ctx0", None),
+        ("rwkv-ctx8192b", None),
+        ("rwkv-ctx99999999", None),
+    ],
+)
+def test_the_context_that_a_name_says(tmp_path, name, length):
+    assert open_checkpoint(str(save(tmp_path / f"{name}.pth", weights_of()))).context_length == length
+    folder = folder_of(tmp_path / name, weights_of())
+    assert open_checkpoint(str(folder)).context_length == length
+    folder = folder_of(tmp_path / "stated" / name, weights_of(), context_length=512)
+    assert resolve(open_checkpoint(str(folder)))[0].context_length == 512
+    assert resolve(open_checkpoint(str(folder)), ModelOptions(context_length=99))[0].context_length == 99
+
+
 @pytest.mark.parametrize("facts", [{"layer_norm_epsilon": 1e-3}, {"layer_norm_epsilon": 1e-2, "rescale_every": 2}, {}])
 def test_logits_are_those_of_transformers(tmp_path, facts):
     transformers = pytest.importorskip("transformers")
