@@ -13,14 +13,14 @@ WEIGHT_FILES = [
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
 ]
 WHOLE_MODELS = [["model.safetensors", "model.safetensors.index.json"], ["pytorch_model*"]]
-OTHER_FILES = (".safetensors", ".st", ".pth")
+OTHER_FILES = (".safetensors", ".st", ".pth", ".gguf")
 REPOSITORY = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*?)(?::(?P<file>[\w./-]+))?")
 
 
 def is_repository(source: str) -> bool:
     """Whether ``source`` reads as ``owner/name`` or ``owner/name:file`` rather than as the path of a file."""
     match = REPOSITORY.fullmatch(source)
-    return match is not None and not match["id"].endswith((".pth", ".pt", ".bin", ".safetensors", ".st"))
+    return match is not None and not match["id"].endswith((".pth", ".pt", ".bin", ".safetensors", ".st", ".gguf"))
 
 
 def model_name(source: str) -> str:

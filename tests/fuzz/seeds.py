@@ -127,6 +127,14 @@ def write(folder: Path, artifact: Path) -> None:
     write_rwkv_cpp(folder / "model.bin", tensors)
     write_rwkv_cpp(folder / "quantized.bin", tensors, "Q5_1")
     write_gguf(folder / "model.gguf", "rwkv7", small_model("rwkv7"), "Q4_0")
+    thin = {
+        f"blocks.0.att.key.lora_{side}": np.ones(shape, np.float32) for side, shape in (("A", (2, 32)), ("B", (32, 2)))
+    }
+    (folder / "peft").mkdir()
+    save_file(thin, folder / "peft/adapter_model.safetensors")
+    (folder / "peft/adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "use_rslora": false}')
+    states = {f"blocks.{i}.att.time_state": np.ones((2, 16, 16), np.float32) for i in range(SHAPE["layers"])}
+    save_file(states, folder / "tuned.safetensors")
     (folder / "config.json").write_text('{"model_type": "rwkv5", "context_length": 64, "head_size_divisor": 8}')
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 5], "bos_token_id": 0, "pad_token_id": 0}')
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>", "special": true}}')

@@ -97,6 +97,32 @@ def gguf(place: Place, draw: random.Random) -> None:
             raise AssertionError(f"{tensor.shape} was read as another shape")
 
 
+def adapter(place: Place, draw: random.Random) -> None:
+    """A LoRA of PEFT's, or a file of state tuning, in which something was changed."""
+    from rwkv_mlc.models import resolve
+    from rwkv_mlc.weights import open_checkpoint
+    from rwkv_mlc.weights.lora import merged
+    from rwkv_mlc.weights.parameters import read_parameter
+    from rwkv_mlc.weights.tuned_state import read_tuned_state
+
+    changes: dict[str, Change] = {
+        "tuned.safetensors": mutations.bytes_of,
+        "peft/adapter_model.safetensors": mutations.bytes_of,
+        "peft/adapter_config.json": mutations.json_of,
+    }
+    checkpoint, chosen = open_checkpoint(str(place.seeds / "model.pth")), draw.choice(list(changes))
+    (place.scratch / "peft").mkdir(exist_ok=True)
+    for name, change in changes.items():
+        data = place.seed(name)
+        place.write(name, change(data, draw) if name == chosen else data)
+    if chosen == "tuned.safetensors":
+        read_tuned_state(place.scratch / chosen, resolve(checkpoint)[0])
+        return
+    _, parameters, tensors = resolve(merged(checkpoint, place.scratch / "peft"))
+    for parameter in parameters:
+        read_parameter(parameter, tensors[parameter.source])
+
+
 def folder(place: Place, draw: random.Random) -> None:
     """A Hugging Face folder whose configuration, index or vocabulary was changed."""
     from rwkv_mlc.models import resolve
@@ -270,6 +296,7 @@ COMMANDS = [
     "build --model MODEL --target llvm --quantization q4f16_1 --artifact-path OUT --artifact-name x --overwrite",
     "build --model rwkv-4-world-0.1b --random-weights --rescale-every 2 --fp32-layers 0 --fp32 ffn.key --artifact-path OUT",
     "build --model MODEL --reuse-lib LIBRARY --tokenizer VOCAB --template rwkv_world --artifact-path OUT",
+    "build --model MODEL --lora MODEL --lora-alpha 8 --state MODEL --target llvm --artifact-path OUT",
     "convert-weight --model MODEL --quantization q0f32 -o OUT --head-size-divisor 4",
     "gen-config --model FOLDER --tokenizer VOCAB -o OUT",
     "compile DIST --target vulkan --debug-dump --system-lib",
@@ -380,6 +407,7 @@ TARGETS: dict[str, Callable[[Place, random.Random], None]] = {
     "safetensors": safetensors,
     "rwkv.cpp": rwkv_cpp,
     "gguf": gguf,
+    "adapter": adapter,
     "folder": folder,
     "world": partial(vocabulary, "vocab.txt", mutations.lines_of),
     "tokenizer.json": partial(vocabulary, "tokenizer.json", mutations.json_of),

@@ -10,6 +10,7 @@ import numpy as np
 
 NUMBERS = {"FP32": 0, "FP16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 7, "Q5_1": 8, "Q8_0": 9}
 QUANTIZED = tuple(NUMBERS)[2:]
+FLOATS = ("time_", "k_k", "k_a", "r_k", "x_", "w0", "a0", "v0")
 
 
 def write_rwkv_cpp(path: Path, weights: dict[str, np.ndarray], kind: str = "FP32", version: int = 101) -> Path:
@@ -28,6 +29,10 @@ def write_rwkv_cpp(path: Path, weights: dict[str, np.ndarray], kind: str = "FP32
 
 def converted(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     heads, gated = "blocks.0.att.ln_x.weight" in weights, "blocks.0.att.gate.weight" in weights
+    if "blocks.0.att.r_k" in weights:
+        return _of_7(weights)
+    if "blocks.0.att.time_maa_x" in weights:
+        return {name: _of_6(name, array, weights["blocks.0.att.time_faaaa"].shape) for name, array in weights.items()}
     result = {}
     for name, array in weights.items():
         if ".time_" in name:
@@ -45,10 +50,36 @@ def converted(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
+def _of_6(name: str, array: np.ndarray, heads: tuple[int, ...]) -> np.ndarray:
+    part = name.rpartition(".")[2]
+    if part in ("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2"):
+        return array.swapaxes(-1, -2)
+    if part == "time_decay":
+        return array.reshape(*heads, 1)
+    if part == "time_faaaa":
+        return array[..., None]
+    return array.squeeze() if ".time_" in name else array
+
+
+def _of_7(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The six mixes of a layer are one tensor, where the first of them was."""
+    low_rank = tuple(f".att.{letter}{half}" for letter in "wavg" for half in "12")
+    result = {}
+    for name, array in weights.items():
+        block, _, part = name.rpartition(".att.")
+        if not part.startswith("x_"):
+            result[name] = array.T if name.endswith(low_rank) else array
+        elif f"{block}.att.x_rwkvag" not in result:
+            vectors = [weights[f"{block}.att.x_{letter}"] for letter in "rwkvag"]
+            result[f"{block}.att.x_rwkvag"] = np.concatenate(vectors)
+    return result
+
+
 def stored(name: str, array: np.ndarray, kind: str) -> tuple[int, bytes]:
     """The number of a tensor's type, and its bytes. Quantized are matrices; the embedding and the head stay FP16 there."""
-    if kind == "FP32" or array.ndim == 1 or ".time_" in name:
+    array = np.ascontiguousarray(array)
+    if kind == "FP32" or array.ndim == 1 or name.rpartition(".")[2].startswith(FLOATS):
         return NUMBERS["FP32"], array.astype(np.float32).tobytes()
-    if kind == "FP16" or name in ("emb.weight", "head.weight"):
+    if kind == "FP16" or array.ndim > 2 or array.shape[1] % 32 or name in ("emb.weight", "head.weight"):
         return NUMBERS["FP16"], array.astype(np.float16).tobytes()
     return NUMBERS[kind], gguf.quantize(array.astype(np.float32), gguf.GGMLQuantizationType[kind]).tobytes()

@@ -18,6 +18,7 @@ from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.lora import merged
 from rwkv_mlc.weights.parameters import read_parameter
 from support.build_inputs import huggingface_name, write_json, write_vocabulary
+from support.compiled import in_memory
 from support.synthetic import synthetic_checkpoint
 
 RANK = 3
@@ -67,14 +68,13 @@ def model(folder: Path, generation: str = "5.2") -> tuple[Path, dict[str, np.nda
 
 def assert_merged(checkpoint, weights: dict[str, np.ndarray], pairs: Pairs, scale: float) -> None:
     """Every parameter that the model reads is the base's, or the sum; in float32 from the checkpoint's values."""
-    expected = weights | {
-        f"{name}.weight": weights[f"{name}.weight"] + scale * b.astype(np.float64) @ a for name, (a, b) in pairs.items()
-    }
+    added = {f"{name}.weight": scale * b.astype(np.float64) @ a for name, (a, b) in pairs.items()}
     _, parameters, tensors = resolve(checkpoint)
+    _, _, base = resolve(in_memory(weights))
     for parameter in parameters:
         found = read_parameter(parameter, tensors[parameter.source])
-        source = expected[parameter.source] if parameter.source in expected else tensors[parameter.source].read()
-        np.testing.assert_allclose(found, parameter.convert(source), rtol=2e-6, atol=1e-5, err_msg=parameter.source)
+        expected = parameter.convert(base[parameter.source].read() + added.get(parameter.source, 0.0))
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-5, err_msg=parameter.source)
     assert {n for n, t in checkpoint.tensors.items() if not np.array_equal(t.read(), weights[n])} == {
         f"{name}.weight" for name in pairs
     }

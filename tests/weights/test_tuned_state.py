@@ -56,7 +56,8 @@ def begun(config, arrays: dict[str, np.ndarray]) -> reference.State:
 
 @pytest.mark.parametrize("generation", TUNED)
 def test_values_are_read_by_keys(generation, tmp_path):
-    """Of what the first token reads, the tuned state's part is the sum over keys of S[h, v, k] r[h, k]."""
+    """Of what the first token reads, the tuned state's part is the sum over keys of S[h, v, k] r[h, k]; in RWKV-7, which reads
+    after the update, of what decay and removal have left of S."""
     config, parameters = reference.load(in_memory(model(generation)))
     arrays = read_tuned_state(save(tmp_path / "state.safetensors", tuned()), config)
     found = []
@@ -67,14 +68,18 @@ def test_values_are_read_by_keys(generation, tmp_path):
     added = (found[0]["blocks.0.att.wkv"] - found[1]["blocks.0.att.wkv"]).reshape(HEADS, SIZE)
     r = found[1]["blocks.0.att.receptance"].reshape(HEADS, SIZE)
     s = tuned()["blocks.0.att.time_state"].astype(np.float64)
+    if (k_k := parameters.get("model.blocks.0.attention.k_k")) is not None:
+        w, a, k = (found[1][f"blocks.0.att.{name}"].reshape(HEADS, SIZE) for name in ("decay", "rate", "key"))
+        kk = k * k_k / np.linalg.norm(k * k_k, axis=1, keepdims=True)
+        s = s * w[:, None, :] - np.einsum("hvk,hk,hj->hvj", s, kk, a * kk)
     expected = np.einsum("hvk,hk->hv", s, r)
     np.testing.assert_allclose(added, expected, rtol=1e-9, atol=1e-12)
     assert np.abs(added - np.einsum("hvk,hv->hk", s, r)).max() > 0.5 * np.abs(added).max()  # the other way round
 
 
-@pytest.mark.parametrize("generation", TUNED)
+@pytest.mark.parametrize("generation", [name for name in TUNED if GENERATIONS[name].package])
 def test_agrees_with_rwkv_package(generation, tmp_path, monkeypatch):
-    """Which takes the tensors with the model's own, and transposes them."""
+    """Which takes the tensors with the model's own, and transposes them; of RWKV-7 it passes them over."""
     torch = pytest.importorskip("torch")
     monkeypatch.setenv("RWKV_JIT_ON", "0")
     monkeypatch.setenv("RWKV_CUDA_ON", "0")
