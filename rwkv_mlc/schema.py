@@ -140,6 +140,9 @@ class KernelValues(NamedTuple):
     """The names of the values, by the position of the argument that holds them; several lie in one argument plane by plane."""
 
 
+Family = Literal["fused", "plain"]
+"""How a graph is written: in kernels of ours, or in Relax's operators, which TVM fuses and schedules."""
+
 Activations = Literal["float32", "int21", "int15", "int8"]
 """Of the products that read prompts: floats, or integers in three, two and one bytes."""
 ROUNDED: tuple[Activations, ...] = ("int15", "int8")
@@ -159,6 +162,8 @@ class LibraryMetadata(Schema):
     """The target's name, as in the library's file name."""
     prefill_activations: Activations = "float32"
     """What the matrices of the blocks read in ``prefill``."""
+    family: Family = "fused"
+    """How its graph is written; libraries built before there were two have kernels of ours."""
     params: tuple[ParameterSpec, ...]
     """The tuple "params"."""
     states: tuple[StateSpec, ...] = ()

@@ -62,7 +62,7 @@ def compile_library(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / library_name(name, target.name, suffix)
         export_library(executable, target, built, progress)
-        if target.family == "cpu":
+        if target.device == "cpu":
             _make_threads_ready()
         return add_library(folder, built, target.name, target.attributes, list(target.features), activations)
 

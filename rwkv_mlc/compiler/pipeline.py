@@ -15,12 +15,17 @@ from .passes.cuda_graph import capture_cuda_graphs
 from .passes.float16 import widen_by_integers
 from .passes.memory import plan_memory
 from .passes.merge import merge_kernels
+from .passes.narrow import keep_in_float16
+from .passes.schedule import product, schedule
+from .passes.stored import take_stored
 from .passes.symbols import attach_symbols
+from .passes.values import is_plain, list_kernels, return_values
 from .targets import CompileTarget
 
 transform = relax.transform
 
 Pass = tvm.transform.Pass
+Phase = tuple[str, Callable[["CompileTarget"], list[Pass]]]
 
 
 def _float16(target: CompileTarget) -> list[Pass]:
@@ -29,6 +34,25 @@ def _float16(target: CompileTarget) -> list[Pass]:
 
 def _merge(_: CompileTarget) -> list[Pass]:
     return [merge_kernels]
+
+
+def _stored(_: CompileTarget) -> list[Pass]:
+    return [take_stored]
+
+
+def _narrow(_: CompileTarget) -> list[Pass]:
+    return [keep_in_float16]
+
+
+def _fuse(_: CompileTarget) -> list[Pass]:
+    """A product begins with what makes its operands, which TVM's own fusion leaves apart."""
+    products = transform.FuseOpsByPattern([("product", product())])
+    patterns = [transform.LegalizeOps(), transform.AnnotateTIROpPattern()]
+    return [return_values, products, *patterns, transform.FuseOps(), transform.FuseTIR(), list_kernels]
+
+
+def _schedule(target: CompileTarget) -> list[Pass]:
+    return [schedule(target)]
 
 
 def _lower(_: CompileTarget) -> list[Pass]:
@@ -45,14 +69,17 @@ def _runtime(_: CompileTarget) -> list[Pass]:
     return [*lowered, attach_symbols]
 
 
-PHASES: list[tuple[str, Callable[[CompileTarget], list[Pass]]]] = [
+KERNELS: list[Phase] = [("1-float16", _float16), ("1-merge", _merge)]
+OPERATORS: list[Phase] = [
+    ("1-stored", _stored),
+    ("1-narrow", _narrow),
+    ("1-fuse", _fuse),
+    ("1-schedule", _schedule),
     ("1-float16", _float16),
-    ("1-merge", _merge),
-    ("2-lower", _lower),
-    ("3-memory", _memory),
-    ("4-runtime", _runtime),
 ]
-"""Every pass, in order, by the phase after which the module can be dumped; a phase may be empty for a target."""
+LOWERING: list[Phase] = [("2-lower", _lower), ("3-memory", _memory), ("4-runtime", _runtime)]
+"""Every pass, in order, by the phase after which the module can be dumped; a phase may be empty for a target. A graph that is
+written in kernels of ours, or in Relax's operators, goes through those of its kind and then through ``LOWERING``."""
 
 
 IDLE = (
@@ -63,14 +90,14 @@ IDLE = (
     "tirx.RemoveNoOp",
 )
 """Passes of TVM's that find nothing to do in our kernels, which declare buffers of the size that they use and compute nothing
-in vain, and would take up to a third of the time of a build. Schedules of DLight's need the first."""
+in vain, and would take up to a third of the time of a build. Kernels that TVM has made need them."""
 
 
-def lowering() -> tvm.transform.PassContext:
-    """How TVM lowers kernels: without the ``IDLE`` passes and without its elimination of common subexpressions. LLVM and the
+def lowering(plain: bool = False) -> tvm.transform.PassContext:
+    """How TVM lowers kernels: without the ``IDLE`` passes unless the graph is ``plain``, and without its elimination of common subexpressions. LLVM and the
     drivers of GPUs have that too, and TVM's has the host pass parts of an index, about which the code generators cannot then
     know what it takes to load a vector."""
-    return tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}, disabled_pass=list(IDLE))
+    return tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}, disabled_pass=[] if plain else list(IDLE))
 
 
 def compile_module(mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | None = None) -> tvm.runtime.Executable:
@@ -84,8 +111,10 @@ def compile_module(mod: tvm.IRModule, target: CompileTarget, dump_dir: Path | No
                 path.write_text(module.script(), encoding="utf-8")
 
     dump("0-graph", mod)
-    graph, phases = mod, [(name, found) for name, passes in PHASES if (found := passes(target))]
-    with target.tvm, lowering(), kernels_as_source():
+    plain = is_plain(mod)
+    listed = [*(OPERATORS if plain else KERNELS), *LOWERING]
+    graph, phases = mod, [(name, found) for name, passes in listed if (found := passes(target))]
+    with target.tvm, lowering(plain), kernels_as_source():
         for name, passes in phases:
             mod = tvm.transform.Sequential(passes)(mod)
             dump(name, mod)

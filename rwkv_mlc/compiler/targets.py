@@ -81,7 +81,7 @@ class CompileTarget(GraphTarget):
     @property
     def converts_float16(self) -> bool:
         """Whether the device has instructions for it."""
-        return self.family == "gpu" or not {"f16c", "neon"}.isdisjoint(self.features)
+        return self.device == "gpu" or not {"f16c", "neon"}.isdisjoint(self.features)
 
 
 class NotAccepted(Exception):
@@ -125,7 +125,7 @@ def _llvm(options: dict) -> CompileTarget:
     return CompileTarget(
         name="llvm",
         tvm=target,
-        family="cpu",
+        device="cpu",
         suffix=_suffix(triple),
         features=tuple(name for name in REQUIRED_FEATURES if name in available),
         integer_dot=integer_dot,
@@ -184,7 +184,7 @@ def _gpu(
     host = options.pop("host", None) or {"kind": "llvm", "mtriple": triple or codegen.llvm_get_system_triple()}
     target = _accepted({"kind": kind, **limits, **options}, host)
     suffix = _suffix(json.loads(str(target))["host"]["mtriple"])
-    return CompileTarget(name=name, tvm=target, family="gpu", suffix=suffix, float16_lanes=float16_lanes)
+    return CompileTarget(name=name, tvm=target, device="gpu", suffix=suffix, float16_lanes=float16_lanes)
 
 
 def _cuda(options: dict) -> CompileTarget:

@@ -12,8 +12,8 @@ from tir_kernels.cpu.gemm_bytes import TILES
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..models import Generation, Parameter, generation_of
-from ..quantization.schemes import FloatForm, Scheme
-from ..schema import Activations
+from ..quantization.schemes import SCHEMES, FloatForm, Scheme
+from ..schema import Activations, Family
 from .ops import FAMILIES
 from .ops.kernels import KernelOps
 from .state import StateRef
@@ -32,6 +32,7 @@ class GraphModel:
     scheme: Scheme
     target: GraphTarget
     prefill_activations: Activations = "float32"
+    family: Family = "fused"
 
     @cached_property
     def generation(self) -> Generation:
@@ -42,13 +43,23 @@ class GraphModel:
         return self.generation.parameters(self.config)
 
     @property
-    def family(self) -> type[KernelOps]:
-        return FAMILIES[self.target.family]
+    def ops(self) -> type[KernelOps]:
+        return FAMILIES[self.family][self.target.device]
 
     @cached_property
     def tensors(self) -> list[RuntimeTensor]:
         """Every stored tensor in the order in which the compiled functions take them."""
-        return runtime_tensors(self.parameters, self.scheme, self.family.layout_of)
+        return runtime_tensors(self.parameters, self.scheme, self.ops.layout_of)
+
+    @property
+    def written_in(self) -> Scheme:
+        """The scheme of the parameters that the graph takes: in the plain family a pass puts what is stored in their place."""
+        return self.scheme if self.family == "fused" else SCHEMES["q0f32"]
+
+    @cached_property
+    def taken(self) -> list[RuntimeTensor]:
+        """``tensors`` as the graph takes them before all passes."""
+        return runtime_tensors(self.parameters, self.written_in, self.ops.layout_of)
 
     @cached_property
     def states(self) -> dict[StateRef, tuple[tuple[int, ...], float]]:
@@ -57,23 +68,28 @@ class GraphModel:
         return {StateRef(layer, state.role): (state.shape, state.initial) for layer in layers for state in states}
 
     def weights(self, variables: dict[str, relax.Expr]) -> Weights:
-        """``variables`` holds one Relax variable for every one of ``tensors``, by its name."""
-        return Weights.of(self.parameters, self.scheme, variables, self.family.form_of)
+        """``variables`` holds one Relax variable for every one of ``taken``, by its name."""
+        return Weights.of(self.parameters, self.written_in, variables, self.ops.form_of)
 
 
-def check_activations(prefill_activations: Activations, scheme: Scheme, target: GraphTarget) -> None:
-    """Raises UserError for integers with a scheme of floats, and on a target without the instruction that makes them faster."""
-    needed = _needed_of_integers(scheme, target)
+def check_activations(
+    prefill_activations: Activations, scheme: Scheme, target: GraphTarget, family: Family = "fused"
+) -> None:
+    """Raises UserError for integers with a scheme of floats, on a target without the instruction that makes them faster, and in
+    a family that has none."""
+    needed = _needed_of_integers(scheme, target, family)
     if needed and prefill_activations != "float32":
         raise UserError(f"--prefill-activations {prefill_activations} needs {needed}")
 
 
-def best_activations(scheme: Scheme, target: GraphTarget) -> Activations:
+def best_activations(scheme: Scheme, target: GraphTarget, family: Family = "fused") -> Activations:
     """The fastest activations of prefill that are as exact as float32."""
-    return "float32" if _needed_of_integers(scheme, target) else "int21"
+    return "float32" if _needed_of_integers(scheme, target, family) else "int21"
 
 
-def _needed_of_integers(scheme: Scheme, target: GraphTarget) -> str | None:
+def _needed_of_integers(scheme: Scheme, target: GraphTarget, family: Family) -> str | None:
+    if family != "fused":
+        return f"--family fused; the {family} one computes with floats."
     if isinstance(scheme.matrix, FloatForm):
         return f"quantized weights and {scheme.name} has none; choose one such as q4f16_1."
     if target.integer_dot not in TILES:

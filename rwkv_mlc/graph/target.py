@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
+from ..models.generation import Device
 from ..schema import PREFILL_CHUNK
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphTarget:
-    """``name`` is the suffix of the library's file name, ``family`` the key of ``graph.ops.FAMILIES`` whose class
-    writes its graph. For CPUs, ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``gemm_tile`` of
+    """``name`` is the suffix of the library's file name, ``device`` the kind of device that computes, a key of
+    ``graph.ops.FAMILIES`` as well. For CPUs, ``integer_dot`` of ``tir_kernels.cpu.gemv`` and ``gemm_tile`` of
     ``tir_kernels.cpu.gemm`` choose the kernels. For GPUs, ``float16_lanes`` is how many float16 a vector may hold;
     ``tensor_cores`` and ``launch_graphs`` say whether the device has what ``tir_kernels.gpu.tensor_core`` calls
     and can repeat a record of launches. ``prefill_chunk`` is how many tokens of a prompt a call is planned for."""
 
     name: str
-    family: Literal["cpu", "gpu"]
+    device: Device
     integer_dot: str | None = None
     gemm_tile: tuple[int, int] | None = None
     float16_lanes: int = 8

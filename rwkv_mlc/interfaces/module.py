@@ -9,7 +9,7 @@ from ..config import RWKVConfig
 from ..graph.model import GraphModel, best_activations, check_activations
 from ..graph.target import GraphTarget
 from ..quantization.schemes import Scheme
-from ..schema import NATIVE, Activations
+from ..schema import NATIVE, Activations, Family
 from . import INTERFACES
 
 
@@ -18,6 +18,7 @@ def build_module(
     scheme: Scheme,
     target: GraphTarget,
     prefill_activations: Activations | None = None,
+    family: Family = "fused",
     interface: str = NATIVE,
 ) -> tvm.IRModule:
     """The functions of a library: those of the interface, those of the family that measure the machine, and ``_metadata``,
@@ -26,10 +27,10 @@ def build_module(
     ``prefill_activations`` are what the matrices of the blocks read in ``prefill``, and nowhere else, where not the fastest
     that are as exact as float32. Raises UserError where they cannot be.
     """
-    activations = prefill_activations or best_activations(scheme, target)
-    check_activations(activations, scheme, target)
+    activations = prefill_activations or best_activations(scheme, target, family)
+    check_activations(activations, scheme, target, family)
     builder = relax.BlockBuilder()
-    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, activations))
+    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, activations, family))
     with builder.function("_metadata", []):
         builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
     return builder.finalize()

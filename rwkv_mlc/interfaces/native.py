@@ -99,6 +99,7 @@ class Native(Interface):
             quantization=model.scheme.name,
             target=model.target.name,
             prefill_activations=model.prefill_activations,
+            family=model.family,
             params=tuple(
                 ParameterSpec(name=t.name, shape=t.shape, dtype=t.dtype, layout=t.layout, stored_shape=t.stored_shape)
                 for t in model.tensors
@@ -147,25 +148,28 @@ def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel) ->
         marked[PLANNED] = {rows.name: model.target.prefill_chunk}
     with builder.function(name, [tokens, segment_ends, slots, states, params], marked or None):
         with builder.dataflow():
-            weights = model.weights({t.name: item(params, i, t.shape, t.dtype) for i, t in enumerate(model.tensors)})
+            weights = model.weights({t.name: item(params, i, t.shape, t.dtype) for i, t in enumerate(model.taken)})
             tensors = {
                 state: item(states, i, (num_slots, *shape), "float32")
                 for i, (state, (shape, _)) in enumerate(model.states.items())
             }
             places = BYTES[model.prefill_activations] if name == "prefill" else 0
             access = Slots(tensors, slots)
-            ops = model.family(builder, model, function.phase, tokens, segment_ends, access, activation_bytes=places)
+            ops = model.ops(builder, model, function.phase, tokens, segment_ends, access, activation_bytes=places)
             x = model.generation.embed(config, ops, weights, tokens)
             x = model.generation.blocks(config, ops, weights, x)
             if not function.every_row:
                 x = ops.last_rows(x)
             logits = builder.emit_output(model.generation.head(config, ops, weights, x))
         builder.emit_func_output(logits)
+    if ops.marks:
+        written = builder.get().get_global_var(name)
+        builder.update_func(written, builder.get()[written].with_attrs(ops.marks))
     return ops
 
 
 def _is_merged(function: str, model: GraphModel) -> bool:
-    return FUNCTIONS[function].alone and model.family.merges_kernels
+    return FUNCTIONS[function].alone and model.ops.merges_kernels
 
 
 def _is_captured(function: str, model: GraphModel) -> bool:

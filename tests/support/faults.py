@@ -337,7 +337,7 @@ FAULTS = [
 
 def halved(ops: KernelOps, x):
     """x / 2 under the name of x."""
-    kernel = {"cpu": halve_on_cpu, "gpu": halve_on_gpu}[ops.target.family](ops.config.hidden_size)
+    kernel = {"cpu": halve_on_cpu, "gpu": halve_on_gpu}[ops.target.device](ops.config.hidden_size)
     return ops.call(kernel, [x], [x.ty.shape], [ops.names[x]])[0]
 
 

@@ -71,11 +71,11 @@ def _emit(builder: relax.BlockBuilder, name: str, phase: str, model: GraphModel)
         state: relax.Var(f"state_{i}", relax.TensorType([batch, *shape], "float32"))
         for i, (state, (shape, _)) in enumerate(model.states.items())
     }
-    params = {t.name: relax.Var(f"param_{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(model.tensors)}
+    params = {t.name: relax.Var(f"param_{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(model.taken)}
     with builder.function(name, [tokens, ends, *states.values(), *params.values()]):
         with builder.dataflow():
             access = GivenStates(dict(states))
-            ops = model.family(builder, model, phase, tokens, ends, access)
+            ops = model.ops(builder, model, phase, tokens, ends, access)
             weights = model.weights(params)
             x = model.generation.embed(model.config, ops, weights, tokens)
             x = ops.last_rows(model.generation.blocks(model.config, ops, weights, x))

@@ -26,7 +26,7 @@ from rwkv_mlc.verification.library import Library
 from support.compiled import in_memory
 from support.synthetic import synthetic_checkpoint
 
-GPUS = [name for name in TARGETS if resolve_target(name).family == "gpu"]
+GPUS = [name for name in TARGETS if resolve_target(name).device == "gpu"]
 SHAPE = {"hidden_size": 64, "layers": 1, "head_size": 16, "vocab_size": 64, "intermediate_size": 64}
 
 

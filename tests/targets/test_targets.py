@@ -114,7 +114,7 @@ def test_kernels_follow_the_arm_core(mcpu, features, dot_of_fields, dot_of_bytes
 def test_gpus_and_their_limits(monkeypatch, name, kind, threads, shared, warp, suffix):
     monkeypatch.delenv("ANDROID_NDK", raising=False)
     target = resolve_target(name)
-    assert (target.name, target.family, target.suffix) == (name, "gpu", suffix)
+    assert (target.name, target.device, target.suffix) == (name, "gpu", suffix)
     limits = ("kind", "max_num_threads", "max_threads_per_block", "max_shared_memory_per_block", "thread_warp_size")
     assert [target.attributes[limit] for limit in limits] == [kind, threads, threads, shared, warp]
     assert (target.features, target.integer_dot, target.gemm_tile, target.converts_float16) == ((), None, None, True)
@@ -138,7 +138,7 @@ def test_one_architecture_of_cuda():
 def test_a_gpu_as_json():
     text = '{"kind": "opencl", "device": "adreno", "host": {"kind": "llvm", "mtriple": "aarch64-linux-android"}}'
     target = resolve_target(text)
-    assert (target.name, target.triple, target.family) == ("opencl", "aarch64-linux-android", "gpu")
+    assert (target.name, target.triple, target.device) == ("opencl", "aarch64-linux-android", "gpu")
     assert "adreno" in target.attributes["keys"]
     assert resolve_target('{"kind": "vulkan", "max_num_threads": 512}').attributes["max_num_threads"] == 512
 
@@ -146,7 +146,7 @@ def test_a_gpu_as_json():
 def test_the_cpu_of_a_phone(monkeypatch):
     monkeypatch.delenv("ANDROID_NDK", raising=False)
     target = resolve_target("android-cpu")
-    assert (target.name, target.family, target.suffix, target.features) == ("android-cpu", "cpu", ".tar", ("neon",))
+    assert (target.name, target.device, target.suffix, target.features) == ("android-cpu", "cpu", ".tar", ("neon",))
     assert target.triple == "aarch64-linux-android" and target.gemm_tile == (6, 1)
     assert resolve_target("android-cpu", "cortex-a76").integer_dot == "sdot"
     assert resolve_target("android-cpu -mattr=+i8mm").integer_dot == "usdot"

@@ -97,7 +97,7 @@ def _planned(function: relax.Function) -> tuple[relax.Function, Counter[tirx.Var
             planned.append(relax.VarBinding(storage.var, storage.allocate(_marked(function))))
         shape, dtype, *_ = one.call.args
         planned.append(relax.VarBinding(binding.var, relax.op.memory.alloc_tensor(storage.var, 0, shape, dtype)))
-    return _with_body(function, planned, function.body.body), taken
+    return with_body(function, planned, function.body.body), taken
 
 
 def _marked(function: relax.Function) -> dict[str, int]:
@@ -172,7 +172,7 @@ def _describing(
         planned = {names[extent]: marked[extent.name] for extent in names if extent.name in marked}
         specs[name] = spec.model_copy(update={"memory": memory, "planned": planned})
     text = described.model_copy(update={"functions": specs}).model_dump_json(by_alias=True)
-    return _with_body(metadata, [b for block in metadata.body.blocks for b in block.bindings], tvm.ir.StringImm(text))
+    return with_body(metadata, [b for block in metadata.body.blocks for b in block.bindings], tvm.ir.StringImm(text))
 
 
 def _extents(function: relax.Function, spec: FunctionSpec) -> Iterator[tuple[tirx.Var, str]]:
@@ -184,6 +184,6 @@ def _extents(function: relax.Function, spec: FunctionSpec) -> Iterator[tuple[tir
                     yield extent, str(name)
 
 
-def _with_body(function: relax.Function, bindings: list[relax.Binding], result: relax.Expr) -> relax.Function:
+def with_body(function: relax.Function, bindings: list[relax.Binding], result: relax.Expr) -> relax.Function:
     body = relax.SeqExpr([relax.BindingBlock(bindings)], result)
     return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
