@@ -22,6 +22,6 @@ def keep_rows(channels: int) -> tirx.PrimFunc:
         with T.grid(batch, channels) as (b, c), T.sblock("keep"):
             vb, vc = T.axis.spatial(batch, b), T.axis.spatial(channels, c)
             T.reads(rows[vb, vc], slots[vb])
-            T.writes(pool[0:num_slots, vc])
+            T.writes(pool[T.cast(slots[vb], "int64"), vc])
             T.buffer_store(pool, rows[vb, vc], [T.cast(slots[vb], "int64"), vc])
     return builder.get()

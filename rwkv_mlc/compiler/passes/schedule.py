@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import tvm
+from tvm.ir import TensorLoad
 from tvm.relax.dpl import DFPattern, GlobalVarPattern, TuplePattern, is_op, wildcard
-from tvm.s_tir import dlight
+from tvm import tirx
+from tvm.s_tir import Schedule, dlight
+from tvm.s_tir.schedule import SBlockRV
 
 from ..targets import CompileTarget
 
@@ -19,8 +22,18 @@ def product() -> DFPattern:
     return is_op("relax.matmul")(x, is_op("relax.permute_dims")(weight))
 
 
+class Transpose(dlight.gpu.Transpose):
+    """DLight's rule, which fails at a block that reads or stores where an array says."""
+
+    def is_transpose(self, sch: Schedule, block_rv: SBlockRV) -> bool:
+        store = sch.get(block_rv).body
+        loads = isinstance(store, tirx.BufferStore) and isinstance(store.value, TensorLoad)
+        indices = [*store.indices, *store.value.indices] if loads else []
+        return all(isinstance(index, tirx.Var) for index in indices) and super().is_transpose(sch, block_rv)
+
+
 def schedule(target: CompileTarget) -> tvm.transform.Pass:
     """DLight's rules for a kind of device."""
     gpu = dlight.gpu
-    rules = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Transpose(), gpu.Fallback()]
+    rules = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), Transpose(), gpu.Fallback()]
     return dlight.ApplyDefaultSchedule(*(rules if target.device == "gpu" else []))

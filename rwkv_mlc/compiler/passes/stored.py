@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 
 import tvm
@@ -54,9 +55,8 @@ class TakeStored(PyExprMutator):
             return stored if form.dtype == "float32" else relax.op.astype(self.builder_.emit(stored), "float32")
         (weight, scale), emit = form.shapes((shape[0], shape[1])), self.builder_.emit
         q_weight, q_scale = self._item(first, weight, "uint32"), self._item(first + 1, scale, form.scale_dtype)
-        return self.builder_.call_te(
-            dequantize, emit(q_weight), emit(q_scale), shape, form, primfunc_name_hint="dequantize"
-        )
+        kernel = partial(dequantize, shape, form)
+        return self.builder_.call_te(kernel, emit(q_weight), emit(q_scale), primfunc_name_hint="dequantize")
 
     def _item(self, index: int, shape: Sequence[int], dtype: str) -> relax.Expr:
         kind, args = relax.TensorType(list(shape), dtype), [self.params, tirx.IntImm("int64", index)]
@@ -68,7 +68,7 @@ def _is_item(call: relax.Call) -> bool:
     return is_packed and isinstance(call.args[0], relax.ExternFunc) and call.args[0].global_symbol == ITEM
 
 
-def dequantize(q_weight: te.Tensor, q_scale: te.Tensor, shape: Sequence[int], form: GroupForm) -> te.Tensor:
+def dequantize(shape: Sequence[int], form: GroupForm, q_weight: te.Tensor, q_scale: te.Tensor) -> te.Tensor:
     """float32 [N, K]: ``GroupForm.dequantize``."""
 
     def weight(row, column):

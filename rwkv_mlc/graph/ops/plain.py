@@ -175,9 +175,11 @@ class PlainOps(KernelOps):
         """The kernels are listed when all are there."""
 
 
+@dataclass
 class PlainCPUOps(PlainOps, CPUOps):
     """On CPUs, where what is not the model's own (choosing tokens, measuring the machine) is the kernels of ``CPUOps``."""
 
 
+@dataclass
 class PlainGPUOps(PlainOps, GPUOps):
     """The same on GPUs. What matrices read is in the scheme's float type, as in ``GPUOps``."""
