@@ -232,6 +232,7 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
         "triple": library.triple,
         "cpu": library.target.get("mcpu"),
         "cpu_features": library.cpu_features,
+        "family": library.family,
         "prefill_activations": library.prefill_activations,
         "versions": library.versions,
         "time": library.time,

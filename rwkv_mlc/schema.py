@@ -557,6 +557,8 @@ class LibraryRecord(Schema):
     """When it was built, UTC in ISO 8601."""
     prefill_activations: Activations = "float32"
     """As in the library's metadata."""
+    family: Family = "fused"
+    """As in the library's metadata."""
 
     @property
     def triple(self) -> str | None:

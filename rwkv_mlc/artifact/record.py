@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__, schema
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
-from ..schema import Activations, LibraryRecord
+from ..schema import Activations, Family, LibraryRecord
 from ..typed_json import read
 from .disk import digest, write_json, writing
 from .names import BUILD_RECORD, library_name
@@ -71,6 +71,7 @@ def add_library(
     target: dict[str, Any],
     cpu_features: list[str],
     prefill_activations: Activations = "float32",
+    family: Family = "fused",
 ) -> LibraryRecord:
     """Copy the library ``built`` into the artifact ``folder``, in place of an older one for ``target_name``.
 
@@ -91,6 +92,7 @@ def add_library(
                 versions=versions,
                 time=_now(),
                 prefill_activations=prefill_activations,
+                family=family,
             )
             others = {name: other for name, other in record.libraries.items() if name != target_name}
             if target_name in record.libraries:

@@ -31,7 +31,7 @@ def choose_target(text: str, scheme: Scheme, options: BuildOptions) -> CompileTa
 
     target = resolve_target(text, options.mcpu)
     if options.prefill_activations:
-        check_activations(options.prefill_activations, scheme, target)
+        check_activations(options.prefill_activations, scheme, target, options.family)
     check_tools(target, _suffix(target, options))
     return target
 
@@ -53,9 +53,9 @@ def compile_library(
     from ..graph.model import best_activations
     from ..interfaces.module import build_module
 
-    activations = options.prefill_activations or best_activations(scheme, target)
+    activations = options.prefill_activations or best_activations(scheme, target, options.family)
     name, suffix = BuildRecord.read(folder).name, _suffix(target, options)
-    module = build_module(config, scheme, target, activations)
+    module = build_module(config, scheme, target, activations, options.family)
     if suffix == OBJECTS:
         module = module.with_attr("system_lib_prefix", system_lib_prefix(name))
     executable = compile_module(module, target, folder / DEBUG if options.debug_dump else None)
@@ -64,7 +64,8 @@ def compile_library(
         export_library(executable, target, built, progress)
         if target.device == "cpu":
             _make_threads_ready()
-        return add_library(folder, built, target.name, target.attributes, list(target.features), activations)
+        features = list(target.features)
+        return add_library(folder, built, target.name, target.attributes, features, activations, options.family)
 
 
 def _make_threads_ready() -> None:
@@ -93,4 +94,5 @@ def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Pa
         raise UserError(f"{prebuilt} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
     if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
         raise UserError(f"{prebuilt} is by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
-    return add_library(folder, prebuilt, targets[0], library.target, library.cpu_features, library.prefill_activations)
+    described = library.target, library.cpu_features, library.prefill_activations, library.family
+    return add_library(folder, prebuilt, targets[0], *described)

@@ -10,7 +10,7 @@ from typing import get_args
 from ..errors import UserError
 from ..escaping import quoted
 from ..models import ModelOptions
-from ..schema import Activations
+from ..schema import Activations, Family
 from ..typed_json import file_name
 
 
@@ -33,7 +33,8 @@ class BuildOptions:
     with which every text begins; ``revision`` a branch, tag or commit of a hub repository; ``random_seed`` draws weights for a
     preset of ``configs/models``.
 
-    Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``prefill_activations`` are those of the products
+    Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``family`` how the graph is written, ``fused`` in
+    kernels of ours or ``plain`` in Relax's operators; ``prefill_activations`` are those of the products
     that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for object files to link into
     a program; ``debug_dump`` writes the module after every phase to the artifact's ``debug`` folder."""
 
@@ -53,11 +54,14 @@ class BuildOptions:
     revision: str | None = None
     random_seed: int | None = None
     mcpu: str | None = None
+    family: Family = "fused"
     prefill_activations: Activations | None = None
     system_lib: bool = False
     debug_dump: bool = False
 
     def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise UserError(f"The families are {', '.join(get_args(Family))}, not {self.family!r}.")
         if self.prefill_activations not in (None, *get_args(Activations)):
             valid = ", ".join(get_args(Activations))
             raise UserError(f"The activations of prefill are {valid}, not {quoted(self.prefill_activations)}.")

@@ -76,6 +76,8 @@ def build(
     artifacts, scheme = Path(artifact_path), get_scheme(quantization)
     if reuse_lib and options.prefill_activations:
         raise UserError("--reuse-lib adds a library as it was compiled; leave --prefill-activations out.")
+    if reuse_lib and options.family != "fused":
+        raise UserError("--reuse-lib adds a library as it was compiled; leave --family out.")
     add_library: Callable[[Staged, RWKVConfig, Scheme], LibraryRecord] | None = None
     if only != "weights" and reuse_lib:
         add_library = partial(Staged.reuse, prebuilt=Path(reuse_lib))

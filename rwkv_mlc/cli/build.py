@@ -124,6 +124,13 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="auto", help=text)
     parser.add_argument("--mcpu", help="CPU to compile for, in LLVM's names (this machine's)")
     parser.add_argument(
+        "--family",
+        metavar="fused|plain",
+        default="fused",
+        help="how the graph is written: in kernels of ours, or in Relax's operators, which TVM fuses and schedules: slow, to "
+        "debug and to port with (fused)",
+    )
+    parser.add_argument(
         "--prefill-activations",
         metavar="float32|int21|int15|int8",
         help="what prompts are read with: fewer bits are faster and less exact, and bench tells by how much (the fastest that "
@@ -222,6 +229,7 @@ def _target_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of ``BuildOptions`` that ``_add_target`` asks for."""
     return {
         "mcpu": args.mcpu,
+        "family": args.family,
         "prefill_activations": args.prefill_activations,
         "system_lib": args.system_lib,
         "debug_dump": args.debug_dump,

@@ -94,9 +94,9 @@ in vain, and would take up to a third of the time of a build. Kernels that TVM h
 
 
 def lowering(plain: bool = False) -> tvm.transform.PassContext:
-    """How TVM lowers kernels: without the ``IDLE`` passes unless the graph is ``plain``, and without its elimination of common subexpressions. LLVM and the
-    drivers of GPUs have that too, and TVM's has the host pass parts of an index, about which the code generators cannot then
-    know what it takes to load a vector."""
+    """How TVM lowers kernels: without the ``IDLE`` passes unless the graph is ``plain``, and without its elimination of common
+    subexpressions. LLVM and the drivers of GPUs have that too, and TVM's has the host pass parts of an index, about which
+    the code generators cannot then know what it takes to load a vector."""
     return tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}, disabled_pass=[] if plain else list(IDLE))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from ..models.generation import Device
 from ..schema import PREFILL_CHUNK
 

@@ -24,6 +24,7 @@ from rwkv_mlc.interfaces import native
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.quantization.schemes import Scheme, get_scheme
+from rwkv_mlc.schema import Family
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 from support.vulkan_kernels import vulkan_device
 
@@ -48,15 +49,16 @@ def compile_library(
     target: CompileTarget,
     folder: Path,
     functions: Collection[str] = native.FUNCTIONS,
+    family: Family = "fused",
 ) -> Path:
     """The library in ``folder`` with the ``functions`` of the model that a test calls, compiled where no process of this test
     run has done so yet."""
-    key = repr((config, scheme, target, sorted(functions))).encode()
+    key = repr((config, scheme, target, sorted(functions), family)).encode()
     path = folder / f"rwkv{config.generation}-{scheme.name}-{hashlib.sha256(key).hexdigest()[:12]}.so"
     with FileLock(f"{path}.lock"):
         if not path.exists():
             with only(functions):
-                module = build_module(config, scheme, target)
+                module = build_module(config, scheme, target, family=family)
             export_library(compile_module(module, target), target, path)
     return path
 
@@ -89,6 +91,7 @@ class Model:
         runner: Callable[[Path, dict[str, np.ndarray]], Runner] = Runner,
         options: ModelOptions = ModelOptions(),
         functions: Collection[str] = native.FUNCTIONS,
+        family: Family = "fused",
     ) -> Model:
         scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint, options)
         stored, dequantized = {}, {}
@@ -96,7 +99,7 @@ class Model:
             arrays = scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
             dequantized[parameter.name] = scheme.dequantize(parameter, arrays).astype(np.float64)
             stored |= arrays
-        library = compile_library(config, scheme, resolve_target(target), folder, functions)
+        library = compile_library(config, scheme, resolve_target(target), folder, functions, family)
         return cls(config, dequantized, runner(library, stored))
 
     def reference(self, tokens: list[int]) -> np.ndarray:

@@ -38,4 +38,4 @@ class KeepInFloat16(PyExprMutator):
             return
         wide = self.builder_.emit(self.visit_expr(binding.value))
         narrow = self.builder_.emit_output(relax.op.astype(wide, "float16"))
-        self.set_var_remap(binding.var.vid, self.builder_.emit(relax.op.astype(narrow, "float32")))
+        self.set_var_remap(binding.var, self.builder_.emit(relax.op.astype(narrow, "float32")))

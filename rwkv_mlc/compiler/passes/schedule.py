@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tvm
+from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.relax.dpl import DFPattern, GlobalVarPattern, TuplePattern, is_op, wildcard
-from tvm import tirx
 from tvm.s_tir import Schedule, dlight
 from tvm.s_tir.schedule import SBlockRV
 

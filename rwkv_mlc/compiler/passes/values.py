@@ -22,13 +22,15 @@ def is_plain(mod: tvm.IRModule) -> bool:
 
 @tvm.transform.module_pass(opt_level=0)
 def return_values(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-    """Have functions with the mark ``VALUES`` return these as well until ``list_kernels``, so that fusion stops at them and dead
-    code is not what is wanted for its own sake.
+    """Have functions with the mark ``VALUES`` return these as well until ``list_kernels``, so that fusion stops at them and
+    nothing is dead code that is wanted for its own sake.
 
     Raises ValueError where the values are not the outputs of the function's dataflow block."""
     mod = mod.clone()
     for name, function in _marked(mod):
-        outputs = [b.var for b in _bindings(function) if not (isinstance(b.var, relax.DataflowVar) or _is_output(b.value))]
+        outputs = [
+            b.var for b in _bindings(function) if not (isinstance(b.var, relax.DataflowVar) or _is_output(b.value))
+        ]
         if len(outputs) != len(function.attrs[VALUES]):
             raise ValueError(f"{len(function.attrs[VALUES])} values have names, and {len(outputs)} are outputs")
         mod.update_func(name, _returning(function, relax.Tuple([function.body.body, *outputs]), function.body.blocks))
@@ -81,7 +83,9 @@ def _returned(function: relax.Function) -> list[relax.Expr]:
 def _kernels(function: relax.Function) -> tuple[KernelValues, ...]:
     """The kernel calls of a function in order."""
     calls: list[KernelValues] = []
-    results: dict[relax.Var, tuple[int, list[int]]] = {}  # the call that it holds results of, and which arguments those are
+    results: dict[
+        relax.Var, tuple[int, list[int]]
+    ] = {}  # the call that it holds results of, and which arguments those are
     for var, value in ((binding.var, binding.value) for binding in _bindings(function)):
         if getattr(getattr(value, "op", None), "name", None) in CALLS:
             results[var] = len(calls), _outputs(value)

@@ -65,8 +65,8 @@ class KernelOps(ABC):
     by call, in the order in which they run.
 
     ``phase`` chooses the kernels: ``decode`` for one token of every sequence, where weights are read at the memory's speed,
-    ``prefill`` for many. ``activation_bytes`` of integers hold what the matrices of the blocks read, or 0 of floats. ``marks`` are those of
-    ``graph.marks`` that the words ask for."""
+    ``prefill`` for many. ``activation_bytes`` of integers hold what the matrices of the blocks read, or 0 of floats.
+    ``marks`` are those of ``graph.marks`` that the words ask for."""
 
     device: ClassVar[Device]  # whose kernels these are
     kernels: ClassVar[CommonKernels]

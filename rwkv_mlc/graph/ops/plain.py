@@ -17,7 +17,7 @@ from tir_kernels.keep_rows import keep_rows
 from tir_kernels.rows import RowFloat
 
 from ...models import Parameter
-from ...quantization.schemes import SCHEMES, Form, GroupForm, Scheme
+from ...quantization.schemes import Form, GroupForm
 from ..marks import NARROW, STORED, VALUES
 from ..state import StateRef
 from ..weights import MatrixWeight, Norm
@@ -44,8 +44,12 @@ class PlainOps(KernelOps):
         if self.phase == "prefill":
             self.position = self.emit(op.arange(0, self.rows, 1, "int32"))
             ends, position = op.expand_dims(self.segment_ends, 0), op.expand_dims(self.position, 1)
-            self.sequence = self.emit(op.sum(op.astype(op.less_equal(ends, position), "int32"), 1))  # [T]: whose row it is
-            self.begun = self.emit(op.sum(op.astype(op.equal(ends, position), "int32"), 1))  # [T]: 1 where another one ended
+            self.sequence = self.emit(
+                op.sum(op.astype(op.less_equal(ends, position), "int32"), 1)
+            )  # [T]: whose row it is
+            self.begun = self.emit(
+                op.sum(op.astype(op.equal(ends, position), "int32"), 1)
+            )  # [T]: 1 where another one ended
 
     @staticmethod
     def form_of(_: Parameter, form: Form) -> RowFloat:
