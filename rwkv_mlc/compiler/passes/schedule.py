@@ -8,6 +8,7 @@ from tvm.ir import TensorLoad
 from tvm.relax.dpl import DFPattern, GlobalVarPattern, TuplePattern, is_op, wildcard
 from tvm.s_tir import Schedule, dlight
 from tvm.s_tir.schedule import SBlockRV
+from tvm.target import Target
 
 from ..targets import CompileTarget
 
@@ -20,6 +21,14 @@ def product() -> DFPattern:
     weight = is_op("relax.astype")(wildcard()) | dequantized | wildcard()
     x = is_op("relax.astype")(wildcard()) | wildcard()
     return is_op("relax.matmul")(x, is_op("relax.permute_dims")(weight))
+
+
+class Matmul(dlight.gpu.Matmul):
+    """DLight's rule, whose form for Metal's matrix units crashes the process, and whose form for phones makes vectors of as many
+    scales as a tile of inputs has, a number that varies with groups of 40: both get the one of the other GPUs."""
+
+    def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> Schedule | None:
+        return super().apply(func, target if target.kind.name == "cuda" else Target("opencl"), tunable)
 
 
 class Transpose(dlight.gpu.Transpose):
@@ -35,5 +44,5 @@ class Transpose(dlight.gpu.Transpose):
 def schedule(target: CompileTarget) -> tvm.transform.Pass:
     """DLight's rules for a kind of device."""
     gpu = dlight.gpu
-    rules = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), Transpose(), gpu.Fallback()]
+    rules = [Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), Transpose(), gpu.Fallback()]
     return dlight.ApplyDefaultSchedule(*(rules if target.device == "gpu" else []))
