@@ -22,6 +22,7 @@ from support.accuracy import DEMO_MODELS, PROMPTS, greedy, trained_like_weights
 from support.compiled import Model, in_memory
 from support.kernel_build import error
 from support.paths import DEMOS
+from support.plain import PLAIN
 from support.synthetic import synthetic_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 97, 70).tolist()
@@ -89,6 +90,16 @@ def test_logits(generation, scheme, on_gpu, within):
     within("batch", error(np.stack(together), np.stack(alone, 1)), bound)
     for array, then in zip(pool.arrays(), before):
         assert np.array_equal(array[[1, 2]], then[[1, 2]])
+
+
+@on_vulkan
+@pytest.mark.parametrize("generation, scheme", PLAIN["vulkan"])
+def test_logits_of_the_plain_family(generation, scheme, on_gpu, within):
+    model = on_gpu(trained_like_weights(generation), scheme, functions=ALONE, family="plain")
+    tokens = TOKENS[:16]
+    expected = model.reference(tokens)
+    within("score", error(model.score(tokens), expected), ROUNDED)
+    within("decode", error(model.decode(tokens), expected), ROUNDED)
 
 
 @pytest.mark.parametrize(

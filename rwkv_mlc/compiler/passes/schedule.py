@@ -24,8 +24,8 @@ def product() -> DFPattern:
 
 
 class Matmul(dlight.gpu.Matmul):
-    """DLight's rule, whose form for Metal's matrix units crashes the process, and whose form for phones makes vectors of as many
-    scales as a tile of inputs has, a number that varies with groups of 40: both get the one of the other GPUs."""
+    """DLight's rule, whose form for Metal's matrix units crashes the process, and whose form for phones makes vectors of as
+    many scales as a tile of inputs has, a number that varies with groups of 40: both get the one of the other GPUs."""
 
     def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> Schedule | None:
         return super().apply(func, target if target.kind.name == "cuda" else Target("opencl"), tunable)
