@@ -126,8 +126,6 @@ def _lazy_tensor(
 ) -> LazyTensor:
     def read() -> np.ndarray:
         array = elements.read(path, offset, stored)
-        if done == "transpose":
-            return np.ascontiguousarray(array.reshape(stored).swapaxes(-1, -2))
         return (array if done is None else INVERSES[done](array.astype(np.float64))).reshape(shape)
 
     return LazyTensor(shape, elements.name, read)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import detect_config
+from rwkv_mlc.models import detect_config, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.gguf import read_gguf
+from support.compiled import in_memory
+from support.generations import registered
 from support.gguf_files import converted, small_model, stored, write_gguf
+from support.synthetic import synthetic_checkpoint
 
 ARCHITECTURES = ("rwkv6", "rwkv7")
 KINDS = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K".split()
@@ -36,6 +39,21 @@ def test_every_tensor_is_blinkdls(tmp_path, architecture, rescale_every):
     assert {n: core(s) for n, s in checkpoint.shapes.items()} == {n: core(a.shape) for n, a in tensors.items()}
     for name, array in tensors.items():
         np.testing.assert_array_equal(checkpoint.tensors[name].read().reshape(array.shape), array, err_msg=name)
+
+
+@pytest.mark.parametrize("generation", ["6", "7"])
+@pytest.mark.parametrize("rescale_every", [0, 2])
+def test_the_model_is_that_of_the_pth(tmp_path, generation, rescale_every):
+    """Its config and every parameter; with the ranks of 7 all different, though the first layer has others in its file."""
+    tensors = synthetic_checkpoint(generation, layers=3, hidden_size=96, head_size=32)
+    path = write_gguf(tmp_path / "m.gguf", f"rwkv{generation}", tensors, rescale_every=rescale_every)
+    with registered():
+        config, parameters, found = resolve(open_checkpoint(str(path)))
+        expected, _, originals = resolve(in_memory(tensors))
+    assert config == expected
+    for parameter in parameters:
+        ours, theirs = (parameter.convert(each[parameter.source].read()) for each in (found, originals))
+        np.testing.assert_array_equal(ours, theirs, err_msg=parameter.source)
 
 
 @pytest.mark.parametrize("kind", KINDS)

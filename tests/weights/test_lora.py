@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,23 @@ from rwkv_mlc.building import BuildOptions, convert_weight, gen_config
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.inspection import artifact_errors, artifact_summary
-from rwkv_mlc.models import GENERATIONS, resolve
+from rwkv_mlc.models import resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.lora import merged
 from rwkv_mlc.weights.parameters import read_parameter
 from support.build_inputs import huggingface_name, write_json, write_vocabulary
 from support.compiled import in_memory
+from support.generations import EVERY, registered
 from support.synthetic import synthetic_checkpoint
 
 RANK = 3
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_generation() -> Iterator[None]:
+    with registered():
+        yield
 
 
 def pairs_of(weights: dict[str, np.ndarray]) -> Pairs:
@@ -80,7 +88,7 @@ def assert_merged(checkpoint, weights: dict[str, np.ndarray], pairs: Pairs, scal
     }
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", EVERY)
 def test_rwkv_lm(tmp_path, generation):
     path, weights = model(tmp_path, generation)
     pairs = pairs_of(weights)
@@ -117,6 +125,21 @@ def test_peft(tmp_path, generation, config, alpha, scale):
     folder = peft_folder(tmp_path / "adapter", pairs, **config)
     for source in (folder, folder / "adapter_model.safetensors"):
         assert_merged(merged(open_checkpoint(str(path)), source, alpha), weights, pairs, scale)
+
+
+def test_peft_of_flas_names(tmp_path):
+    """Of flash-linear-attention's RWKV-7."""
+    path, weights = model(tmp_path, "7")
+    pairs = pairs_of(weights)
+    words = {"att.receptance": "attn.r_proj", "blocks.": "model.layers."}
+    theirs = {}
+    for name, pair in pairs.items():
+        for ours, other in words.items():
+            name = name.replace(ours, other)
+        theirs |= {f"base_model.model.{name}.lora_{side}.weight": array for side, array in zip("AB", pair)}
+    save(tmp_path / "peft" / "adapter_model.safetensors", theirs)
+    write_json(tmp_path / "peft" / "adapter_config.json", {"peft_type": "LORA", "lora_alpha": 6})
+    assert_merged(merged(open_checkpoint(str(path)), tmp_path / "peft"), weights, pairs, 2.0)
 
 
 def changed(pairs: Pairs, **changes) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.inspection import checkpoint_summary
-from rwkv_mlc.models import GENERATIONS, resolve
+from rwkv_mlc.models import resolve
 from rwkv_mlc.weights import open_checkpoint
+from support.generations import EVERY, registered
 from support.gguf_files import small_model
 from support.paths import GOLDEN
-from support.rwkv_cpp import QUANTIZED, converted, stored, write_rwkv_cpp
+from support.rwkv_cpp import NUMBERS, QUANTIZED, converted, stored, write_rwkv_cpp
 from support.synthetic import synthetic_checkpoint
 
 KEY = struct.pack("<5i", 2, 23, 2, 64, 64) + b"blocks.0.att.key.weight"
@@ -47,11 +49,17 @@ BLOCKS = {
 ERROR = {"Q4_0": 0.13, "Q4_1": 0.07, "Q5_0": 0.065, "Q5_1": 0.035, "Q8_0": 0.005}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def every_generation() -> Iterator[None]:
+    with registered():
+        yield
+
+
 def core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", EVERY)
 @pytest.mark.parametrize("head_size", [32, 128], ids=["4 heads", "1 head"])
 def test_rwkv_cpp(tmp_path, generation, head_size):
     weights = synthetic_checkpoint(generation, head_size=head_size)
@@ -114,20 +122,23 @@ def test_the_mixes_of_7_are_six(tmp_path):
         np.testing.assert_array_equal(found[name].read().reshape(1, 1, -1), tensors[name])
 
 
-@pytest.mark.parametrize("generation", ["4", "5.2"])
+@pytest.mark.parametrize("generation", ["4", "5.2", "6", "7"])
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_rwkv_cpp_quantized(tmp_path, generation, kind):
     """Every value is what the block formats' own formulas give, and near the one that was quantized."""
-    weights = synthetic_checkpoint(generation, layers=1, hidden_size=64, head_size=32)
+    weights = synthetic_checkpoint(generation, layers=1, hidden_size=64, head_size=32, ranks=(32, 32, 32, 96))
     checkpoint = open_checkpoint(str(write_rwkv_cpp(tmp_path / "model.bin", weights, kind)))
-    quantized = [name for name, tensor in checkpoint.tensors.items() if tensor.dtype == kind]
-    assert quantized == [n for n, w in weights.items() if w.ndim == 2 and n.startswith("blocks") and ".time_" not in n]
+    theirs = converted(weights)
+    numbers = {name: stored(name, array, kind)[0] for name, array in theirs.items()}
+    quantized = {name for name, tensor in checkpoint.tensors.items() if tensor.dtype == kind}
+    assert quantized == {name for name, number in numbers.items() if number == NUMBERS[kind]}
+    assert {"blocks.0.att.key.weight", "blocks.0.ffn.value.weight"} < quantized
     for name in quantized:
         found = checkpoint.tensors[name].read()
-        assert found.dtype == np.float32
         block_size, formula = BLOCKS[kind]
-        blocks = np.frombuffer(stored(name, weights[name], kind)[1], np.uint8).reshape(-1, block_size)
-        np.testing.assert_array_equal(found.ravel(), [value for block in blocks for value in formula(block)])
+        blocks = np.frombuffer(stored(name, theirs[name], kind)[1], np.uint8).reshape(-1, block_size)
+        expected = np.reshape([value for block in blocks for value in formula(block)], theirs[name].shape)
+        np.testing.assert_array_equal(found, expected if found.shape == expected.shape else expected.T)
         assert np.abs(found - weights[name]).max() < ERROR[kind] * np.abs(weights[name]).max()
     resolve(checkpoint)
 
