@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..config import RWKVConfig
+from .llama_cpp import LlamaCpp
 from .parameter import Parameter, StateTensor
 from .values import Role, Value
 from .vocabulary import Expr, Ops, Weights
@@ -114,6 +115,11 @@ class Generation(ABC):
     ) -> tuple[tuple[int, ...], str | None]:
         """BlinkDL's shape of a tensor that rwkv.cpp stores with ``shape``, and the name of what rwkv.cpp did to its
         values, a key of ``weights.rwkv_cpp.INVERSES`` or "transpose" of the last two axes, or None."""
+
+    @property
+    @abstractmethod
+    def llama_cpp(self) -> LlamaCpp | None:
+        """None where llama.cpp does not know the generation."""
 
     # The graph
 

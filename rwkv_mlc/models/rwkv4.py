@@ -26,6 +26,7 @@ class RWKV4(BlockGeneration):
     name = "4"
     model_type = "rwkv4"
     tuned_state = None
+    llama_cpp = None
     package = PackageHooks(environment={}, states=("att_x", *AVERAGE, "ffn_x"))
 
     def recognizes(self, shapes: Shapes) -> bool:

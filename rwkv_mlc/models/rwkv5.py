@@ -28,6 +28,7 @@ class RWKV5(BlockGeneration):
 
     model_type = "rwkv5"
     tuned_state = TunedState("att_kv", axes=(0, 2, 1))
+    llama_cpp = None
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
 
     def __init__(self, name: str, gated: bool, by_channel: bool):

@@ -23,6 +23,7 @@ from .block import (
     oriented,
 )
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
+from .llama_cpp import LLAMA_CPP_NAMES, LlamaCpp
 from .parameter import NORMS, Parameter, StateTensor
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
@@ -37,11 +38,29 @@ BlinkDL calls each."""
 MATRICES = ("key", "value", "receptance", "gate")
 
 
+LLAMA_CPP = LlamaCpp(
+    architecture="rwkv6",
+    names=(
+        *LLAMA_CPP_NAMES,
+        (r"(blocks\.\d+)\.time_mix_lerp_fused\.weight$", r"\1.att.time_maa_wkvrg"),
+        (r"(blocks\.\d+)\.time_mix_lerp_([xwkvrg])\.weight$", r"\1.att.time_maa_\2"),
+        (r"(blocks\.\d+)\.time_mix_(w[12])\.weight$", r"\1.att.time_maa_\2"),
+        (r"(blocks\.\d+)\.time_mix_(decay|decay_w[12])\.weight$", r"\1.att.time_\2"),
+        (r"(blocks\.\d+)\.time_mix_first\.weight$", r"\1.att.time_faaaa"),
+        (r"(blocks\.\d+)\.channel_mix_lerp_([kr])\.weight$", r"\1.ffn.time_maa_\2"),
+    ),
+    transposed=("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2"),
+    by_head=("time_faaaa",),
+    fused={"time_maa_wkvrg": tuple(f"time_maa_{letter}" for letter in TARGETS.values())},
+)
+
+
 class RWKV6(BlockGeneration):
     name = "6"
     model_type = "rwkv6"
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
     tuned_state = TunedState("att_kv", axes=(0, 2, 1))
+    llama_cpp = LLAMA_CPP
     state_parameters = 0
 
     # web-rwkv's converter calls BlinkDL's time_maa time_mix

@@ -16,6 +16,7 @@ from ..config import RWKVConfig
 from ..errors import UserError
 from .block import HUGGING_FACE_NAMES, BlockGeneration, heads_of, low_rank, matrix, norm, oriented, transposed
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
+from .llama_cpp import LLAMA_CPP_NAMES, LlamaCpp
 from .parameter import NORMS, Parameter, StateTensor
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
@@ -53,6 +54,21 @@ FLA_NAMES = (
 )
 
 
+LLAMA_CPP = LlamaCpp(
+    architecture="rwkv7",
+    names=(
+        *LLAMA_CPP_NAMES,
+        (r"blocks\.0\.time_mix_v[012]\.weight$", ""),  # copies of a0 to a2 stand in for what the first layer has not
+        (r"(blocks\.\d+)\.time_mix_lerp_fused\.weight$", r"\1.att.x_rwkvag"),
+        (r"(blocks\.\d+)\.time_mix_([wavg][012]|k_k|k_a|r_k)\.weight$", r"\1.att.\2"),
+        (r"(blocks\.\d+)\.channel_mix_lerp_k\.weight$", r"\1.ffn.x_k"),
+    ),
+    transposed=tuple(f"{letter}{half}" for letter in RANKS.values() for half in "12"),
+    by_head=("r_k",),
+    fused={"x_rwkvag": tuple(f"x_{letter}" for letter in "rwkvag")},
+)
+
+
 class RWKV7(BlockGeneration):
     """``embedded`` says whether the channel mixing has embeddings of its own: 7a."""
 
@@ -63,6 +79,11 @@ class RWKV7(BlockGeneration):
 
     def __init__(self, name: str, embedded: bool):
         self.name, self.embedded = name, embedded
+
+    @property
+    def llama_cpp(self) -> LlamaCpp | None:
+        """llama.cpp has no embeddings of the channel mixing."""
+        return None if self.embedded else LLAMA_CPP
 
     @property
     def package(self) -> PackageHooks | None:

@@ -19,7 +19,8 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from ..errors import UserError
 from ..escaping import listed, quoted, shortened
-from ..models.llama_cpp import ARCHITECTURES, OTHER_MODELS, Layout
+from ..models import GENERATIONS
+from ..models.llama_cpp import OTHER_MODELS, LlamaCpp
 from .checkpoint import LazyTensor, row_of
 from .ggml import FORMATS, Format
 from .huggingface import rename
@@ -62,16 +63,17 @@ class Gguf(NamedTuple):
 
 def read_gguf(path: Path) -> Gguf:
     """The tensors of a GGUF file with BlinkDL's shapes and values. Raises UserError for a damaged file, for one of several
-    parts, for another architecture than those of ``llama_cpp.ARCHITECTURES``, and for formats that are not in ``FORMATS``."""
+    parts, for an architecture of no generation's, and for formats that are not in ``FORMATS``."""
     with open(path, "rb") as file:
         reader = _Reader(file, path)
         facts, stored = reader.facts_and_tensors()
     architecture = facts.get("general.architecture")
-    layout = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
+    layouts = {each.architecture: each for generation in GENERATIONS.values() if (each := generation.llama_cpp)}
+    layout = layouts.get(architecture) if isinstance(architecture, str) else None
     if layout is None:
         why = f", {OTHER_MODELS[architecture]}" if architecture in OTHER_MODELS else ""
         raise UserError(
-            f"{path} is of the architecture {quoted(architecture)}{why}; what is read of GGUF is {listed(ARCHITECTURES)}."
+            f"{path} is of the architecture {quoted(architecture)}{why}; what is read of GGUF is {listed(layouts) or 'none'}."
         )
 
     def number(name: str) -> Any:
@@ -183,7 +185,7 @@ def _lazy_tensor(path: Path, offset: int, shape: tuple[int, ...], elements: Form
 
 
 def _blinkdl_tensors(
-    stored: dict[str, LazyTensor], layout: Layout, head_size: int, rescale: int
+    stored: dict[str, LazyTensor], layout: LlamaCpp, head_size: int, rescale: int
 ) -> dict[str, LazyTensor]:
     result: dict[str, LazyTensor] = {}
     for name, tensor in stored.items():

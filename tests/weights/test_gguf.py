@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Iterator
 
 import gguf
 import numpy as np
@@ -21,6 +22,12 @@ from support.synthetic import synthetic_checkpoint
 ARCHITECTURES = ("rwkv6", "rwkv7")
 KINDS = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K".split()
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_generation() -> Iterator[None]:
+    with registered():
+        yield
 
 
 def core(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,9 +54,8 @@ def test_the_model_is_that_of_the_pth(tmp_path, generation, rescale_every):
     """Its config and every parameter; with the ranks of 7 all different, though the first layer has others in its file."""
     tensors = synthetic_checkpoint(generation, layers=3, hidden_size=96, head_size=32)
     path = write_gguf(tmp_path / "m.gguf", f"rwkv{generation}", tensors, rescale_every=rescale_every)
-    with registered():
-        config, parameters, found = resolve(open_checkpoint(str(path)))
-        expected, _, originals = resolve(in_memory(tensors))
+    config, parameters, found = resolve(open_checkpoint(str(path)))
+    expected, _, originals = resolve(in_memory(tensors))
     assert config == expected
     for parameter in parameters:
         ours, theirs = (parameter.convert(each[parameter.source].read()) for each in (found, originals))
