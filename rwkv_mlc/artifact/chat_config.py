@@ -98,6 +98,7 @@ def _conv_config(template: Conversation) -> Conversation2023:
     roles = (template.roles["user"], template.roles["assistant"])
     messages = tuple((template.roles[role], text) for role, text in template.messages)
     system = template.system_template.replace("{system_message}", template.system_message)
+    system = system if template.system_message else ""
     return Conversation2023(
         name=template.name,
         system=system.removesuffix(template.seps[0]),

@@ -106,7 +106,7 @@ def _report(engine, answer, prompt: str, text: str) -> dict:
         "model": engine.name,
         "prompt": prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
         "text": text,
-        "reasoning": answer.reasoning,
+        **({"reasoning": answer.reasoning} if engine.template.think else {}),
         "tokens": answer.tokens,
         "finish_reason": answer.finish_reason,
         "seed": answer.seed,

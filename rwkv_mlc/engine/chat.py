@@ -35,6 +35,7 @@ class Chat:
         self.params = params or chat_params(engine)
         self.think, self.tools = think, tools
         self.answer: Answer | None = None
+        self._forced = False  # to begin with the mark of a call, which is in the prompt then
         self.reset()
 
     @property
@@ -51,20 +52,22 @@ class Chat:
         self._read(self.engine.template.system_prompt(self.tools).encode("utf-8"), state)
         self.state = state
 
-    def send(self, text: str) -> Iterator[str]:
-        """Yield the answer to a message as it becomes certain, the thoughts before it as pieces of the type ``Thought``.
+    def send(self, text: str, call: bool = False) -> Iterator[str]:
+        """Yield the answer to a message as it becomes certain, the thoughts before it as pieces of the type ``Thought``. With
+        ``call`` it is a call of one of the ``tools``, without thoughts, of which the opening mark is not yielded.
 
         Closing the iterator stops the answer; what was said until then counts as the whole of it. A message whose
         reading fails counts as never sent. Raises UserError for text that the vocabulary cannot spell."""
         before, template = self.state.copy(), self.engine.template
-        prompt, closing = template.user_turn(text, self._mode), template.after_answer
+        prompt = template.call_turn(text) if call else template.user_turn(text, self._mode)
+        thinking = None if call else self._thinking(text)
         try:
-            answer = Answer(self.engine, prompt, self.params, self.state, closing, self._thinking(text))
+            answer = Answer(self.engine, prompt, self.params, self.state, template.after_answer, thinking)
         except BaseException:
             self.state = before
             raise
         del before  # of the size of the state
-        self.answer = answer
+        self.answer, self._forced = answer, call
         try:
             yield from answer
         finally:
@@ -79,7 +82,9 @@ class Chat:
     def calls(self) -> list[ToolCall]:
         """The functions that the model calls in its last answer."""
         form = self.engine.template.tool_use
-        return [] if self.answer is None or form is None else calls_in(self.answer.text, form)
+        if self.answer is None or form is None:
+            return []
+        return calls_in((form.call_begin if self._forced else "") + self.answer.text, form)
 
     @property
     def length(self) -> int:

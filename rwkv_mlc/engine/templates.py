@@ -43,6 +43,11 @@ class Template(Conversation):
             return self._message("user", self._folded(text)) + opening
         return self._message("user", self._folded(text) + mode.user_suffix) + opening + mode.opening
 
+    def call_turn(self, text: str) -> str:
+        """The same up to the call of a function, with which the answer is to begin. Raises UserError where the template has no
+        form for functions."""
+        return self.user_turn(text) + self._before_answer + self.tools().call_begin
+
     def think_mode(self, name: str | None) -> ThinkMode | None:
         """The mode of this name, the template's own for None; None where models of the template do not think first. Raises
         UserError for a name that the template does not have."""
@@ -73,9 +78,13 @@ class Template(Conversation):
 
     def told(self, answer: str) -> bytes:
         """An answer, without its thoughts, and what closes it, as later turns have them after ``user_turn``."""
-        before = self.role_content_sep.removeprefix(self.role_empty_sep) if answer else ""
-        text = (before + answer).encode("utf-8")
+        text = (self._before_answer + answer if answer else "").encode("utf-8")
         return text + self.after_answer(text)
+
+    @property
+    def _before_answer(self) -> str:
+        """What of ``role_content_sep`` a turn leaves to the model."""
+        return self.role_content_sep.removeprefix(self.role_empty_sep)
 
     def _folded(self, text: str) -> str:
         """Where the separator is white space, it must not occur in a message: that is stripped of ASCII white space, its line

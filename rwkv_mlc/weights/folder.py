@@ -31,8 +31,12 @@ STATED = (
 """What tensors say too."""
 
 OTHER_NAMES = {
+    "hidden_size": ("n_embd",),
+    "attention_hidden_size": ("dim_att",),
+    "intermediate_size": ("dim_ffn", "n_inner"),
+    "num_hidden_layers": ("n_layer",),
     "layer_norm_epsilon": ("layer_norm_eps", "norm_eps"),
-    "context_length": ("max_position_embeddings",),
+    "context_length": ("max_position_embeddings", "ctx_len"),
     "head_size": ("head_dim",),
     "num_attention_heads": ("num_heads",),
     "hidden_act": ("activation_function",),
@@ -65,15 +69,21 @@ class FolderConfig(Schema):
     model_version: str | None = None
     vocab_size: Count | None = None
     hidden_size: Count | None = None
+    n_embd: Count | None = None
     attention_hidden_size: Count | None = None
+    dim_att: Count | None = None
     intermediate_size: Count | None = None
+    dim_ffn: Count | None = None
+    n_inner: Count | None = None
     num_hidden_layers: Count | None = None
+    n_layer: Count | None = None
     head_size: Count | None = None
     head_dim: Count | None = None
     num_attention_heads: Count | None = None
     num_heads: Count | None = None
     context_length: Extent | None = None
     max_position_embeddings: Extent | None = None
+    ctx_len: Extent | None = None
     head_size_divisor: Extent | None = None
     layer_norm_epsilon: Epsilon | None = None
     layer_norm_eps: Epsilon | None = None

@@ -207,6 +207,26 @@ def test_tools(engine, thinking):
     assert_same(chat.state, state_after(engine, *turns, result, " Yes.\n\n"))
 
 
+def test_an_answer_that_has_to_be_a_call(engine, thinking):
+    chat = Chat(engine, think="on", tools=[{"name": "f"}])
+    call = '{"name": "f", "arguments": {"a": 1}}'
+    thinking(f"\n{call}\n```")
+    pieces = list(chat.send("Do it.", call=True))
+    assert "".join(pieces) == f"\n{call}\n```" and not any(type(piece) is Thought for piece in pieces)
+    assert chat.calls == [ToolCall("f", {"a": 1})]
+    system = engine.template.system_prompt([{"name": "f"}])
+    assert_same(chat.state, state_after(engine, system, "User: Do it.\n\nAssistant: ```json", f"\n{call}\n```\n\n"))
+    thinking(">a</think>b")
+    assert "".join(chat.send("And?")) == "ab" and chat.calls == []
+
+
+def test_calls_need_a_template_with_tools(engine):
+    for send in (lambda chat: next(chat.send("Do it.", call=True)), lambda chat: chat.send_result(1)):
+        with pytest.raises(UserError, match="rwkv_world, has no form for tools"):
+            send(Chat(engine))
+    assert Chat(engine).calls == []
+
+
 @pytest.mark.parametrize(
     ("said", "calls"),
     [

@@ -273,6 +273,8 @@ def test_a_wish_goes_before_what_config_json_states(tmp_path):
         ({"head_size": 8, "num_attention_heads": 4}, "head_size 8, where its tensors have 16; num_attention_heads 4"),
         ({"model_version": "5_0"}, "model_version 5_0, where its tensors have 5.2"),
         ({"model_type": "rwkv4"}, "model_type rwkv4, where its tensors have rwkv5"),
+        ({"n_embd": 64, "n_layer": 3}, "hidden_size 64, where its tensors have 32; num_hidden_layers 3, where"),
+        ({"dim_att": 64, "dim_ffn": 112}, "attention_hidden_size 64, where its tensors have 32; intermediate_size 112"),
         ({"head_dim": 8, "num_heads": 5}, "head_size 8, where its tensors have 16; num_attention_heads 5"),
     ],
 )
