@@ -20,7 +20,7 @@ from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
 from support.accuracy import BOUND, DEMO_MODELS, PROMPTS, TOKENS, greedy, held_out, trained_like_weights, with_outliers
-from support.compiled import conditioning
+from support.compiled import QUICK, conditioning
 from support.kernel_build import error
 from support.paths import DEMOS, GOLDEN
 from support.plain import PLAIN
@@ -34,6 +34,8 @@ ALONE = ("prefill", "score", "decode")  # of one sequence
 BATCHED = ("q0f32", "q4f16_1")
 FUNCTIONS = {scheme: native.FUNCTIONS if scheme in BATCHED else ALONE for scheme in SCHEMES}
 MATRIX = list(product(GENERATIONS, SCHEMES))
+TARGETS = dict.fromkeys(GENERATIONS, "llvm") | {"5.0": QUICK, "5.1": QUICK}
+"""5.0 and 5.1 have the kernels of 5.2, and what LLVM makes of them is seen there."""
 FAMILIES = [*((*pair, "fused") for pair in MATRIX), *((*pair, "plain") for pair in PLAIN["llvm"])]
 BATCHES = [*product(GENERATIONS, BATCHED, ["fused"]), ("5.2", "q4f16_1", "plain")]
 
@@ -42,7 +44,7 @@ BATCHES = [*product(GENERATIONS, BATCHED, ["fused"]), ("5.2", "q4f16_1", "plain"
 def test_logits(generation, scheme, family, compiled, within):
     """``score`` and ``prefill`` compute in float32 under every scheme, ``decode`` with integers where the CPU has the dots and
     kernels are ours."""
-    model = compiled(trained_like_weights(generation), scheme, functions=FUNCTIONS[scheme], family=family)
+    model = compiled(trained_like_weights(generation), scheme, TARGETS[generation], functions=FUNCTIONS[scheme], family=family)
     assert conditioning(model, TOKENS) < 6
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
@@ -55,7 +57,7 @@ def test_logits(generation, scheme, family, compiled, within):
 @pytest.mark.parametrize("generation, factor", [("4", 1e3), ("5.2", 1e2), ("5.2", 1e3), ("5.2", 1e6)])
 def test_logits_beside_outliers(generation, factor, scheme, compiled, within):
     """Channels that would take the precision of a group's common scale from the others cost nothing."""
-    model = compiled(with_outliers(trained_like_weights(generation), factor), scheme)
+    model = compiled(with_outliers(trained_like_weights(generation), factor), scheme, functions=FUNCTIONS[scheme])
     expected = model.reference(TOKENS)
     last = model.runner.run("prefill", [TOKENS], model.runner.new_state())
     within("prefill", error(last[0], expected[-1]), BOUND)
@@ -71,7 +73,7 @@ def test_logits_of_random_weights(generation, seed, compiled, within):
     zero at some token, and the group norm brings it back to unit variance with its error."""
     weights = synthetic_checkpoint(generation, seed=seed)
     for scheme, relative in (("q0f32", FLOAT_ROUNDING), ("q4f16_1", INTEGER_ROUNDING)):
-        model = compiled(weights, scheme)
+        model = compiled(weights, scheme, TARGETS[generation])
         expected, enlarged = model.reference(TOKENS), conditioning(model, TOKENS)
         within(f"{scheme} score", error(model.score(TOKENS), expected), 3 * FLOAT_ROUNDING * enlarged)
         within(f"{scheme} decode, x{enlarged:.1f}", error(model.decode(TOKENS), expected), 3 * relative * enlarged)
@@ -79,7 +81,7 @@ def test_logits_of_random_weights(generation, seed, compiled, within):
 
 @pytest.mark.parametrize("generation, scheme, family", BATCHES)
 def test_chunks_are_one_call(generation, scheme, family, compiled, within):
-    model = compiled(trained_like_weights(generation), scheme, family=family)
+    model = compiled(trained_like_weights(generation), scheme, TARGETS[generation], family=family)
     whole = model.runner.new_state()
     expected = model.score(TOKENS, whole)
     for chunk in (1, 7, 64):
@@ -91,7 +93,7 @@ def test_chunks_are_one_call(generation, scheme, family, compiled, within):
 
 @pytest.mark.parametrize("generation, scheme, family", FAMILIES)
 def test_prefill_is_many_decodes(generation, scheme, family, compiled, within):
-    model = compiled(trained_like_weights(generation), scheme, functions=FUNCTIONS[scheme], family=family)
+    model = compiled(trained_like_weights(generation), scheme, TARGETS[generation], functions=FUNCTIONS[scheme], family=family)
     prefilled, decoded = model.runner.new_state(), model.runner.new_state()
     last = model.runner.run("prefill", [TOKENS], prefilled)
     within("logits", error(model.decode(TOKENS, decoded)[-1:], last), 1e-5)
@@ -103,7 +105,7 @@ def test_prefill_is_many_decodes(generation, scheme, family, compiled, within):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_state_continues_from_a_copy(generation, scheme, compiled):
     """Bit for bit, and the state that was copied stays as it was."""
-    model = compiled(trained_like_weights(generation), scheme)
+    model = compiled(trained_like_weights(generation), scheme, TARGETS[generation])
     state = model.runner.new_state()
     model.score(TOKENS[:77], state)
     copy, restored, before = state.copy(), model.runner.state_from(state.arrays()), state.arrays()
@@ -116,7 +118,7 @@ def test_state_continues_from_a_copy(generation, scheme, compiled):
 @pytest.mark.parametrize("generation, scheme, family", BATCHES)
 def test_ragged_batches(generation, scheme, family, compiled, within):
     """Three sequences in slots 3, 0 and 4 of five are each what they are alone; the other slots stay bit for bit."""
-    model = compiled(trained_like_weights(generation), scheme, family=family)
+    model = compiled(trained_like_weights(generation), scheme, TARGETS[generation], family=family)
     runner, bound = model.runner, 1e-6 if family == "fused" else BOUND  # whose kernels for one sequence are others
     rng = np.random.default_rng(1)
     pool = runner.state_from(rng.normal(size=array.shape).astype(np.float32) for array in runner.new_state(5).arrays())
@@ -155,7 +157,7 @@ def test_a_time_mixing_of_its_own_size(generation, attention_size, scheme, compi
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_score_of_several_sequences(generation, compiled, within):
-    model = compiled(trained_like_weights(generation), "q0f32")
+    model = compiled(trained_like_weights(generation), "q0f32", TARGETS[generation])
     sequences = [TOKENS[:9], TOKENS[9:10], TOKENS[10:50]]
     scored = model.runner.run("score", sequences, model.runner.new_state(3))
     within("score", error(scored, np.concatenate([model.score(tokens) for tokens in sequences])), 1e-6)
@@ -172,7 +174,7 @@ def test_agrees_with_rwkv_package(generation, compiled, within, tmp_path, monkey
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, tmp_path / "model.pth")
     peer = package.RWKV(model=str(tmp_path / "model"), strategy="cpu fp32", verbose=False)
     expected = peer.forward(TOKENS, None, full_output=True)[0].numpy()
-    model = compiled(open_checkpoint(str(tmp_path / "model.pth")), "q0f32")
+    model = compiled(open_checkpoint(str(tmp_path / "model.pth")), "q0f32", TARGETS[generation])
     within("score", error(model.score(TOKENS), expected), BOUND)
     within("decode", error(model.decode(TOKENS), expected), BOUND)
 

@@ -15,11 +15,11 @@ from rwkv_mlc.models import GENERATIONS
 from rwkv_mlc.quantization.schemes import get_scheme
 from support import functional
 from support.accuracy import trained_like_weights
-from support.compiled import runner_for
+from support.compiled import QUICK, runner_for
 
 SHAPE = {"vocab_size": 61, "hidden_size": 64, "layers": 2, "head_size": 32}
 SEQUENCES = [[5, 9, 17, 60, 2, 33, 8, 41, 7], [3], [11, 12, 13, 14, 15]]
-CASES = [*((generation, "llvm") for generation in GENERATIONS), ("5.2", "vulkan"), ("4", "vulkan")]
+CASES = [*((generation, QUICK) for generation in GENERATIONS), ("5.2", "vulkan"), ("4", "vulkan")]
 
 
 @pytest.mark.parametrize("generation, target", CASES)

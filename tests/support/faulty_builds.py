@@ -20,10 +20,11 @@ from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.weights.checkpoint import Checkpoint
-from support.compiled import compile_library, in_memory
+from support.compiled import QUICK, compile_library, in_memory
 from support.faults import Fault, injected
 from support.synthetic import synthetic_checkpoint
 
+COMPILED = {"llvm": QUICK, "vulkan": "vulkan"}
 DEVICES = {"llvm": "cpu", "vulkan": "vulkan"}
 SINGLE = {"llvm": "batch_decode", "vulkan": "decode"}
 """What decodes, each kernel by itself: those of ``decode`` on a CPU are merged."""
@@ -53,7 +54,7 @@ class Build:
         for parameter in parameters:
             stored |= scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
         library = compile_library(
-            config, scheme, resolve_target(target_name), folder, functions_of(target_name, decodes)
+            config, scheme, resolve_target(COMPILED[target_name]), folder, functions_of(target_name, decodes)
         )
         weights = StoredWeights(parameters, scheme, stored)
         return cls(Runner(library, stored, open_device(DEVICES[target_name])), weights)
