@@ -44,7 +44,9 @@ BATCHES = [*product(GENERATIONS, BATCHED, ["fused"]), ("5.2", "q4f16_1", "plain"
 def test_logits(generation, scheme, family, compiled, within):
     """``score`` and ``prefill`` compute in float32 under every scheme, ``decode`` with integers where the CPU has the dots and
     kernels are ours."""
-    model = compiled(trained_like_weights(generation), scheme, TARGETS[generation], functions=FUNCTIONS[scheme], family=family)
+    model = compiled(
+        trained_like_weights(generation), scheme, TARGETS[generation], functions=FUNCTIONS[scheme], family=family
+    )
     assert conditioning(model, TOKENS) < 6
     expected = model.reference(TOKENS)
     within("score", error(model.score(TOKENS), expected), BOUND)
@@ -93,7 +95,9 @@ def test_chunks_are_one_call(generation, scheme, family, compiled, within):
 
 @pytest.mark.parametrize("generation, scheme, family", FAMILIES)
 def test_prefill_is_many_decodes(generation, scheme, family, compiled, within):
-    model = compiled(trained_like_weights(generation), scheme, TARGETS[generation], functions=FUNCTIONS[scheme], family=family)
+    model = compiled(
+        trained_like_weights(generation), scheme, TARGETS[generation], functions=FUNCTIONS[scheme], family=family
+    )
     prefilled, decoded = model.runner.new_state(), model.runner.new_state()
     last = model.runner.run("prefill", [TOKENS], prefilled)
     within("logits", error(model.decode(TOKENS, decoded)[-1:], last), 1e-5)
