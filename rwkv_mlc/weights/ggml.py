@@ -48,7 +48,7 @@ FORMATS = {
     kind.name: Format(NUMPY_NAMES.get(kind.name, kind.name), kind, *GGML_QUANT_SIZES[kind])
     for kind in map(
         GGMLQuantizationType.__getitem__,
-        "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K".split(),
+        "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split(),
     )
 }
 """By ggml's names."""

@@ -133,12 +133,20 @@ def stored(name: str, array: np.ndarray, kind: str) -> tuple[gguf.GGMLQuantizati
     array = np.ascontiguousarray(array, np.float32)
     is_matrix = array.ndim == 2 and min(array.shape) > 32 and "time_mix_first" not in name
     number = gguf.GGMLQuantizationType[kind if is_matrix else "F32"]
-    if kind.endswith("_K") and is_matrix:
+    if kind in SCALES and is_matrix:
         return number, random_blocks(kind, array.shape)
     return number, gguf.quantize(array, number)
 
 
-SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+SCALES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
 """Where the float16 scales of a block are; the package writes no such blocks."""
 
 

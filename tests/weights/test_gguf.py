@@ -20,7 +20,7 @@ from support.gguf_files import converted, small_model, stored, write_gguf
 from support.synthetic import synthetic_checkpoint
 
 ARCHITECTURES = ("rwkv6", "rwkv7")
-KINDS = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K".split()
+KINDS = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 

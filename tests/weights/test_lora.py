@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from rwkv_mlc import Engine, reference
 from rwkv_mlc.artifact import Artifact
-from rwkv_mlc.building import BuildOptions, convert_weight, gen_config
+from rwkv_mlc.building import BuildOptions, build, convert_weight, gen_config
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.inspection import artifact_errors, artifact_summary
@@ -21,6 +22,7 @@ from rwkv_mlc.weights.parameters import read_parameter
 from support.build_inputs import huggingface_name, write_json, write_vocabulary
 from support.compiled import in_memory
 from support.generations import EVERY, registered
+from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
 RANK = 3
@@ -240,3 +242,24 @@ def test_the_artifact_says_what_was_merged(tmp_path, capsys):
     assert main(command) == 2 and not (tmp_path / "x").exists()
     assert main(["convert-weight", "--model", str(path), "--lora-alpha", "4", "-o", str(tmp_path / "x")]) == 2
     assert "--lora-alpha is of a LoRA; give its file with --lora." in capsys.readouterr().err
+
+
+def test_what_runs_is_the_sum(demo, tmp_path, capsys):
+    """An artifact of the demo model, with the library of the one without a LoRA, beside the reference on the sums."""
+    base = open_checkpoint(str(DEMO))
+    rng, hidden_size = np.random.default_rng(2), base.shapes["emb.weight"][1]
+    thin = {"A": (RANK, hidden_size), "B": (hidden_size, RANK)}
+    tensors = {f"blocks.0.att.key.lora_{side}": rng.normal(0, 0.05, shape) for side, shape in thin.items()}
+    file = save(tmp_path / "lora.safetensors", {name: array.astype(np.float32) for name, array in tensors.items()})
+    (library,) = demo.glob("*-llvm.so")
+    options = BuildOptions(lora=file, lora_alpha=9.0, artifact_name="merged")
+    artifact = build(DEMO, "llvm", "q0f32", tmp_path, options, reuse_lib=library).path
+    tokens = list(range(40, 60))
+    expected, _ = reference.forward(*reference.load(merged(base, file, 9.0)), tokens)
+    plain, _ = reference.forward(*reference.load(base), tokens)
+    engine = Engine(artifact)
+    found = engine.prefill(tokens, engine.new_state())
+    assert np.abs(found - expected[-1]).max() < 1e-5 * np.abs(expected[-1]).max()
+    assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
+    assert main(["debug", str(artifact), "--against", str(DEMO)]) == 0
+    assert "The stored weights are those of the checkpoint." in capsys.readouterr().out
