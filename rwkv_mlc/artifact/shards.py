@@ -94,6 +94,14 @@ class StoredTensor:
             raise UserError(f"{self.path} is damaged: it ends too early; build or copy it again.")
         return array.reshape(stop - start, *self.shape[1:])
 
+    def mapped(self) -> np.ndarray:
+        """The whole tensor as a view on the mapped file, of which what is read comes into memory. Raises UserError for a file
+        that has become shorter."""
+        try:
+            return np.memmap(self.path, DTYPES[self.dtype], "c", self.offset, self.shape)
+        except ValueError:
+            raise UserError(f"{self.path} is damaged: it ends too early; build or copy it again.") from None
+
 
 @dataclass(frozen=True)
 class Shard:

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ..artifact.shards import StoredTensor
 from ..machine.cores import physical_cores
-from ..quantization.layouts import LAYOUTS
+from ..quantization.layouts import LAYOUTS, MAPPED
 from ..schema import ParameterSpec
 from .tvm_runtime import CPU, Device, Tensor, tensor, tvm_ffi
 
@@ -35,20 +36,32 @@ class Stored(Protocol):
 def load_parameters(specs: Sequence[ParameterSpec], stored: Mapping[str, Stored], device: Device = CPU) -> list[Tensor]:
     """A tensor on ``device`` for each of ``specs``, a library's.
 
-    On the CPU all are in one block of memory; for others each is put together in the memory of the largest. Every core
-    reads and permutes a few rows at a time, so that next to nothing is held beside it."""
+    On the CPU all are in one block of memory but tables, of which a token reads a row: those stay in their files. For other
+    devices each is put together in the memory of the largest. Every core reads and permutes a few rows at a time, so that
+    next to nothing is held beside it."""
     forms = [(spec.shape, np.dtype(spec.dtype)) for spec in specs]
     with ThreadPoolExecutor(min(physical_cores(), MAX_THREADS)) as pool:
         if device == CPU:
-            arrays = _allocate(forms)
-            _fill(pool, specs, stored, arrays)
-            return [tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT) for array in arrays]
+            arrays = {spec.name: array for spec in specs if (array := _mapped(spec, stored[spec.name])) is not None}
+            others = {spec: form for spec, form in zip(specs, forms) if spec.name not in arrays}
+            filled = _allocate(list(others.values()))
+            _fill(pool, list(others), stored, filled)
+            arrays |= {spec.name: array for spec, array in zip(others, filled)}
+            return [tvm_ffi.from_dlpack(arrays[spec.name], require_alignment=ALIGNMENT) for spec in specs]
         tensors, scratch = [], np.empty(max(math.prod(shape) * dtype.itemsize for shape, dtype in forms), np.uint8)
         for spec, (shape, dtype) in zip(specs, forms):
             array = scratch[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
             _fill(pool, [spec], stored, [array])
             tensors.append(tensor(array, device))
         return tensors
+
+
+def _mapped(spec: ParameterSpec, source: Stored) -> np.ndarray | None:
+    """A tensor that may stay in its file, and lies there as kernels want it."""
+    if spec.layout != MAPPED or not isinstance(source, StoredTensor):
+        return None
+    array = source.mapped()
+    return array if array.ctypes.data % ALIGNMENT == 0 else None
 
 
 def _fill(

@@ -12,6 +12,7 @@ import numpy as np
 
 LANES = 16
 LINE = 64  # bytes
+MAPPED = "mapped"  # as stored, and left in its file where the memory of a device is the processes' own
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def _line_layouts(bits: int, permute: Callable[[np.ndarray], np.ndarray]) -> dic
 
 LAYOUTS: dict[str, Layout] = {
     "stored": Layout(lambda shape: shape, lambda array: array, rows=1),
+    MAPPED: Layout(lambda shape: shape, lambda array: array, rows=1),
     # [X, N], the transposed storage of q4f16_0, to [N, X]
     "transposed": Layout(lambda shape: shape[::-1], lambda array: array.T, rows=1, axis=1),
     # [N, X] -> [ceil(N / 16), X, 16], zeros past N

@@ -99,6 +99,25 @@ def test_rows_are_read_from_the_file(tmp_path):
         load_parameters([spec(name, array, "stored") for name, array in arrays.items()], tensors)
 
 
+def test_tables_stay_in_their_files(tmp_path):
+    """One that begins where kernels can read it; its pages are the file's own. Others are read."""
+    table = random_array((64, 1024), "float16")
+    arrays = {"table": table, "vector": random_array((3,), "float32"), "second": random_array((5, 8), "float16")}
+    tensors = store(tmp_path, arrays)
+    specs = [spec(name, array, "stored" if name == "vector" else "mapped") for name, array in arrays.items()]
+    loaded = dict(zip(arrays, load_parameters(specs, tensors)))
+    for name, array in arrays.items():
+        assert loaded[name].data_ptr() % ALIGNMENT == 0
+        np.testing.assert_array_equal(np.from_dlpack(loaded[name]), array)
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    inside = [range(int(line[0].split("-")[0], 16), int(line[0].split("-")[1], 16)) for line in maps]
+    assert any(loaded["table"].data_ptr() in place for place in inside), "the table is in memory of its own"
+    assert not any(loaded["second"].data_ptr() in place for place in inside)
+    os.truncate(tensors["table"].path, 100)
+    with pytest.raises(UserError, match="ends too early"):
+        load_parameters(specs, tensors)
+
+
 def test_parameters_of_another_model(reciter):
     artifact = Artifact.open(reciter)
     stored, library = artifact.parameters(), artifact.library("llvm").path

@@ -38,6 +38,7 @@ from tir_kernels.rows import Rows
 
 from ...models import Parameter
 from ...models.vocabulary import Unmixed
+from ...quantization.layouts import MAPPED
 from ...quantization.schemes import FloatForm, GroupForm
 from ..state import StateRef
 from ..weights import MatrixWeight, Norm, row_form
@@ -76,8 +77,10 @@ class CPUOps(KernelOps):
     @staticmethod
     def layout_of(parameter: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
         tensors, transposed = (2, form.transposed) if isinstance(form, GroupForm) else (1, False)
-        if parameter.role in ("vector", "embedding", "table"):
+        if parameter.role in ("vector", "embedding"):
             return ("stored",) * tensors
+        if parameter.role == "table":
+            return (MAPPED,) * tensors
         packed = CPUOps.form_of(parameter, form)
         if isinstance(packed, TiledGroup):
             prefix = "transposed_" if transposed else ""
