@@ -344,7 +344,8 @@ class RWKV7(BlockGeneration):
         return "rwkv7"
 
     def template(self, tokenizer_kind: str) -> str:
-        return {"pile": "plain", "world": "rwkv_world"}[tokenizer_kind]
+        """Of the G1 series, which is what people chat with."""
+        return {"pile": "plain", "world": "rwkv_g1"}[tokenizer_kind]
 
 
 def mix(name: str, source: str, target: str, letter: str, size: int) -> Parameter:

@@ -46,10 +46,11 @@ def join_digits(sums: list):
 def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx.PrimFunc:
     """(x -> digits, scales, offsets, outliers).
 
-    x float32 [n, T, K]; scales float32 [n, T, G], max|x| / 2 ** 20 of each group; offsets int32 [n, T, 3, G], -max_int
-    times the sum of a place's digits, which folds the weights' offset into an accumulator's start; digits int32
-    [n, T, 3, words * quads]: four signed bytes each, the elements of ``form.quads`` of each word's span of inputs;
-    outliers int32 [n, T, ...], ``OutlierLists`` with one for each part, of inputs that are zero among the digits.
+    x float32 [m, T, K], of which the first n are read; scales float32 [n, T, G], max|x| / 2 ** 20 of each group; offsets
+    int32 [n, T, 3, G], -max_int times the sum of a place's digits, which folds the weights' offset into an accumulator's
+    start; digits int32 [n, T, 3, words * quads]: four signed bytes each, the elements of ``form.quads`` of each word's
+    span of inputs; outliers int32 [n, T, ...], ``OutlierLists`` with one for each part, of inputs that are zero among the
+    digits.
     ``parts`` run in parallel; it divides the number of whole groups, or is 1.
     """
     groups, quads = form.groups(columns), form.words * len(form.quads)
@@ -58,8 +59,8 @@ def quantize_activation(columns: int, form: PackedGroup, parts: int = 1) -> tirx
 
     @prim_func(own=("reads", "writes"))
     def kernel():
-        inputs, rows = T.int64(), T.int64()
-        x = arg("x", (inputs, rows, columns))
+        given, inputs, rows = T.int64(), T.int64(), T.int64()
+        x = arg("x", (given, rows, columns))
         digits = arg("digits", (inputs, rows, DIGITS, groups * quads), "int32")
         scales = arg("scales", (inputs, rows, groups))
         offsets = arg("offsets", (inputs, rows, DIGITS, groups), "int32")

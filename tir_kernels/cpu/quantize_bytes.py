@@ -25,10 +25,10 @@ def largest(form: PackedGroup, places: int) -> int:
 def quantize_bytes(columns: int, form: PackedGroup, places: int) -> tirx.PrimFunc:
     """(x -> digits, scales, outliers), parallel over tokens.
 
-    x float32 [n, T, K]; scales float32 [n, T, G], max|x| / ``largest`` of each group; digits int32
-    [n, T, places, words * quads]: the bytes of the integers, plus 128 at the last place so that none is negative, lowest
-    place first; four bytes each, the elements of ``form.quads`` of each word's span of inputs; outliers int32 [n, T, ...],
-    ``OutlierLists`` of inputs that are zero among the digits.
+    x float32 [m, T, K], of which the first n are read; scales float32 [n, T, G], max|x| / ``largest`` of each group;
+    digits int32 [n, T, places, words * quads]: the bytes of the integers, plus 128 at the last place so that none is
+    negative, lowest place first; four bytes each, the elements of ``form.quads`` of each word's span of inputs; outliers
+    int32 [n, T, ...], ``OutlierLists`` of inputs that are zero among the digits.
     """
     groups, quads = form.groups(columns), form.words * len(form.quads)
     width, most = vector_width(form.group), largest(form, places)
@@ -36,8 +36,8 @@ def quantize_bytes(columns: int, form: PackedGroup, places: int) -> tirx.PrimFun
 
     @prim_func
     def kernel():
-        inputs, rows = T.int64(), T.int64()
-        x = arg("x", (inputs, rows, columns))
+        given, inputs, rows = T.int64(), T.int64(), T.int64()
+        x = arg("x", (given, rows, columns))
         digits = arg("digits", (inputs, rows, places, groups * quads), "int32")
         scales = arg("scales", (inputs, rows, groups))
         outliers = lists.argument(inputs, rows)

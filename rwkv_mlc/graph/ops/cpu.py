@@ -118,18 +118,19 @@ class CPUOps(KernelOps):
         x, form, columns = products[0][0].tensor, products[0][1].form, products[0][1].shape[1]
         outputs = tuple(Matrix(m.shape[0], activation, plane=plane.index) for plane, m, activation in products)
         planes, rows = int(x.ty.shape[0]), x.ty.shape[1]
+        read = max(output.plane for output in outputs) + 1  # integers stand for those planes alone
         inputs, given = [x], {"gated": gate is not None, "residual": residual is not None}
         if self.phase == "decode" or not rows.same_as(self.rows):  # single tokens, or the last ones that the head reads
             integer_dot = self.target.integer_dot_for(form.bits) if isinstance(form, PackedGroup) else None
             lists = 1
             if integer_dot:
                 lists = self.parts if self.parts and columns % (form.group * self.parts) == 0 else 1
-                inputs = self._quantize(x, columns, form, lists)
+                inputs, planes = self._quantize(x, read, columns, form, lists), read
             own = len(outputs) > 1 and self.parts and all(m.rows % (LANES * self.parts) == 0 for m in outputs)
             parts = self.parts if own else None
             kernel = gemv(outputs, columns, form, integer_dot, planes, **given, parts=parts, lists=lists)
         elif (places := self.activation_bytes) and isinstance(form, PackedGroup):
-            inputs = self._quantize_bytes(x, columns, form, places)
+            inputs, planes = self._quantize_bytes(x, read, columns, form, places), read
             kernel = gemm_bytes(outputs, columns, form, places, self.target.integer_dot, planes, **given)
         else:
             kernel = gemm(outputs, columns, form, self.target.gemm_tile, planes, **given)
@@ -188,8 +189,8 @@ class CPUOps(KernelOps):
         args = [x, norm.weight, norm.bias, *(extra for extra in (added, gate) if extra is not None)]
         return self.call(kernel, args, [x.ty.shape], [norm.name if gate is None else self.beside(x, "gated")])[0]
 
-    def _quantize(self, x, columns: int, form: PackedGroup, parts: int):
-        inputs, rows, _ = x.ty.shape
+    def _quantize(self, x, inputs: int, columns: int, form: PackedGroup, parts: int):
+        rows = x.ty.shape[1]
         groups = form.groups(columns)
         shapes = [
             [inputs, rows, DIGITS, groups * form.words * len(form.quads)],
@@ -214,8 +215,8 @@ class CPUOps(KernelOps):
         kernel = quantize_inputs(columns, form)
         return self.call(kernel, [x], [[self.rows, *shape] for shape in shapes], dtype=dtypes)
 
-    def _quantize_bytes(self, x, columns: int, form: PackedGroup, places: int):
-        inputs, rows, _ = x.ty.shape
+    def _quantize_bytes(self, x, inputs: int, columns: int, form: PackedGroup, places: int):
+        rows = x.ty.shape[1]
         groups = form.groups(columns)
         shapes = [
             [inputs, rows, places, groups * form.words * len(form.quads)],
