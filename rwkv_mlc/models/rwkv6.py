@@ -170,7 +170,7 @@ class RWKV6(BlockGeneration):
     def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
         """(r, k, v, w, u, kv) -> wkv."""
         kernel = partial(kernel_module(device, "wkv6").wkv6, config.num_heads, config.head_size)
-        return Recurrence(kernel, parts=config.num_heads)
+        return Recurrence(kernel, parts=config.num_heads, stages=True)
 
     def time_mixing_roles(self, config: RWKVConfig, layer: int) -> list[Role]:
         state = ("state.att_x",)

@@ -262,7 +262,7 @@ class RWKV7(BlockGeneration):
     def recurrence(self, config: RWKVConfig, device: Device) -> Recurrence:
         """(r, w, k, v, a, v_first, nu, k_k, k_a, r_k, kv) -> wkv and the bonus."""
         kernel = partial(kernel_module(device, "wkv7").wkv7, config.num_heads, config.head_size)
-        return Recurrence(kernel, parts=config.num_heads)
+        return Recurrence(kernel, parts=config.num_heads, stages=True)
 
     # Roles
 

@@ -16,7 +16,7 @@ from support.paths import ROOT
 
 SHARED_BY_KERNELS = {
     "cpu": {"__init__", "blocks", "groups", "integer_dot", "lists", "outliers", "packed", "simd", "thin"},
-    "gpu": {"__init__", "heads", "product", "stages", "tensor_core", "threads", "whole"},
+    "gpu": {"__init__", "heads", "product", "stages", "tensor_core", "thin", "threads", "whole"},
 }
 TARGET_NAMES = ("llvm", "cuda", "vulkan", "metal", "opencl", "webgpu", "rocm")
 

@@ -1,4 +1,4 @@
-"""Group norm over the heads of each row, and the gate that follows it, in float32: see ``cpu.group_norm``."""
+"""Group norm over the heads of each row, and what follows it, in float32: see ``cpu.group_norm``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from .threads import THREADS, each, grid, narrow, shared, statistics, threads_fo
 
 
 @lru_cache(None)
-def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool, dtype: str = "float32") -> tirx.PrimFunc:
-    """(x, weight, bias[, gate] -> out of ``dtype``); shapes as in ``cpu.group_norm``, each group on threads of its own."""
+def group_norm(
+    num_groups: int, group_size: int, epsilon: float, gated: bool, dtype: str = "float32", added: bool = False
+) -> tirx.PrimFunc:
+    """(x, weight, bias[, added][, gate] -> out of ``dtype``); shapes as in ``cpu.group_norm``, each group on threads
+    of its own."""
     width = vector_of("float32", group_size)
     lanes = threads_for(-(-group_size // width))
     channels, per_block = num_groups * group_size, THREADS // lanes
@@ -25,6 +28,7 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool, dt
         rows = size("rows")
         x = arg("x", (1, rows, channels))
         weight, bias = arg("weight", (channels,)), arg("bias", (channels,))
+        bonus = arg("added", (1, rows, channels)) if added else None
         gate = arg("gate", (1, rows, channels)) if gated else None
         out = arg("out", (1, rows, channels), dtype)
         with grid(rows, blocks) as (t, block, thread):
@@ -38,6 +42,7 @@ def group_norm(num_groups: int, group_size: int, epsilon: float, gated: bool, dt
             def write(_, c):
                 at = span(start + c, width)
                 value = normalized(x[0, t, at], mean, scale, weight[at], bias[at], width)
+                value = value + bonus[0, t, at] if added else value
                 T.buffer_store(out, narrow(value * gate[0, t, at] if gated else value, dtype, width), [0, t, at])
 
             with T.If(group < num_groups), T.Then():

@@ -35,6 +35,7 @@ def norm_shift_mix(
     dtype: str = "float32",
     parts: int = 1,
     in_place: bool = False,
+    unmixed: int = 0,
 ) -> tirx.PrimFunc:
     """(x, weight, bias, mix_0 .. mix_{n-1}, state, segment_ends -> out of ``dtype``, out_state); ``segment_ends``, ``phase``
     and ``in_place``, with which ``slots`` follow segment_ends, as in ``wkv5``, the others as in ``cpu.norm_shift_mix``.
@@ -55,7 +56,7 @@ def norm_shift_mix(
         state = arg("state", (num_slots if in_place else batch, channels))
         ends = arg("segment_ends", (batch,), "int32") if phase == "prefill" else None
         slots = arg("slots", (batch,), "int32") if in_place else None
-        out = arg("out", (num_mixes, rows, channels), dtype)
+        out = arg("out", (num_mixes + unmixed, rows, channels), dtype)
         out_state = state if in_place else arg("out_state", (batch, channels))
 
         def slot_of(b):
@@ -98,6 +99,8 @@ def norm_shift_mix(
                 for j, mu in enumerate(mixes):
                     value = mixed(current[lanes], before[lanes], T.bind(mu[0, 0, at]), width)
                     T.buffer_store(out, narrow(value, dtype, width), [j, t, at])
+                for j, held in enumerate((current, before)[:unmixed]):
+                    T.buffer_store(out, narrow(T.bind(held[lanes]), dtype, width), [num_mixes + j, t, at])
 
             each(extent, thread, THREADS, width, write)
 
