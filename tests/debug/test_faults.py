@@ -71,6 +71,15 @@ def test_faults_are_found(fault: Fault, target, libraries, tmp_path):
         assert any(fault.hint in hint for hint in finding.hints), text
 
 
+@pytest.mark.parametrize("fault", [pytest.param(f, id=str(f)) for f in FAULTS if f.family == "plain"])
+def test_plain_libraries_show_what_fused_kernels_keep(fault: Fault, libraries, tmp_path):
+    """What lies between two values of the one library is the very value of the other."""
+    plain = compared(fault, "llvm", libraries, tmp_path).finding
+    assert f"prefill/{fault.role}" == plain.row.name and plain.between == []
+    fused = compared(fault, "llvm", libraries, tmp_path, "fused").finding
+    assert fused.row.name != plain.row.name and fault.role in fused.between
+
+
 def test_faults_leave_nothing_behind(libraries):
     """An edit ends with its context, whatever happens in it."""
     checkpoint = checkpoint_of("5.2")

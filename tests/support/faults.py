@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 from rwkv_mlc.graph.ops.kernels import KernelOps
+from rwkv_mlc.schema import Family
 from tir_kernels.cpu.halve import halve as halve_on_cpu
 from tir_kernels.gpu.halve import halve as halve_on_gpu
 
@@ -33,7 +34,8 @@ class Edit:
 class Fault:
     """``edits`` by target. ``first`` is the value that must be named first, ``role`` the one at fault: it, or among those that
     the tool says lie between; ``hint`` a part of what it must suggest. ``chunk`` is that of the prefill; a fault of
-    ``integer_dot`` is there only where a CPU has such products."""
+    ``integer_dot`` is there only where a CPU has such products. One of the ``family`` plain is in what fused kernels keep to
+    themselves."""
 
     name: str
     generation: str
@@ -44,6 +46,7 @@ class Fault:
     hint: str | None = None
     chunk: int = 512
     integer_dot: bool = False
+    family: Family = "fused"
 
     def __str__(self) -> str:
         return f"{self.generation}-{self.name.replace(' ', '-')}"
@@ -66,6 +69,12 @@ def everywhere(*edit) -> dict[str, Edit]:
 def on_each(kernel: str, old: str, new: str) -> dict[str, Edit]:
     """The same edit of a kernel's CPU and GPU form."""
     return {target: Edit(f"tir_kernels.{device}.{kernel}", old, new) for target, device in zip(TARGETS, ("cpu", "gpu"))}
+
+
+def _inside(name: str, generation: str, edit: Edit, first: str) -> Fault:
+    """A fault that only a plain library shows at the very value."""
+    role = first.partition("/")[2]
+    return Fault(name, generation, "q0f32", {"llvm": edit}, first=first, role=role, family="plain")
 
 
 LN0 = 'ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))'
@@ -331,6 +340,32 @@ FAULTS = [
         first="prefill/blocks.0.att.wkv",
         role="blocks.0.att.wkv",
         hint="the state is read after its update",
+    ),
+    _inside(
+        "ln1 without its bias",
+        "4",
+        Edit(
+            "rwkv_mlc.models.block",
+            'norm(f"{block}.ln1", f"{source}.ln1", c) +',
+            "[Parameter(p.name, p.source, p.shape, p.role, p.part, p.drawn, lambda w: w * (w > 0.5)) for p in "
+            'norm(f"{block}.ln1", f"{source}.ln1", c)] +',
+            False,
+        ),
+        "prefill/blocks.0.ln1",
+    ),
+    _inside(
+        "value of channel mixing halved",
+        "5.2",
+        Edit(
+            "rwkv_mlc.models.block", '"channel_mixing_value", halvings,', '"channel_mixing_value", halvings + 1,', False
+        ),
+        "prefill/blocks.0.ffn.value",
+    ),
+    _inside(
+        "output of time mixing halved",
+        "5.2",
+        Edit("rwkv_mlc.models.rwkv5", '"time_mixing_output", halvings)', '"time_mixing_output", halvings + 1)', False),
+        "prefill/blocks.0.att.output",
     ),
 ]
 

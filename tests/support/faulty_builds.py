@@ -19,6 +19,7 @@ from rwkv_mlc.engine.devices import open_device
 from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
+from rwkv_mlc.schema import Family
 from rwkv_mlc.weights.checkpoint import Checkpoint
 from support.compiled import QUICK, compile_library, in_memory
 from support.faults import Fault, injected
@@ -47,14 +48,20 @@ class Build:
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, scheme_name: str, target_name: str, folder: Path, decodes: bool = True
+        cls,
+        checkpoint: Checkpoint,
+        scheme_name: str,
+        target_name: str,
+        folder: Path,
+        decodes: bool = True,
+        family: Family = "fused",
     ) -> Build:
         scheme, (config, parameters, tensors) = get_scheme(scheme_name), resolve(checkpoint)
         stored = {}
         for parameter in parameters:
             stored |= scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
         library = compile_library(
-            config, scheme, resolve_target(COMPILED[target_name]), folder, functions_of(target_name, decodes)
+            config, scheme, resolve_target(COMPILED[target_name]), folder, functions_of(target_name, decodes), family
         )
         weights = StoredWeights(parameters, scheme, stored)
         return cls(Runner(library, stored, open_device(DEVICES[target_name])), weights)
@@ -77,13 +84,13 @@ def checkpoint_of(generation: str) -> Checkpoint:
     return in_memory(tensors)
 
 
-def compared(fault: Fault, target: str, right: Path, scratch: Path) -> Comparison:
+def compared(fault: Fault, target: str, right: Path, scratch: Path, family: Family | None = None) -> Comparison:
     """A build with the fault against the reference without it. Its library is among the ``right`` ones where the fault is
-    in how weights are made; otherwise it lies in ``scratch``."""
+    in how weights are made; otherwise it lies in ``scratch``. It is of the ``family``, where that is not the fault's own."""
     checkpoint, edit = checkpoint_of(fault.generation), fault.edits[target]
     with injected(edit):
         folder, decodes = (scratch, fault.decodes) if edit.compiled else (right, True)
-        build = Build.of(checkpoint, fault.scheme, target, folder, decodes)
+        build = Build.of(checkpoint, fault.scheme, target, folder, decodes, family or fault.family)
     return build.against(checkpoint, Recipe(TOKENS, decodes=2 * fault.decodes, chunk=fault.chunk))
 
 

@@ -7,6 +7,7 @@ recurrence alone is a kernel of ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,6 +18,7 @@ from tir_kernels.keep_rows import keep_rows
 from tir_kernels.rows import RowFloat
 
 from ...models import Parameter
+from ...models.vocabulary import Unmixed
 from ...quantization.schemes import Form, GroupForm
 from ..marks import NARROW, STORED, VALUES
 from ..state import StateRef
@@ -29,6 +31,9 @@ ACTIVATIONS = {
     "sigmoid": op.sigmoid,
     "silu": op.nn.silu,  # x * sigmoid(x)
     "squared_relu": lambda x: op.square(op.nn.relu(x)),
+    "tanh": op.tanh,
+    "exp_minus_exp": lambda x: op.exp(op.negative(op.exp(x))),
+    "bounded_decay": lambda x: op.exp(op.multiply(op.sigmoid(x), relax.const(-math.exp(-0.5)))),
 }
 
 
@@ -42,14 +47,11 @@ class PlainOps(KernelOps):
         self.marks[STORED] = [asdict(self.model.scheme.form(p.role)) for p in self.model.parameters]
         self.marks |= {VALUES: [], NARROW: []}
         if self.phase == "prefill":
-            self.position = self.emit(op.arange(0, self.rows, 1, "int32"))
-            ends, position = op.expand_dims(self.segment_ends, 0), op.expand_dims(self.position, 1)
-            self.sequence = self.emit(
-                op.sum(op.astype(op.less_equal(ends, position), "int32"), 1)
-            )  # [T]: whose row it is
-            self.begun = self.emit(
-                op.sum(op.astype(op.equal(ends, position), "int32"), 1)
-            )  # [T]: 1 where another one ended
+            emit, ends = self.builder.emit, op.expand_dims(self.segment_ends, 0)
+            self.position = emit(op.arange(0, self.rows, 1, "int32"))
+            row = op.expand_dims(self.position, 1)
+            self.sequence = emit(op.sum(op.astype(op.less_equal(ends, row), "int32"), 1))  # [T]: whose row it is
+            self.begun = emit(op.sum(op.astype(op.equal(ends, row), "int32"), 1))  # [T]: 1 where another one ended
 
     @staticmethod
     def form_of(_: Parameter, form: Form) -> RowFloat:
@@ -62,39 +64,29 @@ class PlainOps(KernelOps):
     def matrix_dtype(self, *names: str) -> str:
         return "float32"
 
-    # The words
-
-    def embedding(self, tokens: relax.Expr, table: MatrixWeight) -> relax.Expr:
+    def embedding(self, tokens, table: MatrixWeight):
         return self.named(table.name, op.take(*table.tensors, op.expand_dims(tokens, 0), axis=0))
 
-    def layer_norm(self, x: relax.Expr, norm: Norm) -> relax.Expr:
+    def layer_norm(self, x, norm: Norm):
         normed = self._normalized(x, self.config.norm_epsilon(norm.name))
         return self.named(norm.name, op.add(op.multiply(normed, norm.weight), norm.bias), read=norm.name == "ln_out")
 
-    def norm_shift_mix(
-        self, x: relax.Expr, norm: Norm, mixes: dict[str, relax.Expr], state: StateRef
-    ) -> Mapping[str, Plane]:
+    def norm_shift_mix(self, x, norm: Norm, mixes: dict, state: StateRef, unmixed: Unmixed = ()):
         """mu x_t + (1 - mu) x_{t-1}, where the state holds the x before the first."""
         x = self.layer_norm(x, norm)
         before = self._rows_before(x, state)
-        change = self.emit(op.subtract(x, before))
+        change = self.builder.emit(op.subtract(x, before))
         mixed = {
             target: self.named(name, op.add(before, op.multiply(mix, change)), read=True)
             for name, (target, mix) in zip(self.mixed_names(norm.name, mixes), mixes.items(), strict=True)
         }
         self._keep(state, self.last_rows(x))
-        return {target: Plane(value, 0) for target, value in mixed.items()}
+        return {target: Plane(value, 0) for target, value in {**mixed, "now": x, "before": before}.items()}
 
-    def linears(self, products: Sequence[Product]) -> list[relax.Expr]:
+    def linears(self, products: Sequence[Product]):
         return [self._activated(self.linear(plane.tensor, matrix), matrix, name) for plane, matrix, name in products]
 
-    def linear(
-        self,
-        x: relax.Expr,
-        matrix: MatrixWeight,
-        gate: relax.Expr | None = None,
-        residual: relax.Expr | None = None,
-    ) -> relax.Expr:
+    def linear(self, x, matrix: MatrixWeight, gate=None, residual=None):
         (weight,) = matrix.tensors
         (name,) = self.product_names([(Plane(x, 0), matrix, None)])
         out = self.named(name, op.matmul(x, op.permute_dims(weight)))
@@ -104,34 +96,56 @@ class PlainOps(KernelOps):
             out = self.named(self.beside(out, "residual"), op.add(residual, out))
         return out
 
-    def recurrence(self, inputs: list[relax.Expr], states: list[StateRef], role: str) -> relax.Expr:
-        feeds_matrix = self.model.generation.recurrence(self.config, self.device).feeds_matrix
-        return self.named(
-            f"blocks.{states[0].layer}.{role}", super().recurrence(inputs, states, role), read=feeds_matrix
-        )
+    def expand(self, products: Mapping[str, tuple], gate=None):
+        results = []
+        for role, (h, matrix, bias, activation) in products.items():
+            out, name = self.linear(h, matrix), self.role_beside(matrix, role)
+            if name != matrix.name:
+                out = out if bias is None else op.add(out, bias)
+                out = out if activation is None else ACTIVATIONS[activation](out)
+                out = self.named(name, out if gate is None else op.multiply(gate, out), read=gate is not None)
+            results.append(out)
+        return results
 
-    def group_norm(
-        self, x: relax.Expr, norm: Norm, groups: int, epsilon: float, gate: relax.Expr | None = None
-    ) -> relax.Expr:
+    def expand_mix(self, mixed: Mapping[str, Plane], h, matrix: MatrixWeight, mixes: dict):
+        (weight,), (height, rank), channels = matrix.tensors, matrix.shape, self.config.hidden_size
+        now, before = mixed["now"].tensor, mixed["before"].tensor
+        change, result = self.builder.emit(op.subtract(before, now)), {}
+        for j, (target, mix) in enumerate(mixes.items()):
+            first = j * height // len(mixes)
+            below = op.strided_slice(weight, [0], [first], [first + channels])
+            own = op.strided_slice(h, [2], [j * rank], [(j + 1) * rank])
+            change_of_mix = self.builder.emit(op.matmul(own, op.permute_dims(below)))
+            value = op.add(now, op.multiply(change, op.add(mix, change_of_mix)))
+            result[target] = Plane(self.named(self.role_beside(matrix, f"att.mixed_{target}"), value, read=True), 0)
+        return result
+
+    def token_matrix(self, x, table: MatrixWeight, role: str):
+        size = int(x.ty.shape[2])
+        own = op.reshape(op.take(*table.tensors, self.tokens, axis=0), [self.rows, size, size])
+        out = op.sum(op.multiply(op.expand_dims(op.squeeze(x, 0), 2), own), 1)
+        return self.named(self.role_beside(table, role), op.expand_dims(out, 0), read=True)
+
+    def recurrence(self, inputs: list[relax.Expr], states: list[StateRef], *roles: str):
+        read = self.model.generation.recurrence(self.config, self.device).feeds_matrix
+        outputs = super().recurrence(inputs, states, *roles)
+        return [self.named(f"blocks.{states[0].layer}.{role}", out, read) for role, out in zip(roles, outputs)]
+
+    def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None, added=None):
         by_group = self._normalized(op.reshape(x, [1, self.rows, groups, -1]), epsilon)
         out = op.add(op.multiply(op.reshape(by_group, x.ty.shape), norm.weight), norm.bias)
         out = self.named(norm.name, out, read=gate is None)
-        return out if gate is None else self.named(self.beside(out, "gated"), op.multiply(out, gate), read=True)
+        out, name = (out if added is None else op.add(out, added)), self.beside(out, "gated")
+        return out if gate is None else self.named(name, op.multiply(out, gate), read=True)
 
-    def halve(self, x: relax.Expr) -> relax.Expr:
-        return self.emit(op.multiply(x, relax.const(0.5)))
+    def halve(self, x):
+        return self.builder.emit(op.multiply(x, relax.const(0.5)))
 
-    def last_rows(self, x: relax.Expr) -> relax.Expr:
-        if self.phase == "decode":
-            return x
-        return self.emit(op.take(x, op.subtract(self.segment_ends, relax.const(1)), axis=1))
+    def last_rows(self, x):
+        last = op.subtract(self.segment_ends, relax.const(1))
+        return x if self.phase == "decode" else self.builder.emit(op.take(x, last, axis=1))
 
-    # What they are made from
-
-    def emit(self, expr: relax.Expr) -> relax.Var:
-        return self.builder.emit(expr)
-
-    def named(self, name: str, expr: relax.Expr, read: bool = False) -> relax.Var:
+    def named(self, name: str, expr, read: bool = False):
         """An output, with a name unless it is there for its own sake; ``read`` says that matrices read it."""
         value = self.builder.emit_output(expr)
         self.names[value] = name
@@ -140,35 +154,36 @@ class PlainOps(KernelOps):
             self.marks[NARROW].append(name)
         return value
 
-    def _activated(self, x: relax.Expr, matrix: MatrixWeight, activation: str | None) -> relax.Expr:
+    def _activated(self, x, matrix: MatrixWeight, activation: str | None):
         if activation is None:
             return x
         half_block, _, role = matrix.name.rpartition(".")
         name = f"{half_block}.{ACTIVATED[activation].format(role)}"
-        return self.named(name, ACTIVATIONS[activation](x), read=activation == "squared_relu")
+        read = activation == "squared_relu" and not self.config.is_float32(matrix.name)
+        return self.named(name, ACTIVATIONS[activation](x), read)
 
-    def _normalized(self, x: relax.Expr, epsilon: float) -> relax.Expr:
+    def _normalized(self, x, epsilon: float):
         """Zero mean and unit variance over the last axis."""
-        centered = self.emit(op.subtract(x, op.mean(x, -1, keepdims=True)))
+        centered = self.builder.emit(op.subtract(x, op.mean(x, -1, keepdims=True)))
         variance = op.mean(op.square(centered), -1, keepdims=True)
         return op.divide(centered, op.sqrt(op.add(variance, relax.const(epsilon))))
 
-    def _rows_before(self, x: relax.Expr, state: StateRef) -> relax.Expr:
+    def _rows_before(self, x, state: StateRef):
         """x_{t-1} for every row of x [1, T, C]: of the call before, where a sequence goes on."""
         (kept,) = self.state.read([state])
         if self.state.slots is not None:
             kept = op.take(kept, self.state.slots, axis=0)
         if self.phase == "decode":
-            return self.emit(op.expand_dims(kept, 0))
-        one, zero = relax.const(1), relax.const(0)
-        first = op.logical_or(op.equal(self.position, zero), op.greater(self.begun, zero))
-        inside = op.take(x, op.maximum(op.subtract(self.position, one), zero), axis=1)
+            return self.builder.emit(op.expand_dims(kept, 0))
+        zero, earlier = relax.const(0), op.subtract(self.position, relax.const(1))
+        first = op.logical_or(op.less(earlier, zero), op.greater(self.begun, zero))
+        inside = op.take(x, op.maximum(earlier, zero), axis=1)
         between = op.expand_dims(op.take(kept, self.sequence, axis=0), 0)
-        return self.emit(op.where(op.reshape(first, [1, self.rows, 1]), between, inside))
+        return self.builder.emit(op.where(op.reshape(first, [1, self.rows, 1]), between, inside))
 
-    def _keep(self, state: StateRef, x: relax.Expr) -> None:
+    def _keep(self, state: StateRef, x) -> None:
         """The last rows [1, B, C] as the state of the next call."""
-        rows = self.emit(op.squeeze(x, 0))
+        rows = self.builder.emit(op.squeeze(x, 0))
         if self.state.in_place:
             (pool,) = self.state.read([state])
             kernel = self.builder.add_func(keep_rows(self.config.hidden_size), "keep_rows")
