@@ -69,8 +69,9 @@ def read_gguf(path: Path) -> Gguf:
         facts, stored = reader.facts_and_tensors()
     architecture = facts.get("general.architecture")
     layouts = {each.architecture: each for generation in GENERATIONS.values() if (each := generation.llama_cpp)}
-    layout = layouts.get(architecture) if isinstance(architecture, str) else None
-    if layout is None:
+    if not isinstance(architecture, str):
+        raise UserError(f"{path} names no architecture; {AGAIN}.")
+    if (layout := layouts.get(architecture)) is None:
         why = f", {OTHER_MODELS[architecture]}" if architecture in OTHER_MODELS else ""
         raise UserError(
             f"{path} is of the architecture {quoted(architecture)}{why}; what is read of GGUF is {listed(layouts) or 'none'}."

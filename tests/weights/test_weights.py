@@ -254,7 +254,7 @@ def test_names_do_not_matter(tmp_path):
         (b"", "is no checkpoint.*it is empty"),
         (b"hello, this is a text file\n", "is no checkpoint"),
         (bytes(range(256)) * 8, "is no checkpoint"),
-        (b"GGUF\x03\x00\x00\x00" + bytes(100), "is no checkpoint"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "names no architecture; convert or download it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
         (b"PK\x03\x04" + bytes(100), "truncated or damaged"),
         (b"fmgg", "truncated or damaged"),
