@@ -378,6 +378,7 @@ def _session(place: Place) -> Any:
     if place.seeds not in _sessions:
         parser = argparse.ArgumentParser()
         options.add_engine(parser)
+        options.add_think(parser)
         options.add_sampling(parser)
         parser.set_defaults(system=None, state=None)
         with quiet():
