@@ -28,7 +28,6 @@ from rwkv_mlc.schema import Family
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
 from support.vulkan_kernels import vulkan_device
 
-
 QUICK = "llvm -opt-level=0"
 """This machine's CPU, where the subject is not what LLVM makes of the kernels: its work is more than half of a build."""
 
