@@ -229,8 +229,8 @@ class RWKV7(BlockGeneration):
         mixes = {target: w.vector(f"time_mix_{target}") for target in MIXES}
         mixed = ops.norm_shift_mix(x, block.norm("ln1"), mixes, block.state("att_x"))
         pairs = {"w": "decay", "a": "rate", "g": "gate"} | ({} if first is None else {"v": "value"})
-        hidden = ops.linears([(mixed[target], w.matrix(f"{s}1"), HIDDEN[s]) for s, target in pairs.items()])
         r, k, v = ops.linears([(mixed[t], w.matrix(t), None) for t in MATRICES])
+        hidden = ops.linears([(mixed[target], w.matrix(f"{s}1"), HIDDEN[s]) for s, target in pairs.items()])
         roles = {
             "w": ("att.decay", "w0", "bounded_decay"),
             "a": ("att.rate", "a0", "sigmoid"),
@@ -289,8 +289,8 @@ class RWKV7(BlockGeneration):
                 Role(f"att.mixed_{target}", "token shift and mix", ("ln1",), ("state.att_x",), (f"att.x_{letter}",))
                 for target, letter in MIXES.items()
             ),
-            *hidden,
             *(product_role(f"att.{target}", f"att.mixed_{target}") for target in MATRICES),
+            *hidden,
             Role("att.w2", "matrix product", ("att.w1_tanh",), parameters=("att.w2",)),
             Role("att.decay", "decay", ("att.w2",), parameters=("att.w0",)),
             Role("att.a2", "matrix product", ("att.a1",), parameters=("att.a2",)),
