@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GENERATIONS",
-    "ON_CPUS",
+    "UNREGISTERED",
     "Generation",
     "ModelOptions",
     "PackageHooks",
@@ -36,10 +36,10 @@ GENERATIONS: dict[str, Generation] = {
 }
 """By ``RWKVConfig.generation``, the oldest first: a later one has all that tells an earlier one, and more."""
 
-ON_CPUS: dict[str, Generation] = {
+UNREGISTERED: dict[str, Generation] = {
     generation.name: generation for generation in (*rwkv6.GENERATIONS, *rwkv7.GENERATIONS)
 }
-"""Those that follow as soon as the kernels and graphs of GPUs know them: until then they run on CPUs, in tests."""
+"""Those that every target runs and that the matrices of the tests do not hold yet: they go to ``GENERATIONS`` with them."""
 
 UNSUPPORTED = {
     r"blocks\.\d+\.att\.r_k": "RWKV-7",

@@ -1,4 +1,4 @@
-"""RWKV-6, 7 and 7a, which are not among ``GENERATIONS`` until GPUs run them too: references, checkpoints and CPU kernels."""
+"""RWKV-6, 7 and 7a, which are not among ``GENERATIONS`` yet: references, checkpoints and kernels of CPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rwkv_mlc import models
-from rwkv_mlc.models import GENERATIONS, ON_CPUS, detect_config, generation_of, resolve
+from rwkv_mlc.models import GENERATIONS, UNREGISTERED, detect_config, generation_of, resolve
 from rwkv_mlc.models.rwkv7 import MIXES
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.reference import forward, load, rwkv7
@@ -27,14 +27,14 @@ from support.synthetic import synthetic_checkpoint
 TOKENS = np.random.default_rng(0).integers(0, 97, 60).tolist()
 SWITCHES = {"7": {"RWKV_V7_ON": "1"}, "7a": {"RWKV_V7_ON": "1", "RWKV_DE_VERSION": "1"}}
 
-every_generation = pytest.mark.parametrize("generation", ON_CPUS)
+every_generation = pytest.mark.parametrize("generation", UNREGISTERED)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "UNSUPPORTED", {})
-        for name, generation in ON_CPUS.items():
+        for name, generation in UNREGISTERED.items():
             patch.setitem(GENERATIONS, name, generation)
         yield
 
@@ -193,7 +193,7 @@ def test_values_of_another_layer_than_the_first_show():
 
 
 def test_a_bonus_of_the_key_as_it_was_shows():
-    config, parameters = load(in_memory(trained_like_weights("7")))
+    _, parameters = load(in_memory(trained_like_weights("7")))
     share, found = parameters["model.blocks.0.attention.r_k"], {}
 
     def of_the_first_layer(name: str, value: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from rwkv_mlc import models
-from rwkv_mlc.models import GENERATIONS, ON_CPUS
+from rwkv_mlc.models import GENERATIONS, UNREGISTERED
 
-EVERY = {**GENERATIONS, **ON_CPUS}
+EVERY = {**GENERATIONS, **UNREGISTERED}
 
 
 @contextmanager
@@ -18,6 +18,6 @@ def registered() -> Iterator[None]:
     """All of them are known meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "UNSUPPORTED", {})
-        for name, generation in ON_CPUS.items():
+        for name, generation in UNREGISTERED.items():
             patch.setitem(GENERATIONS, name, generation)
         yield

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rwkv_mlc import models
-from rwkv_mlc.models import GENERATIONS, ON_CPUS
+from rwkv_mlc.models import GENERATIONS, UNREGISTERED
 from support.accuracy import trained_like_weights
 from support.kernel_build import error
 
@@ -20,7 +20,7 @@ ALONE = [("vulkan", "7a", "q4f16_1"), ("cuda", "6", "q8f16_1"), ("cuda", "7a", "
 
 def test_every_generation_is_on_every_device():
     assert {(gpu, name) for gpu, name, _ in WHOLE + ALONE} == {
-        (gpu, name) for gpu in ("vulkan", "cuda") for name in ON_CPUS
+        (gpu, name) for gpu in ("vulkan", "cuda") for name in UNREGISTERED
     }
 
 
@@ -28,7 +28,7 @@ def test_every_generation_is_on_every_device():
 def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "UNSUPPORTED", {})
-        for name, generation in ON_CPUS.items():
+        for name, generation in UNREGISTERED.items():
             patch.setitem(GENERATIONS, name, generation)
         yield
 
