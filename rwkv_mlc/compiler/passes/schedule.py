@@ -7,6 +7,8 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.relax.dpl import DFPattern, GlobalVarPattern, TuplePattern, is_op, wildcard
 from tvm.s_tir import Schedule, dlight
+from tvm.s_tir.dlight.analysis import normalize_prim_func
+from tvm.s_tir.dlight.base import ScheduleRule, try_inline
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
@@ -41,8 +43,21 @@ class Transpose(dlight.gpu.Transpose):
         return all(isinstance(index, tirx.Var) for index in indices) and super().is_transpose(sch, block_rv)
 
 
+class Parallel(ScheduleRule):
+    """On CPUs, for which DLight has little: what feeds a block is computed where it is read, and threads share the outputs."""
+
+    def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> Schedule | None:
+        sch = Schedule(func)
+        infos = normalize_prim_func(sch)
+        for info in try_inline(sch, infos or []):
+            spatial = len(info.dom_kind()) - len(info.dom_kind().lstrip("S"))
+            if spatial:
+                sch.parallel(sch.fuse(*sch.get_loops(info.block_rv)[:spatial]))
+        return sch if infos else None
+
+
 def schedule(target: CompileTarget) -> tvm.transform.Pass:
-    """DLight's rules for a kind of device."""
+    """DLight's rules for GPUs, and our own for CPUs."""
     gpu = dlight.gpu
     rules = [Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), Transpose(), gpu.Fallback()]
-    return dlight.ApplyDefaultSchedule(*(rules if target.device == "gpu" else []))
+    return dlight.ApplyDefaultSchedule(*(rules if target.device == "gpu" else [Parallel()]))
