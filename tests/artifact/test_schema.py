@@ -94,7 +94,7 @@ def test_a_library_that_describes_itself_needs_no_model():
         (lambda data: data["params"][1].update(dtype=None), r"gives params\[1\].dtype as None, expected a string;"),
         (
             lambda data: data["params"][1].update(layout="spiral"),
-            r"layout as 'spiral', expected one of stored, transposed, ",
+            r"layout as 'spiral', expected one of stored, mapped, transposed, ",
         ),
         (lambda data: data["values"]["prefill"][1].pop(), r"values.prefill\[1\]"),
         (lambda data: data["values"]["prefill"][1][1].update({"-1": "emb"}), r"values.prefill\[1\]"),

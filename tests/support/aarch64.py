@@ -135,7 +135,7 @@ class RemoteRunner(Runner):
         self.machine, self.vm = machine, machine.load(library)["vm_load_executable"]()
         self.vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
         self.metadata = LibraryMetadata.read(self.vm["_metadata"](), library)
-        self.config = self.metadata.config
+        self.config, self.initial = self.metadata.config, {}
         self.params = machine.pack(LAYOUTS[p.layout].permute(parameters[p.name]) for p in self.metadata.params)
 
     def state_from(self, arrays: Iterable[np.ndarray]):
