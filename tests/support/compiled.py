@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ from support.vulkan_kernels import vulkan_device
 
 QUICK = "llvm -opt-level=0"
 """This machine's CPU, where the subject is not what LLVM makes of the kernels: its work is more than half of a build."""
+
+
+def resolve_quickly(name: str) -> CompileTarget:
+    """A GPU's target whose host code is not optimized: it only starts kernels. A CPU's as it is."""
+    kind, target = name.partition(" ")[0], resolve_target(name)
+    if target.device == "cpu":
+        return target
+    host = {"kind": "llvm", "mtriple": target.triple, "opt-level": 0}
+    architecture = {"arch": "sm_80"} if kind == "cuda" else {}
+    return resolve_target(json.dumps({"kind": kind, "host": host, **architecture}))
 
 
 def in_memory(tensors: dict[str, np.ndarray]) -> Checkpoint:
@@ -102,7 +113,7 @@ class Model:
             arrays = scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
             dequantized[parameter.name] = scheme.dequantize(parameter, arrays).astype(np.float64)
             stored |= arrays
-        library = compile_library(config, scheme, resolve_target(target), folder, functions, family)
+        library = compile_library(config, scheme, resolve_quickly(target), folder, functions, family)
         return cls(config, dequantized, runner(library, stored))
 
     def reference(self, tokens: list[int]) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.debug.compare import Comparison, compare
 from rwkv_mlc.debug.dump import Dump, record
 from rwkv_mlc.debug.library import Tracer, activations
@@ -21,7 +20,7 @@ from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.schema import Family
 from rwkv_mlc.weights.checkpoint import Checkpoint
-from support.compiled import QUICK, compile_library, in_memory
+from support.compiled import QUICK, compile_library, in_memory, resolve_quickly
 from support.faults import Fault, injected
 from support.synthetic import synthetic_checkpoint
 
@@ -61,7 +60,7 @@ class Build:
         for parameter in parameters:
             stored |= scheme.quantize(parameter, parameter.convert(tensors[parameter.source].read()))
         library = compile_library(
-            config, scheme, resolve_target(COMPILED[target_name]), folder, functions_of(target_name, decodes), family
+            config, scheme, resolve_quickly(COMPILED[target_name]), folder, functions_of(target_name, decodes), family
         )
         weights = StoredWeights(parameters, scheme, stored)
         return cls(Runner(library, stored, open_device(DEVICES[target_name])), weights)

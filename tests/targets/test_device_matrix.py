@@ -4,7 +4,6 @@ every scheme on Vulkan, ``test_accuracy`` those of CPUs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from rwkv_mlc.models import GENERATIONS, resolve
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.verification.checks import run_checks
 from rwkv_mlc.verification.library import Library
-from support.compiled import in_memory, only
+from support.compiled import in_memory, only, resolve_quickly
 from support.plain import PLAIN
 from support.synthetic import synthetic_checkpoint
 
@@ -61,13 +60,6 @@ def together(modules: dict[str, tvm.IRModule]) -> tvm.IRModule:
     return builder.get()
 
 
-def resolve_quickly(name: str) -> CompileTarget:
-    """A target whose host code is not optimized: it only starts kernels."""
-    host = {"kind": "llvm", "mtriple": resolve_target(name).triple, "opt-level": 0}
-    architecture = {"arch": "sm_80"} if name == "cuda" else {}
-    return resolve_target(json.dumps({"kind": name, "host": host, **architecture}))
-
-
 @pytest.mark.parametrize("name", GPUS)
 def test_every_generation_and_scheme(name, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(cuda, "images", list)  # without PTX, which compilers make on their way to machine code
@@ -91,7 +83,7 @@ def test_plain_family(name, generation, scheme, tmp_path: Path, monkeypatch):
     """Some of the same graphs in Relax's operators, with symbolic lengths: what fusion makes of group norms and of the rows of
     several sequences has kernels that DLight's rules can schedule."""
     monkeypatch.setattr(cuda, "images", list)
-    target = resolve_quickly(name) if name in GPUS else resolve_target(name)
+    target = resolve_quickly(name)
     try:
         check_tools(target, target.suffix)
     except UserError as reason:
