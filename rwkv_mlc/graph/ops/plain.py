@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from tvm import relax
 from tvm.relax import op
@@ -35,6 +36,7 @@ ACTIVATIONS = {
     "exp_minus_exp": lambda x: op.exp(op.negative(op.exp(x))),
     "bounded_decay": lambda x: op.exp(op.multiply(op.sigmoid(x), relax.const(-math.exp(-0.5)))),
 }
+take = partial(op.take, mode="clip")  # -1 is the first row; the mode that trusts all indices warns of that in every build
 
 
 class PlainOps(KernelOps):
@@ -65,7 +67,7 @@ class PlainOps(KernelOps):
         return "float32"
 
     def embedding(self, tokens, table: MatrixWeight):
-        return self.named(table.name, op.take(*table.tensors, op.expand_dims(tokens, 0), axis=0))
+        return self.named(table.name, take(*table.tensors, op.expand_dims(tokens, 0), axis=0))
 
     def layer_norm(self, x, norm: Norm):
         normed = self._normalized(x, self.config.norm_epsilon(norm.name))
@@ -122,7 +124,7 @@ class PlainOps(KernelOps):
 
     def token_matrix(self, x, table: MatrixWeight, role: str):
         size = int(x.ty.shape[2])
-        own = op.reshape(op.take(*table.tensors, self.tokens, axis=0), [self.rows, size, size])
+        own = op.reshape(take(*table.tensors, self.tokens, axis=0), [self.rows, size, size])
         out = op.sum(op.multiply(op.expand_dims(op.squeeze(x, 0), 2), own), 1)
         return self.named(self.role_beside(table, role), op.expand_dims(out, 0), read=True)
 
@@ -143,7 +145,7 @@ class PlainOps(KernelOps):
 
     def last_rows(self, x):
         last = op.subtract(self.segment_ends, relax.const(1))
-        return x if self.phase == "decode" else self.builder.emit(op.take(x, last, axis=1))
+        return x if self.phase == "decode" else self.builder.emit(take(x, last, axis=1))
 
     def named(self, name: str, expr, read: bool = False):
         """An output, with a name unless it is there for its own sake; ``read`` says that matrices read it."""
@@ -172,13 +174,13 @@ class PlainOps(KernelOps):
         """x_{t-1} for every row of x [1, T, C]: of the call before, where a sequence goes on."""
         (kept,) = self.state.read([state])
         if self.state.slots is not None:
-            kept = op.take(kept, self.state.slots, axis=0)
+            kept = take(kept, self.state.slots, axis=0)
         if self.phase == "decode":
             return self.builder.emit(op.expand_dims(kept, 0))
         zero, earlier = relax.const(0), op.subtract(self.position, relax.const(1))
         first = op.logical_or(op.less(earlier, zero), op.greater(self.begun, zero))
-        inside = op.take(x, op.maximum(earlier, zero), axis=1)
-        between = op.expand_dims(op.take(kept, self.sequence, axis=0), 0)
+        inside = take(x, earlier, axis=1)
+        between = op.expand_dims(take(kept, self.sequence, axis=0), 0)
         return self.builder.emit(op.where(op.reshape(first, [1, self.rows, 1]), between, inside))
 
     def _keep(self, state: StateRef, x) -> None:
