@@ -36,7 +36,9 @@ ACTIVATIONS = {
     "exp_minus_exp": lambda x: op.exp(op.negative(op.exp(x))),
     "bounded_decay": lambda x: op.exp(op.multiply(op.sigmoid(x), relax.const(-math.exp(-0.5)))),
 }
-take = partial(op.take, mode="clip")  # -1 is the first row; the mode that trusts all indices warns of that in every build
+take = partial(
+    op.take, mode="clip"
+)  # -1 is the first row; the mode that trusts all indices warns of that in every build
 
 
 class PlainOps(KernelOps):
