@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ HELP = r"""You can use the following special commands:
   /help               print the special commands
   /exit               leave, as does Ctrl-D
   /stats              print the speed of reading and writing
+  /retry              answer the last message once more
   /reset              start the conversation afresh
   /reload [model]     load this model again, or another
   /set key=value;...  change settings, such as
@@ -37,10 +39,18 @@ HELP = r"""You can use the following special commands:
                       none for their own. Alone, print them
   /save FILE          write the state of the conversation
   /load FILE          go on from a saved state
+  /tools FILE         offer the functions of a JSON list, in a
+                      conversation begun afresh; /tools none
+                      offers none. Alone, name them
+  /call MESSAGE       have the answer be a call of one
+  /result TEXT        tell what a called function gave
 Messages may begin with a path, such as /home/me/x; where
 one begins like a command, //help sends "/help".
 Esc and Enter begin a new line, Ctrl-C stops an answer."""
-COMMANDS = ("help", "exit", "stats", "reset", "reload", "set", "save", "load")
+COMMANDS = (
+    *("help", "exit", "stats", "retry", "reset", "reload", "set", "save", "load"),
+    *("tools", "call", "result"),
+)
 
 
 def add_parser(subparsers) -> None:
@@ -55,6 +65,12 @@ def add_parser(subparsers) -> None:
     options.add_sampling(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message, in place of the template's")
     parser.add_argument("--state", type=named_path, metavar="FILE", help="go on from a saved state")
+    parser.add_argument(
+        "--tools",
+        type=named_path,
+        metavar="FILE",
+        help='JSON list of functions that the model may call, each an object with a "name" and what else it should know of it',
+    )
     parser.set_defaults(run=run)
 
 
@@ -71,9 +87,12 @@ class Session:
 
     def __init__(self, args: argparse.Namespace):
         """Raises UserError for a model that cannot be loaded, and for bad settings."""
+        from ..engine.tools import read_tools
+
         self.device, self.threads, self.system, self.model = args.device, args.threads, args.system, args.model
         self.settings = options.given_settings(args)
         self.think = args.think
+        self.tools = read_tools(args.tools) if args.tools else []
         self.interrupted = self.warned = False
         self.load_model(self.model)
         if args.state:
@@ -87,7 +106,7 @@ class Session:
 
     def handle(self, line: str) -> bool:
         """Run a command or answer a message; whether to go on."""
-        word, _, argument = line.strip().partition(" ")
+        word, argument = (*line.split(maxsplit=1), "", "")[:2]
         with self._deferred_interrupt():
             try:
                 if name := command_of(word):
@@ -95,7 +114,7 @@ class Session:
                         return False
                     self.command(name, argument.strip())
                 elif word:
-                    self.answer(line.replace("//", "/", 1) if word.startswith("//") else line)
+                    self.answer(self.chat.send(line.replace("//", "/", 1) if word.startswith("//") else line))
             except UserError as error:
                 say_error(str(error))
             except KeyboardInterrupt:
@@ -104,11 +123,11 @@ class Session:
                 say_error(sentence(error))
         return True
 
-    def answer(self, text: str) -> None:
-        """Print the answer as it comes, until it ends or Ctrl-C."""
+    def answer(self, pieces: Generator[str]) -> None:
+        """Print an answer as it comes, until it ends or Ctrl-C."""
         label = self.label("assistant")
         try:
-            with closing(self.chat.send(text)) as pieces:
+            with closing(pieces):
                 for piece in self.chat.displayed(pieces):
                     print(label + options.shown(piece), end="", flush=True)
                     label = ""
@@ -117,6 +136,7 @@ class Session:
         finally:
             print(flush=True)
         self._warn_of_length()
+        self._name_calls()
         answer = self.chat.answer
         if answer and answer.finish_reason == "length" and answer.reasoning and not answer.text:
             count = len(answer.tokens)
@@ -135,16 +155,25 @@ class Session:
                 file=sys.stderr,
             )
 
+    def _name_calls(self) -> None:
+        if self.tools and (calls := self.chat.calls):
+            said = ", ".join(f"{call.name}({_arguments(call.arguments)})" for call in calls)
+            print(f"The model calls {escaped(said)}; /result TEXT tells it what that gave.", file=sys.stderr)
+
     def command(self, name: str, argument: str) -> None:
         """Raises UserError for what the command refuses."""
         commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: print(HELP),
             "stats": lambda _: print(options.speed(self.chat.engine)),
+            "retry": lambda _: self.answer(self.chat.retry()),
             "reset": self._reset,
             "reload": lambda path: self.load_model(_path(path) if path else self.model),
             "set": self._set,
             "save": self._save,
             "load": self._load,
+            "tools": self._tools,
+            "call": self._call,
+            "result": self._result,
         }
         commands[name](argument)
         sys.stdout.flush()
@@ -164,7 +193,7 @@ class Session:
         print("Loading finished\nRunning system prompts...", flush=True)
         if self.system is not None:
             engine.template = engine.template.model_copy(update={"system_message": self.system})
-        self.chat = Chat(engine, chat_params(engine, **self.settings), self.think)
+        self.chat = Chat(engine, chat_params(engine, **self.settings), self.think, self.tools)
         self.model = path
         print("System prompts finished", flush=True)
 
@@ -193,6 +222,26 @@ class Session:
     def _load(self, argument: str) -> None:
         self.chat.load(_path(argument))
         say(f"Go on from {argument}")
+
+    def _tools(self, argument: str) -> None:
+        from ..engine.tools import read_tools, tool_name
+
+        if argument:
+            tools = [] if argument == "none" else read_tools(_path(argument))
+            self.chat.tools = self.tools = tools
+            self.chat.reset()
+        names = ", ".join(map(tool_name, self.tools))
+        say(f"The model may call {names}" if names else "The model is offered no functions")
+
+    def _call(self, argument: str) -> None:
+        if not argument:
+            raise UserError("Give the message that a call is to answer.")
+        self.answer(self.chat.send(argument, call=True))
+
+    def _result(self, argument: str) -> None:
+        if not argument:
+            raise UserError("Give what the function gave, such as /result 30 degrees.")
+        self.answer(self.chat.send_result(argument))
 
     def _progress(self) -> Callable[[int, int], None]:
         show = options.prompt_progress()
@@ -286,6 +335,11 @@ def _spelled(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(stop_strings.spelled, value))
     return "none" if value is None else str(value)
+
+
+def _arguments(arguments: Mapping[str, Any]) -> str:
+    """Of a call, as one would write it."""
+    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
 
 
 def _path(text: str) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .engine import Answer, Engine
 from .sampler import SamplingParams
 from .state import State
@@ -36,6 +37,9 @@ class Chat:
         self.think, self.tools = think, tools
         self.answer: Answer | None = None
         self._forced = False  # to begin with the mark of a call, which is in the prompt then
+        self._sent: tuple[str, bool] | None = None
+        self._before: State | None = None
+        self.state: State
         self.reset()
 
     @property
@@ -46,34 +50,54 @@ class Chat:
     def think(self, name: str | None) -> None:
         self._mode, self._think = self.engine.template.think_mode(name), name
 
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        return self._tools
+
+    @tools.setter
+    def tools(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        if tools:
+            self.engine.template.tools()
+        self._tools = tools
+
     def reset(self) -> None:
         """Forget the conversation; the system prompt is read again."""
         state = self.engine.new_state()
         self._read(self.engine.template.system_prompt(self.tools).encode("utf-8"), state)
-        self.state = state
+        self._go_on_from(state)
 
-    def send(self, text: str, call: bool = False) -> Iterator[str]:
+    def send(self, text: str, call: bool = False) -> Generator[str]:
         """Yield the answer to a message as it becomes certain, the thoughts before it as pieces of the type ``Thought``. With
         ``call`` it is a call of one of the ``tools``, without thoughts, of which the opening mark is not yielded.
 
         Closing the iterator stops the answer; what was said until then counts as the whole of it. A message whose
         reading fails counts as never sent. Raises UserError for text that the vocabulary cannot spell."""
-        before, template = self.state.copy(), self.engine.template
+        template = self.engine.template
         prompt = template.call_turn(text) if call else template.user_turn(text, self._mode)
         thinking = None if call else self._thinking(text)
+        self._before = None  # of the size of the state, as the next one
+        self._before, self._sent = self.state.copy(), (text, call)
         try:
             answer = Answer(self.engine, prompt, self.params, self.state, template.after_answer, thinking)
         except BaseException:
-            self.state = before
+            self.state, self._before = self._before, None
             raise
-        del before  # of the size of the state
         self.answer, self._forced = answer, call
         try:
             yield from answer
         finally:
             answer.settle()
 
-    def send_result(self, result: Any) -> Iterator[str]:
+    def retry(self) -> Generator[str]:
+        """The same for the last message once more, with the settings of now: the answer to it counts as never given. Raises
+        UserError where nothing was said since the conversation began or was loaded."""
+        if self._sent is None:
+            raise UserError("There is no message to be answered once more; send one.")
+        if self._before is not None:
+            self.state = self._before
+        yield from self.send(*self._sent)
+
+    def send_result(self, result: Any) -> Generator[str]:
         """The same for what a function gave that the model called: a text, or data of JSON's types."""
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
         return self.send(self.engine.template.tools().result.replace("{result}", text))
@@ -92,10 +116,13 @@ class Chat:
         return self.state.lengths.get(0, 0)
 
     def displayed(self, pieces: Iterable[str]) -> Iterator[str]:
-        """An answer as it is shown: its thoughts between their tags, and without the space after ``Assistant:``, which the
-        model writes itself."""
+        """An answer as it is shown: its thoughts between their tags, one that has to be a call with the mark of it, and without
+        the space after ``Assistant:``, which the model writes itself."""
         started, thinking = not self.engine.template.roles["assistant"], False
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
+            if self._forced and number == 0:
+                started = True
+                yield self.engine.template.tools().call_begin
             if isinstance(piece, Thought) != thinking and (tags := self.engine.template.think):
                 thinking = not thinking
                 yield Thought(f"{tags.begin}\n" if thinking else f"\n{tags.end}\n")
@@ -112,7 +139,7 @@ class Chat:
 
     def load(self, path: Path | str) -> None:
         """Go on from a saved state. Raises UserError, and changes nothing, for a state of another model."""
-        self.state = self.engine.load_state(path)
+        self._go_on_from(self.engine.load_state(path))
 
     def _thinking(self, text: str) -> ThinkingTurn | None:
         """How the answer to a message begins with thoughts, and what later turns have of both."""
@@ -120,6 +147,9 @@ class Chat:
         if template.think is None or self._mode is None:
             return None
         return ThinkingTurn(template.think, self._mode.opening, template.user_turn(text), template.told)
+
+    def _go_on_from(self, state: State) -> None:
+        self.state, self._before, self._sent = state, None, None
 
     def _read(self, data: bytes, state: State) -> None:
         if data:

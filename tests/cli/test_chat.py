@@ -245,6 +245,9 @@ def test_mistakes_cost_one_line_and_the_chat_goes_on(monkeypatch, capsys, recite
     assert err.startswith(f"error: {message}") and err.count("\n") == 1
 
 
+CALL = '{"name": "clock", "arguments": {"town": "Bath\\u001b", "h": 24}}'
+
+
 @pytest.fixture
 def thinker(reciter, tmp_path, monkeypatch) -> Path:
     """The reciter with G1's template, which has a thought before it says what it recites."""
@@ -252,12 +255,16 @@ def thinker(reciter, tmp_path, monkeypatch) -> Path:
     path = folder / "params" / "mlc-chat-config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"conv_template": load_template("rwkv_g1").to_dict()}
     path.write_text(json.dumps(config), encoding="utf-8")
-    written = {" <think": ">\nLet me\x1b[0m see.\n</think>\nYes.", "</think": ">\nNo."}
+    written = {" <think": ">\nLet me\x1b[0m see.\n</think>\nYes.", "</think": ">\nNo.", "```json": f" {CALL}```"}
+    written |= {
+        "Clock?\n\nAssistant: <think></think": f">\n```json{CALL}```",
+        "C\n\nAssistant: <think></think": ">\nCold.",
+    }
     make = Answer.__init__
 
     def scripted(self, engine, prompt, *others):
         make(self, engine, prompt, *others)
-        text = next((text for end, text in written.items() if prompt.endswith(end)), "?")
+        text = next((written[end] for end in sorted(written, key=len, reverse=True) if prompt.endswith(end)), "?")
         tokens = iter([*engine.tokenizer.encode(text), 0])
         monkeypatch.setattr(engine, "choose", lambda samplers, logits: [next(tokens)])
 
@@ -334,6 +341,97 @@ def test_a_conversation_longer_than_the_training_is_warned_of_once(monkeypatch, 
     )
 
 
+def tools_file(folder: Path, tools: object) -> Path:
+    path = folder / "tools.json"
+    path.write_text(json.dumps(tools), encoding="utf-8")
+    return path
+
+
+def test_a_function_is_called_and_answered_in_a_pipe(monkeypatch, capsys, thinker, tmp_path):
+    """The answer is on stdout as the model writes it, and what to do on stderr."""
+    tools = [{"name": "clock", "parameters": {"town": "string"}}, {"type": "function", "function": {"name": "f"}}]
+    prompts: list[str] = []
+    send = Engine.encode
+    monkeypatch.setattr(
+        Engine, "encode", lambda self, prompt, *rest: prompts.append(prompt) or send(self, prompt, *rest)
+    )
+    resets: list[list[dict]] = []
+    reset = Chat.reset
+    monkeypatch.setattr(Chat, "reset", lambda self: resets.append(self.tools) or reset(self))
+    lines = "/tools\nClock?\n/result 3 C\n/call Now!\n/tools none\nClock?\n"
+    out, err = chat(monkeypatch, capsys, lines, thinker, "--tools", tools_file(tmp_path, tools))
+    shown = f"Assistant: ```json{CALL}```"
+    called = [shown, "Assistant: Cold.", f"Assistant: ```json {CALL}```"]
+    assert out == ["The model may call clock, f", *called, "The model is offered no functions", shown]
+    said = 'The model calls clock(town="Bath\\u001b", h=24); /result TEXT tells it what that gave.\n'
+    assert err == 2 * said and resets == [tools, []]
+    assert "User: Function output:\n3 C\n\nAssistant: <think></think" in prompts
+    assert "User: Now!\n\nAssistant: ```json" in prompts
+
+
+def test_functions_offered_later_begin_the_conversation_afresh(monkeypatch, capsys, thinker, tmp_path):
+    lines = f"Is it?\n/tools {tools_file(tmp_path, [{'name': 'f'}])}\n/save {tmp_path / 'a'}\n/reload\n/save {tmp_path / 'b'}"
+    out, err = chat(monkeypatch, capsys, lines, thinker)
+    assert err == "" and out[:2] == ["Assistant: No.", "The model may call f"]
+    engine = Engine(thinker)
+    state = engine.new_state()
+    engine.prefill(engine.tokenizer.encode(engine.template.system_prompt([{"name": "f"}])), state)
+    engine.save_state(state, tmp_path / "c")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ({"name": "f"}, "holds a dict, expected a list"),
+        (["f"], "gives [0] as 'f', expected an object"),
+        ([{"name": "f"}, {"parameters": {}}], "gives [1] as {'parameters': {}}, expected a function with a \"name\""),
+        ([{"type": "function", "function": {"name": ""}}], 'expected a function with a "name"'),
+    ],
+)
+def test_functions_that_are_none(monkeypatch, capsys, thinker, tmp_path, tools, message):
+    path = tools_file(tmp_path, tools)
+    assert main(["chat", str(thinker), "--tools", str(path)]) == 2
+    advice = "; give a JSON list of functions, each an object with a name.\n"
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path} ") and message in err and err.endswith(advice)
+    lines = f"/tools {path}\n/tools\n/tools {tmp_path / 'none'}\n/call\n/result\n"
+    out, err = chat(monkeypatch, capsys, lines, thinker)
+    assert out == ["The model is offered no functions"]
+    assert [message in err.splitlines()[0], *(line.split(";")[0] for line in err.splitlines()[1:])] == [
+        True,
+        f"error: {tmp_path / 'none'} is missing",
+        "error: Give the message that a call is to answer.",
+        "error: Give what the function gave, such as /result 30 degrees.",
+    ]
+
+
+def test_functions_need_a_template_with_tools(monkeypatch, capsys, reciter, tmp_path):
+    path = tools_file(tmp_path, [{"name": "f"}])
+    assert main(["chat", str(reciter), "--tools", str(path)]) == 2
+    message = "error: The model's template, rwkv_world, has no form for tools; leave them out.\n"
+    assert capsys.readouterr().err == message
+    lines = f"/tools {path}\n/call x\n/result x\n/tools\nhello\n"
+    out, err = chat(monkeypatch, capsys, lines, reciter, "--temperature", "0", "--max-tokens", "4")
+    assert (out, err) == (["", "The model is offered no functions", "Assistant: abc"], 3 * message)
+
+
+def test_the_last_message_is_answered_once_more(monkeypatch, capsys, reciter, tmp_path):
+    """As if the first answer had not been given."""
+    lines = ["hello", "/set max_tokens=3", "/retry", f"/save {tmp_path / 'a'}", "/retry", f"/save {tmp_path / 'b'}"]
+    settings = ("--temperature", "0", "--max-tokens", "6")
+    out, err = chat(monkeypatch, capsys, "\n".join(lines), reciter, *settings)
+    assert err == "" and [line for line in out if line.startswith("Assistant")] == [
+        "Assistant: abcde",
+        *["Assistant: ab"] * 2,
+    ]
+    chat(monkeypatch, capsys, f"hello\n/save {tmp_path / 'c'}", reciter, "--temperature", "0", "--max-tokens", "3")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+    for line in ("/reset", f"/load {tmp_path / 'a'}"):
+        _, err = chat(monkeypatch, capsys, f"/retry\nhello\n{line}\n/retry", reciter, *settings)
+        assert err == 2 * "error: There is no message to be answered once more; send one.\n"
+
+
 def test_stats_reset_help(monkeypatch, capsys, reciter):
     out, err = chat(monkeypatch, capsys, "/stats\n/reset\n/help\n", reciter)
     assert err == "" and out[1] == "RESET CHAT SUCCESS"
@@ -341,7 +439,21 @@ def test_stats_reset_help(monkeypatch, capsys, reciter):
     assert float(prefill.removeprefix("prefill: ").removesuffix(" tok/s")) > 0
     assert decode == "decode: 0.0 tok/s" and re.match(r"\d+ threads?\b", threads)
     assert [line.split()[0] for line in out[3:] if line.startswith("  /")] == [
-        f"/{name}" for name in ("help", "exit", "stats", "reset", "reload", "set", "save", "load")
+        f"/{name}"
+        for name in (
+            "help",
+            "exit",
+            "stats",
+            "retry",
+            "reset",
+            "reload",
+            "set",
+            "save",
+            "load",
+            "tools",
+            "call",
+            "result",
+        )
     ]
 
 

@@ -273,6 +273,16 @@ def template(place: Place, draw: random.Random) -> None:
         changed.system_prompt([{"name": "f"}]), calls_in("```json{}```", changed.tool_use)
 
 
+def tools(place: Place, draw: random.Random) -> None:
+    from rwkv_mlc.engine.tools import read_tools, tool_name
+
+    offered = [{"name": "f", "parameters": {"town": "string"}}, {"type": "function", "function": {"name": "g"}}]
+    path = place.scratch / "tools.json"
+    path.write_bytes(mutations.json_of(json.dumps(offered).encode(), draw))
+    for tool in read_tools(path):
+        tool_name(tool)
+
+
 def target(place: Place, draw: random.Random) -> None:
     from rwkv_mlc.compiler.targets import TARGETS, resolve_target
 
@@ -350,12 +360,14 @@ def command(place: Place, draw: random.Random) -> None:
 
 def chat(place: Place, draw: random.Random) -> None:
     """Commands within a chat, on a real engine."""
+    from rwkv_mlc.cli.chat import COMMANDS as CHAT_COMMANDS
+
     session = _session(place)
     argument = draw.choice(
         [*mutations.STRINGS, *map(str, mutations.NUMBERS), "~nosuchuser/x", "x/" * 2500, "temperature=0"]
     )
     argument = draw.choice(["", "temperature=", "stop=", "seed=none;", "max_tokens=", str(place.scratch)]) + argument
-    line = f"/{draw.choice(['help', 'stats', 'reset', 'reload', 'set', 'save', 'load', 'nothing'])} {argument}"
+    line = f"/{draw.choice([*CHAT_COMMANDS, 'nothing'])} {argument}"
     before = Path.cwd()
     os.chdir(place.scratch)
     place.fence.tell([argument])
@@ -380,7 +392,7 @@ def _session(place: Place) -> Any:
         options.add_engine(parser)
         options.add_think(parser)
         options.add_sampling(parser)
-        parser.set_defaults(system=None, state=None)
+        parser.set_defaults(system=None, state=None, tools=None)
         with quiet():
             _sessions[place.seeds] = Session(parser.parse_args([str(place.seeds / "artifact"), "--device", "cpu"]))
     return _sessions[place.seeds]
@@ -422,6 +434,7 @@ TARGETS: dict[str, Callable[[Place, random.Random], None]] = {
     "state": state,
     "dump": dump,
     "template": template,
+    "tools": tools,
     "target": target,
     "chat": chat,
     "command": command,
