@@ -108,7 +108,7 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
 
 def chat_memory(metadata: LibraryMetadata, chunk: int) -> dict[str, int]:
     """Bytes that a chat takes at most of the device's memory, by what they are for: the ``parameters``, two ``states``, as a
-    chat keeps the one before a message until that is answered, and the largest ``call``, which reads ``chunk`` tokens. On a
+    chat keeps the one before the last message, and the largest ``call``, which reads ``chunk`` tokens. On a
     CPU the program itself comes on top: Python, TVM's runtime and the vocabulary. Raises UserError where the library does not
     say."""
     prefill, decode = (metadata.functions.get(name) for name in ("prefill", "decode"))

@@ -182,7 +182,7 @@ class Session:
         """Begin a conversation with the artifact ``path``. Raises UserError, and keeps the model there was."""
         from ..artifact import CHAT_CONFIG, PARAMS
         from ..artifact.names import TENSOR_INDEX
-        from ..engine.chat import Chat, chat_params
+        from ..engine.chat import Chat
         from ..engine.engine import Engine
 
         print("Loading model...", flush=True)
@@ -193,7 +193,7 @@ class Session:
         print("Loading finished\nRunning system prompts...", flush=True)
         if self.system is not None:
             engine.template = engine.template.model_copy(update={"system_message": self.system})
-        self.chat = Chat(engine, chat_params(engine, **self.settings), self.think, self.tools)
+        self.chat = Chat(engine, engine.chat_params(**self.settings), self.think, self.tools)
         self.model = path
         print("System prompts finished", flush=True)
 
@@ -202,12 +202,10 @@ class Session:
         print("RESET CHAT SUCCESS")
 
     def _set(self, argument: str) -> None:
-        from ..engine.chat import chat_params
-
         given = dict(map(_setting, filter(str.strip, argument.split(";"))))
         think = given.pop("think", self.think)
         settings = {**self.settings, **given}
-        params = chat_params(self.chat.engine, **settings)
+        params = self.chat.engine.chat_params(**settings)
         self.chat.think = self.think = think
         self.chat.params, self.settings = params, settings
         shown = vars(params)

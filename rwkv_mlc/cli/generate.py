@@ -43,7 +43,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..artifact.disk import check_output
-    from ..engine.chat import Chat, chat_params
+    from ..engine.chat import Chat
     from ..engine.engine import Engine
     from ..engine.thoughts import Thought
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     engine = Engine(args.model, args.device, options.prompt_progress(), args.threads)
     settings = options.given_settings(args)
     if args.chat:
-        chat = Chat(engine, chat_params(engine, **settings), args.think)
+        chat = Chat(engine, engine.chat_params(**settings), args.think)
         if args.state:
             chat.load(args.state)
         pieces = chat.displayed(chat.send(prompt))

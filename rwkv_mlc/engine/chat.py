@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ..errors import UserError
 from .engine import Answer, Engine
 from .sampler import SamplingParams
 from .state import State
-from .thoughts import ThinkingTurn, Thought
+from .thoughts import Thought
 from .tools import ToolCall, calls_in
 
 
@@ -33,7 +32,7 @@ class Chat:
     ):
         """Raises UserError for a mode or for tools that the template has not."""
         self.engine = engine
-        self.params = params or chat_params(engine)
+        self.params = params or engine.chat_params()
         self.think, self.tools = think, tools
         self.answer: Answer | None = None
         self._forced = False  # to begin with the mark of a call, which is in the prompt then
@@ -62,6 +61,7 @@ class Chat:
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt is read again."""
+        self._before = self._sent = None
         state = self.engine.new_state()
         self._read(self.engine.template.system_prompt(self.tools).encode("utf-8"), state)
         self._go_on_from(state)
@@ -74,7 +74,7 @@ class Chat:
         reading fails counts as never sent. Raises UserError for text that the vocabulary cannot spell."""
         template = self.engine.template
         prompt = template.call_turn(text) if call else template.user_turn(text, self._mode)
-        thinking = None if call else self._thinking(text)
+        thinking = None if call else template.thinking_turn(text, self._mode)
         self._before = None  # of the size of the state, as the next one
         self._before, self._sent = self.state.copy(), (text, call)
         try:
@@ -141,23 +141,9 @@ class Chat:
         """Go on from a saved state. Raises UserError, and changes nothing, for a state of another model."""
         self._go_on_from(self.engine.load_state(path))
 
-    def _thinking(self, text: str) -> ThinkingTurn | None:
-        """How the answer to a message begins with thoughts, and what later turns have of both."""
-        template = self.engine.template
-        if template.think is None or self._mode is None:
-            return None
-        return ThinkingTurn(template.think, self._mode.opening, template.user_turn(text), template.told)
-
     def _go_on_from(self, state: State) -> None:
         self.state, self._before, self._sent = state, None, None
 
     def _read(self, data: bytes, state: State) -> None:
         if data:
             self.engine.prefill(self.engine.tokenizer.encode(data), state)
-
-
-def chat_params(engine: Engine, **settings: Any) -> SamplingParams:
-    """The model's defaults with ``settings``; the template's stop strings come before those of ``settings``. Raises UserError
-    for a value outside its range."""
-    stop = dict.fromkeys((*engine.template.stop_str, *settings.get("stop", ())))
-    return dataclasses.replace(engine.defaults, **{**settings, "stop": tuple(stop)})

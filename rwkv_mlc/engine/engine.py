@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from .integers import integers
 from .runner import Runner
 from .sampler import Counts, SamplingParams
 from .scheduler import Scheduler
-from .sequence import Reading, Retold, Sequence, Tokens, nothing
+from .sequence import Reading, Sequence, Tokens, nothing
 from .state import Ending, Logits, State
 from .state_file import SavedState, load_state, save_state
 from .state_pool import StatePool
 from .stats import Stats
 from .templates import Template
-from .thoughts import ThinkingTurn, ThoughtStream
+from .thoughts import ThinkingTurn
 from .tvm_runtime import tensor
 
 SCORE_CHUNK = 64  # positions whose logits are computed at once: 17 MB for a World vocabulary
@@ -55,23 +54,11 @@ class Answer(Sequence):
         ending = None if len(tokens) else self._state.last[0]
         counts = ending.counts if ending else Counts()
         rules = engine.tokenizer, engine.valid_ids, engine.end_ids
-        thoughts = ThoughtStream(thinking.tags, thinking.opening) if thinking else None
-        super().__init__(tokens, params, *rules, closing, keeps=state is not None, counts=counts, thoughts=thoughts)
+        super().__init__(tokens, params, *rules, closing, keeps=state is not None, counts=counts, thinking=thinking)
         if ending:
             self.last = ending.logits
-            return
-        if thinking:
-            self._part_from(engine.encode(thinking.prompt), thinking.told)
-        engine.read(self, self._state)
-
-    def _part_from(self, later: Tokens, told: Callable[[str], bytes]) -> None:
-        """Read what the prompt shares with that of later turns, and keep the state from which those go on."""
-        pairs = zip(self.pending[:-1], later)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        self.pending, rest = self.pending[:shared], self.pending[shared:]
-        if shared:
-            self.engine.read(self, self._state)
-        self.retold, self.pending = Retold(self._state.copy(), later[shared:], told), rest
+        else:
+            engine.read(self, self._state)
 
     def __iter__(self) -> Iterator[str]:
         """Raises UserError when the model's logits are not finite."""
@@ -238,6 +225,24 @@ class Engine:
         """A prompt and its answer for a scheduler; arguments as for ``stream``."""
         params = dataclasses.replace(params or self.defaults, **changes)
         return Sequence(self.encode(prompt), params, self.tokenizer, self.valid_ids, self.end_ids)
+
+    def turn(
+        self, message: str, params: SamplingParams | None = None, think: str | None = None, **changes: Any
+    ) -> Sequence:
+        """A message of a chat and its answer for a scheduler, as in a ``Chat``: with the template around both, its stop strings
+        among ``params`` (``chat_params`` where None), and thoughts apart from the text, ``think`` being their mode. A slot
+        of the caller's has read what later turns have of it when it has left the scheduler; the system prompt is the
+        caller's to be read before. Raises UserError for a mode that the template has not."""
+        template, mode = self.template, self.template.think_mode(think)
+        params = dataclasses.replace(params or self.chat_params(), **changes)
+        tokens, rules = self.encode(template.user_turn(message, mode)), (self.tokenizer, self.valid_ids, self.end_ids)
+        return Sequence(tokens, params, *rules, template.after_answer, thinking=template.thinking_turn(message, mode))
+
+    def chat_params(self, **settings: Any) -> SamplingParams:
+        """The model's defaults with ``settings``; the template's stop strings come before those of ``settings``. Raises
+        UserError for a value outside its range."""
+        stop = dict.fromkeys((*self.template.stop_str, *settings.get("stop", ())))
+        return dataclasses.replace(self.defaults, **{**settings, "stop": tuple(stop)})
 
     def stream(
         self,

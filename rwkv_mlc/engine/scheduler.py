@@ -95,6 +95,8 @@ class Scheduler:
     def _admit(self, sequence: Reading) -> None:
         self.running[sequence] = slot = self.pool.allocate()
         self._allocated.add(slot)
+        if isinstance(sequence, Sequence):
+            sequence.keeps = False
 
     def _go_on(self) -> None:
         """Finish what is read, and choose the next token of all others that have nothing pending."""
@@ -131,7 +133,7 @@ class Scheduler:
             raise faults[0]
 
     def _end(self, answer: Sequence) -> None:
-        if not answer.keeps or self.running[answer] in self._allocated:
+        if not answer.keeps:
             self._leave(answer)
             return
         try:
@@ -146,7 +148,7 @@ class Scheduler:
             began = time.perf_counter()
             slots = [self.running[sequence] for sequence in parts]
             for sequence, slot in zip(parts, slots):
-                if isinstance(sequence, Sequence) and sequence.keeps and slot not in self._allocated:
+                if isinstance(sequence, Sequence) and sequence.keeps:
                     sequence.remember(self.pool.state, slot)
             logits = self.pool.runner.call(function, list(parts.values()), self.pool.state, slots)
             prompts = sum(len(part) for sequence, part in parts.items() if not sequence.writes)
@@ -166,13 +168,13 @@ class Scheduler:
         many: list[Reading] = []
         single: list[Reading] = []
         for sequence in self.running:
-            (many if min(len(sequence.pending), self.prefill_chunk) > FEW_TOKENS else single).append(sequence)
+            (many if min(len(sequence.readable), self.prefill_chunk) > FEW_TOKENS else single).append(sequence)
         self._prefilled = bool(many) and not (single and self._prefilled)
         if not self._prefilled:
             return "decode" if len(single) == 1 else "batch_decode", {s: s.pending[:1] for s in single}
         parts, room = {}, self.prefill_chunk
         for sequence in many:
-            part = sequence.pending[:room]
+            part = sequence.readable[:room]
             if len(part) > FEW_TOKENS:
                 parts[sequence] = part
                 room -= len(part)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import abc
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from .integers import integers
 from .sampler import Counts, Sampler, SamplingParams
 from .state import Logits, State
 from .stream import TextStream
-from .thoughts import Thought, ThoughtStream
+from .thoughts import ThinkingTurn, Thought, ThoughtStream
 
 Tokens: TypeAlias = abc.Sequence[int]
 
@@ -40,6 +41,11 @@ class Reading:
     def logits(self) -> np.ndarray:
         """Those after the last id read, float32 [V]; empty before."""
         return np.empty(0, np.float32) if self.last is None else self.last.array()
+
+    @property
+    def readable(self) -> list[int]:
+        """The pending ids that one call may read."""
+        return self.pending
 
     @property
     def writes(self) -> bool:
@@ -68,14 +74,16 @@ class Earlier:
     tokens: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Retold:
-    """What a slot is to have read when an answer with thoughts is closed: after what ``state`` has read, the ``rest`` of the
-    prompt as later turns have it, and ``told(answer)``."""
+    """What a slot is to have read when an answer with thoughts is closed: the ``prompt`` as later turns have it and
+    ``told(answer)``. The answer's own prompt begins with the first ``shared`` ids of the former; ``state`` is what the slot
+    held after those, None before."""
 
-    state: State
-    rest: Tokens
+    prompt: Tokens
+    shared: int
     told: abc.Callable[[str], bytes]
+    state: State | None = None
 
 
 def nothing(text: bytes) -> bytes:
@@ -91,9 +99,9 @@ class Sequence(Reading):
     drawn from; ``counts`` are those that an answer goes on from, and when it is closed, those that it leaves.
 
     A slot reads a token before it is known whether a stop string begins in it, and does not read the last one. ``close`` has
-    it read the prompt, the text, and ``closing(text)``, what is to stand after that: neither more nor less. Where ``keeps`` is
-    True, ``remember`` keeps what the slot held before it read what may be no text. Where ``retold`` is set, ``close`` has the
-    slot read that instead, from before the thoughts."""
+    it read the prompt, the text, and ``closing(text)``, what is to stand after that: neither more nor less. Where the answer
+    begins with thoughts, it has the slot read what later turns have of them instead. Where ``keeps`` is True, which is
+    where somebody goes on from the slot, ``remember`` keeps what that needs."""
 
     def __init__(
         self,
@@ -105,20 +113,24 @@ class Sequence(Reading):
         closing: abc.Callable[[bytes], bytes] = nothing,
         keeps: bool = True,
         counts: Counts = Counts(),
-        thoughts: ThoughtStream | None = None,
+        thinking: ThinkingTurn | None = None,
     ):
         """``valid_ids``, bool [V], is False for ids never to be chosen; one of ``end_ids`` ends the answer and is no text
-        of it. ``counts`` are of what it goes on from. ``thoughts`` tells them from the text."""
+        of it. ``counts`` are of what it goes on from. ``thinking`` says how the answer begins with thoughts."""
         super().__init__(prompt)
         self.params, self.keeps, self.closed = params, keeps, False
         self.tokens: list[int] = []
         self.text = self.reasoning = ""
-        self.retold: Retold | None = None
         self.counts, self.sampler = counts, Sampler(params, valid_ids, counts)
-        self._stream, self._thoughts = TextStream(params.stop), thoughts
+        self._stream, self._thoughts, self._retold = TextStream(params.stop), None, None
         self._tokenizer, self._end_ids, self._closing = tokenizer, end_ids, closing
         self._fed, self._earlier = 0, Earlier()
         self.seed = self.sampler.seed
+        if thinking:
+            self._thoughts = ThoughtStream(thinking.tags, thinking.opening)
+            later = tokenizer.encode(thinking.prompt)
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(self.pending[:-1], later))
+            self._retold = Retold(later, sum(1 for _ in same), thinking.told)
 
     @property
     def fed(self) -> list[int]:
@@ -128,6 +140,13 @@ class Sequence(Reading):
     def released(self) -> bytes:
         """Bytes of the thoughts and of ``text``, before the stop string."""
         return bytes(self._stream.released)
+
+    @property
+    def readable(self) -> list[int]:
+        """Up to where later turns part from this one, which ``remember`` has to see."""
+        if self._retold and self.keeps and not self.closed and self.read < self._retold.shared:
+            return self.pending[: self._retold.shared - self.read]
+        return self.pending
 
     @property
     def writes(self) -> bool:
@@ -164,10 +183,14 @@ class Sequence(Reading):
         return self._thoughts.push(text) + (self._thoughts.finish() if self.finish_reason else [])
 
     def remember(self, state: State, slot: int) -> None:
-        """Keep what the slot holds where the token that it reads next may belong to a stop string and what it has read does
-        not."""
+        """Keep what the slot holds where later turns part from this one; and where the token that it reads next may belong to
+        a stop string and what it has read does not."""
+        if self._retold:
+            if self.read == self._retold.shared and self._retold.state is None:
+                self._retold.state = state.copy_of_slot(slot)
+            return
         held = self._stream.held
-        if not held or not self.writes or not self.pending or self.retold:
+        if not held or not self.writes or not self.pending:
             return
         after = self._closing(self.released)
         read = held[: max(len(held) - len(self._tokenizer.token_bytes(self.pending[0])), 0)]
@@ -184,10 +207,11 @@ class Sequence(Reading):
 
         Tokens that were shown whole are read as they were chosen, unless something closes the text: both are encoded as one
         then, as in the texts that models learn from. Raises UserError where the vocabulary cannot spell a part of a token."""
-        if retold := self.retold:
-            self.pending = [*retold.rest, *self._tokenizer.spell(retold.told(self.text))]
-            self.closed, self._fed, self.counts, self.retold = True, 0, Counts(), None
-            return Earlier(retold.state)
+        if retold := self._retold:
+            begun = retold.shared if retold.state else self.read
+            self.pending = [*retold.prompt[begun:], *self._tokenizer.spell(retold.told(self.text))]
+            self.closed, self._fed, self.counts, self._retold = True, 0, Counts(), None
+            return Earlier(retold.state) if retold.state else None
         decode, text = self._tokenizer.decode_bytes, self.released
         goal = text + self._closing(text)
         earlier = None if goal.startswith(decode(self.fed)) else self._earlier

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..escaping import quoted, shortened
 from ..schema import Conversation, ThinkMode, ToolUse
 from ..typed_json import read
+from .thoughts import ThinkingTurn
 
 
 class Template(Conversation):
@@ -42,6 +43,12 @@ class Template(Conversation):
         if mode is None:
             return self._message("user", self._folded(text)) + opening
         return self._message("user", self._folded(text) + mode.user_suffix) + opening + mode.opening
+
+    def thinking_turn(self, text: str, mode: ThinkMode | None) -> ThinkingTurn | None:
+        """How the answer to a message begins with thoughts, and what later turns have of both; None without a mode."""
+        if self.think is None or mode is None:
+            return None
+        return ThinkingTurn(self.think, mode.opening, self.user_turn(text), self.told)
 
     def call_turn(self, text: str) -> str:
         """The same up to the call of a function, with which the answer is to begin. Raises UserError where the template has no

@@ -20,7 +20,6 @@ import pytest
 from rwkv_mlc import Chat, Engine, Thought
 from rwkv_mlc.cli import options
 from rwkv_mlc.cli.main import main
-from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.engine.engine import Answer
 from rwkv_mlc.engine.templates import load_template
 from rwkv_mlc.text_encoding import lines_in_utf8
@@ -104,7 +103,7 @@ def test_a_conversation_goes_on_from_a_file(engine, tmp_path):
 
 def test_settings_of_a_chat_keep_the_stop_strings_of_its_template(engine):
     assert Chat(engine).params == dataclasses.replace(engine.defaults, stop=("\n\n",))
-    params = chat_params(engine, stop=("ab", "\n\n", "c"), seed=3)
+    params = engine.chat_params(stop=("ab", "\n\n", "c"), seed=3)
     assert params == dataclasses.replace(engine.defaults, stop=("\n\n", "ab", "c"), seed=3)
 
 

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rwkv_mlc import Chat, Engine, UserError
-from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.engine.state import State
 from rwkv_mlc.engine.state_pool import StatePool
 
@@ -61,7 +60,7 @@ def test_a_state_knows_how_many_tokens_it_has_read(engine, tmp_path):
     assert state.lengths == state.copy().lengths == state.copy_of_slot(0).lengths == {0: len(prompt) + 2 + 4}
     engine.save_state(answer.state, tmp_path / "a")
     assert engine.load_state(tmp_path / "a").lengths == state.lengths
-    chat = Chat(engine, dataclasses.replace(chat_params(engine), temperature=0.0))
+    chat = Chat(engine, dataclasses.replace(engine.chat_params(), temperature=0.0))
     system = chat.length
     text = "".join(chat.send("Hello!"))
     assert chat.length == len(engine.tokenizer.encode(f"{engine.template.user_turn('Hello!')}{text}\n\n")) + system
@@ -198,7 +197,7 @@ def test_a_slot_of_a_pool(engine):
 )
 def test_a_conversation_has_read_what_was_shown(engine, stop):
     """And what closes it."""
-    chat = Chat(engine, chat_params(engine, temperature=0.0, max_tokens=30))
+    chat = Chat(engine, engine.chat_params(temperature=0.0, max_tokens=30))
     chat.params = dataclasses.replace(chat.params, stop=stop)
     text = "".join(chat.send("Who lives in the red house?"))
     template = engine.template
@@ -209,7 +208,7 @@ def test_a_conversation_has_read_what_was_shown(engine, stop):
 
 
 def test_nothing_is_kept_for_what_closes_an_answer_anyway(engine, monkeypatch):
-    chat = Chat(engine, chat_params(engine, temperature=0.0))
+    chat = Chat(engine, engine.chat_params(temperature=0.0))
     monkeypatch.setattr(State, "copy_of_slot", lambda *_: pytest.fail("a state was copied"))
     assert "".join(chat.send("Tell me a story.")).count(" ") > 20
     assert chat.answer.finish_reason == "stop"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rwkv_mlc import Chat, Engine, Thought, UserError
-from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.engine.engine import Answer
+from rwkv_mlc.engine.sequence import Sequence
 from rwkv_mlc.engine.state import State
 from rwkv_mlc.engine.templates import load_template
 from rwkv_mlc.engine.thoughts import ThoughtStream
@@ -21,6 +21,7 @@ from rwkv_mlc.engine.tools import ToolCall
 VECTORS = json.loads((Path(__file__).parent / "generation_vectors.json").read_text(encoding="utf-8"))["thoughts"]
 MODES = {"off": "", "on": "", "a bit": " (think a bit)", "a lot": " (think a lot)"}
 SAID = "Tom eats fish.\n\nAnd cake."
+LONG = "Tom and Mia went to the market, and one of them had fish for lunch. Who eats?"
 THOUGHT = "Who eats?\n\nTom </thin> does."
 
 
@@ -122,7 +123,7 @@ def test_an_answer_that_is_left_amid_thoughts(engine, thinking, count):
 
 
 def test_an_answer_that_ends_by_length_amid_thoughts(engine, thinking):
-    chat = Chat(engine, dataclasses.replace(chat_params(engine), max_tokens=5), think="on")
+    chat = Chat(engine, dataclasses.replace(engine.chat_params(), max_tokens=5), think="on")
     thinking(f">\n{THOUGHT}</think>\n{SAID}")
     assert all(type(piece) is Thought for piece in chat.send("Who eats?"))
     assert (chat.answer.text, chat.answer.finish_reason) == ("", "length")
@@ -245,3 +246,85 @@ def test_which_answers_are_calls(engine, thinking, said, calls):
     assert chat.calls == []
     list(chat.send("Call."))
     assert chat.calls == calls if isinstance(calls, list) else len(chat.calls) == calls
+
+
+@pytest.fixture
+def writing(thinking, engine, monkeypatch) -> Callable[[Sequence, str], None]:
+    """Gives each of several sequences a text to write."""
+    texts: dict[object, Iterator[int]] = {}
+    monkeypatch.setattr(engine, "choose", lambda samplers, logits: [next(texts[sampler]) for sampler in samplers])
+
+    def write(sequence: Sequence, text: str) -> None:
+        texts[sequence.sampler] = iter([*engine.tokenizer.encode(text), 0])
+
+    return write
+
+
+def test_thoughts_of_many_at_once(engine, writing, monkeypatch):
+    """Turns beside each other are what each is in a chat, for two turns; of one without a slot nothing is kept."""
+    scheduler = engine.scheduler(4)
+    pool, prompts = scheduler.pool, [LONG, "Who eats?", "Who eats?"]
+    slots = [pool.allocate() for _ in range(3)]
+    told: list[list[str]] = [[], [], []]
+    for said in (SAID, "Yes."):
+        heard: dict[Sequence, list[str]] = {}
+        turns = [engine.turn(text, think=mode) for text, mode in zip(prompts, ("on", "a lot", "off"), strict=True)]
+        for turn, slot in zip(turns, slots, strict=True):
+            writing(turn, f">\n{SAID}" if turn is turns[2] else f">\n{THOUGHT}</think>\n{said}")
+            scheduler.add(turn, slot)
+        scheduler.add(alone := engine.turn("Hi", think="on", max_tokens=3))
+        writing(alone, f">{THOUGHT}")
+        while scheduler.sequences:
+            for turn, piece in scheduler.step():
+                heard.setdefault(turn, []).append(piece)
+        assert (alone.text, alone.reasoning, alone.finish_reason) == ("", THOUGHT[: len(alone.reasoning)], "length")
+        for number, turn in enumerate(turns):
+            text = SAID if number == 2 else said
+            assert (turn.text, turn.reasoning, turn.finish_reason) == (text, "" if number == 2 else THOUGHT, "stop")
+            assert "".join(piece for piece in heard[turn] if type(piece) is Thought) == turn.reasoning
+            assert "".join(piece for piece in heard[turn] if type(piece) is str) == turn.text
+            told[number] += [f"User: {prompts[number]}\n\nAssistant:", f" {text}\n\n"]
+            assert_same(pool.save(slots[number]), state_after(engine, *told[number]))
+    assert pool.free_slots == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 6])
+def test_turns_that_are_closed_early(engine, writing, monkeypatch, steps):
+    """While the message is read, before the prompt's end, and amid the thoughts."""
+    monkeypatch.setattr(engine, "prefill_chunk", 16)
+    scheduler = engine.scheduler(1)
+    slot, turn = scheduler.pool.allocate(), engine.turn("Who eats? " * 3, think="a lot")
+    writing(turn, f">{THOUGHT}")
+    scheduler.add(turn, slot)
+    for _ in range(steps):
+        scheduler.step()
+    scheduler.close(turn)
+    while scheduler.sequences:
+        scheduler.step()
+    assert turn.text == "" and turn.finish_reason is None
+    told = "User: " + ("Who eats? " * 3).strip() + "\n\nAssistant:"
+    assert_same(scheduler.pool.save(slot), state_after(engine, told, "\n\n"))
+
+
+def test_prompts_are_read_whole_where_nobody_goes_on(engine, writing, monkeypatch):
+    lengths: list[int] = []
+    call = engine.runner.call
+    monkeypatch.setattr(
+        engine.runner, "call", lambda f, parts, *rest: lengths.append(len(parts[0])) or call(f, parts, *rest)
+    )
+    scheduler, turn = engine.scheduler(1), engine.turn(LONG, think="a bit")
+    writing(turn, ">")
+    scheduler.add(turn)
+    while scheduler.sequences:
+        scheduler.step()
+    assert lengths == [len(turn.prompt), 1] and turn.text == turn.reasoning == ""
+
+
+def test_settings_of_a_turn(engine, thinking):
+    turn = engine.turn("Hi", temperature=0)
+    assert turn.params == engine.chat_params(temperature=0) and turn.params.stop == engine.template.stop_str
+    assert engine.tokenizer.decode(turn.prompt) == "User: Hi\n\nAssistant: <think></think"
+    params = engine.chat_params(stop=("x",), seed=3)
+    assert engine.turn("Hi", params, max_tokens=5).params == dataclasses.replace(params, max_tokens=5)
+    with pytest.raises(UserError, match="think must be one of"):
+        engine.turn("Hi", think="much")

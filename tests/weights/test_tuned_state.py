@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 from rwkv_mlc import BuildOptions, Chat, Engine, reference
 from rwkv_mlc.building import gen_config
 from rwkv_mlc.cli.main import main
-from rwkv_mlc.engine.chat import chat_params
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import detect_config
 from rwkv_mlc.weights import open_checkpoint
@@ -187,7 +186,7 @@ def test_saved_states_and_chats_go_on_from_it(begins, demo, tmp_path):
         for found, array in zip(loaded.arrays(), state.arrays(), strict=True):
             np.testing.assert_array_equal(found, array)
     chat, state = Chat(engine), engine.new_state()
-    chat.params = chat_params(engine, temperature=0, max_tokens=20)
+    chat.params = engine.chat_params(temperature=0, max_tokens=20)
     shown = "".join(chat.send("Who lives in the red house?"))
     if system := engine.template.system_prompt():
         engine.prefill(engine.tokenizer.encode(system), state)
