@@ -26,7 +26,7 @@ from ..state import StateRef
 from ..weights import MatrixWeight, Norm
 from .cpu import CPUOps
 from .gpu import GPUOps
-from .kernels import ACTIVATED, KernelOps, Names, Plane, Product
+from .kernels import KernelOps, Names, Plane, Product
 
 ACTIVATIONS = {
     "sigmoid": op.sigmoid,
@@ -88,12 +88,15 @@ class PlainOps(KernelOps):
         return {target: Plane(value, 0) for target, value in {**mixed, "now": x, "before": before}.items()}
 
     def linears(self, products: Sequence[Product]):
-        return [self._activated(self.linear(plane.tensor, matrix), matrix, name) for plane, matrix, name in products]
+        return [self.linear(plane.tensor, matrix, activation=activation) for plane, matrix, activation in products]
 
-    def linear(self, x, matrix: MatrixWeight, gate=None, residual=None):
-        (weight,) = matrix.tensors
+    def linear(self, x, matrix: MatrixWeight, gate=None, residual=None, activation: str | None = None):
         (name,) = self.product_names([(Plane(x, 0), matrix, None)])
-        out = self.named(name, op.matmul(x, op.permute_dims(weight)))
+        out = self.named(name, op.matmul(x, op.permute_dims(*matrix.tensors)))
+        if activation is not None:
+            (name,) = self.product_names([(Plane(x, 0), matrix, activation)])
+            read = activation == "squared_relu" and not self.config.is_float32(matrix.name)
+            out = self.named(name, ACTIVATIONS[activation](out), read)
         if gate is not None:
             out = self.named(self.beside(out, "gated"), op.multiply(gate, out))
         if residual is not None:
@@ -137,10 +140,10 @@ class PlainOps(KernelOps):
 
     def group_norm(self, x, norm: Norm, groups: int, epsilon: float, gate=None, added=None):
         by_group = self._normalized(op.reshape(x, [1, self.rows, groups, -1]), epsilon)
-        out = op.add(op.multiply(op.reshape(by_group, x.ty.shape), norm.weight), norm.bias)
-        out = self.named(norm.name, out, read=gate is None)
-        out, name = (out if added is None else op.add(out, added)), self.beside(out, "gated")
-        return out if gate is None else self.named(name, op.multiply(out, gate), read=True)
+        scaled = op.add(op.multiply(op.reshape(by_group, x.ty.shape), norm.weight), norm.bias)
+        normed = self.named(norm.name, scaled, read=gate is None)
+        out = normed if added is None else op.add(normed, added)
+        return out if gate is None else self.named(self.beside(normed, "gated"), op.multiply(out, gate), read=True)
 
     def halve(self, x):
         return self.builder.emit(op.multiply(x, relax.const(0.5)))
@@ -157,14 +160,6 @@ class PlainOps(KernelOps):
         if read and super().matrix_dtype(name) == "float16":
             self.marks[NARROW].append(name)
         return value
-
-    def _activated(self, x, matrix: MatrixWeight, activation: str | None):
-        if activation is None:
-            return x
-        half_block, _, role = matrix.name.rpartition(".")
-        name = f"{half_block}.{ACTIVATED[activation].format(role)}"
-        read = activation == "squared_relu" and not self.config.is_float32(matrix.name)
-        return self.named(name, ACTIVATIONS[activation](x), read)
 
     def _normalized(self, x, epsilon: float):
         """Zero mean and unit variance over the last axis."""
