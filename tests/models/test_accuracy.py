@@ -37,7 +37,7 @@ MATRIX = list(product(GENERATIONS, SCHEMES))
 TARGETS = dict.fromkeys(GENERATIONS, "llvm") | {"5.0": QUICK, "5.1": QUICK}
 """5.0 and 5.1 have the kernels of 5.2, and what LLVM makes of them is seen there."""
 FAMILIES = [*((*pair, "fused") for pair in MATRIX), *((*pair, "plain") for pair in PLAIN["llvm"])]
-BATCHES = [*product(GENERATIONS, BATCHED, ["fused"]), ("5.2", "q4f16_1", "plain")]
+BATCHES = [*product(GENERATIONS, BATCHED, ["fused"]), ("4", "q0f32", "plain"), ("5.2", "q4f16_1", "plain")]
 
 
 @pytest.mark.parametrize("generation, scheme, family", FAMILIES)
@@ -121,9 +121,12 @@ def test_state_continues_from_a_copy(generation, scheme, compiled):
 
 @pytest.mark.parametrize("generation, scheme, family", BATCHES)
 def test_ragged_batches(generation, scheme, family, compiled, within):
-    """Three sequences in slots 3, 0 and 4 of five are each what they are alone; the other slots stay bit for bit."""
+    """Three sequences in slots 3, 0 and 4 of five are each what they are alone; the other slots stay bit for bit.
+
+    Random states give generation 4 denominators about zero, which enlarge rounding a thousandfold (6e-4 from float64 with
+    plain kernels, 9e-5 with fused ones): sums have to be in the same order."""
     model = compiled(trained_like_weights(generation), scheme, TARGETS[generation], family=family)
-    runner, bound = model.runner, 1e-6 if family == "fused" else BOUND  # whose kernels for one sequence are others
+    runner = model.runner
     rng = np.random.default_rng(1)
     pool = runner.state_from(rng.normal(size=array.shape).astype(np.float32) for array in runner.new_state(5).arrays())
     before = pool.arrays()
@@ -132,9 +135,9 @@ def test_ragged_batches(generation, scheme, family, compiled, within):
 
     def check(what: str, function: str, batched: np.ndarray, pieces: list[list[int]]) -> None:
         single = [runner.run(function, [piece], state)[-1] for piece, state in zip(pieces, alone)]
-        within(what, error(batched, np.stack(single)), bound)
+        within(what, error(batched, np.stack(single)), 1e-6)
         for name, array, old, *ours in zip(runner.state_names(), pool.arrays(), before, *(s.arrays() for s in alone)):
-            assert error(array[slots], np.concatenate(ours)) < bound, name
+            assert error(array[slots], np.concatenate(ours)) < 1e-6, name
             assert np.array_equal(array[[1, 2]], old[[1, 2]]), name
 
     check("prefill", "prefill", runner.run("prefill", sequences, pool, slots), sequences)
