@@ -633,6 +633,8 @@ class DumpHeader(Schema):
     """The library's target."""
     device: str | None = None
     """The device that the library ran on."""
+    family: Family | None = None
+    """How the library's graph is written."""
     kernels: dict[str, str] = Field({})
     """What computed a value, by its name."""
     notes: list[str] = Field([])

@@ -70,7 +70,10 @@ def _print(comparison: Comparison, everything: bool) -> None:
     from ..debug.report import lines
 
     out, rows, finding = console(), comparison.rows, comparison.finding
-    a, b = (f"{header.name} ({header.source}, {header.activations})" for header in (comparison.a, comparison.b))
+    a, b = (
+        f"{header.name} ({' '.join(filter(None, (header.family, header.source)))}, {header.activations})"
+        for header in (comparison.a, comparison.b)
+    )
     out.print(f"A: {escaped(a)}\nB: {escaped(b)}")
     if everything or not finding:
         out.print(_table("value", ((row.name, row) for row in (rows if everything else _worst(rows)))))

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..escaping import escaped
 from .arguments import named_path, path_or_name
 from .compare import DIFFER, add_output, check_outputs, show
-from .dump import add_recipe, recipe_of
+from .dump import add_family, add_recipe, recipe_of
 from .faults import say
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("debug", help="find the first value that an artifact computes wrong")
     parser.add_argument("model", metavar="DIST", type=path_or_name, help="artifact folder")
     parser.add_argument("--device", default="auto", help="where it runs (auto)")
+    add_family(parser)
     parser.add_argument(
         "--against", metavar="CHECKPOINT", type=path_or_name, required=True, help="what it should be built from"
     )
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.against)
     if lora := artifact.record.lora:
         checkpoint = merged(checkpoint, Path(lora.file), lora.alpha)
-    recipe, chosen = recipe_of(args, artifact), {"with_package": args.peer == "rwkv", "rtol": args.rtol}
+    chosen = {"family": args.family, "with_package": args.peer == "rwkv", "rtol": args.rtol}
+    recipe = recipe_of(args, artifact)
     with Console(stderr=True).status("") as status:
         diagnosis = diagnose(
             artifact, checkpoint, recipe, args.device, **chosen, tell=lambda text: status.update(escape(escaped(text)))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
 MOST_DECODES = 1 << 16
+FAMILIES = ("fused", "plain")
 DTYPES = ("float64", "float32", "float16")
 
 
@@ -29,6 +30,7 @@ def add_parser(subparsers) -> None:
         help="artifact folder, or a checkpoint with --reference or --with",
     )
     parser.add_argument("--device", default="auto", help="where an artifact runs (auto)")
+    add_family(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--reference", action="store_true", help="compute in numpy")
     source.add_argument("--with", dest="peer", choices=("rwkv",), help="run the package that ChatRWKV is")
@@ -40,6 +42,16 @@ def add_parser(subparsers) -> None:
     add_recipe(parser)
     parser.add_argument("--out", type=named_path, metavar="FOLDER", help="(dumps/NAME-SOURCE)")
     parser.set_defaults(run=run)
+
+
+def add_family(parser: argparse.ArgumentParser) -> None:
+    """Which library is dumped."""
+    parser.add_argument(
+        "--family",
+        choices=FAMILIES,
+        help="compile a library of this family for the dump, where the artifact's is of the other: plain keeps no value to "
+        "itself (the artifact's)",
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -81,14 +93,16 @@ def _dump(args: argparse.Namespace) -> Dump:
     import numpy as np
 
     from ..artifact import Artifact, is_artifact
+    from ..debug.family import runner_of
     from ..debug.library import dump_library
     from ..debug.package import dump_package
     from ..debug.reference import dump_artifact, dump_checkpoint
-    from ..engine.engine import Engine
     from ..models import ModelOptions
     from ..quantization.schemes import get_scheme
     from ..weights import open_checkpoint
 
+    if args.family and (args.reference or args.peer):
+        raise UserError("--family is of a library; leave --reference and --with out, or --family.")
     scheme, dtype = get_scheme(args.quantization) if args.quantization else None, np.dtype(args.dtype).type
     if is_artifact(args.path):
         artifact = Artifact.open(args.path)
@@ -99,7 +113,7 @@ def _dump(args: argparse.Namespace) -> Dump:
         recipe = recipe_of(args, artifact)
         if args.reference:
             return dump_artifact(artifact, recipe, dtype)
-        return dump_library(Engine(args.path, args.device), recipe)
+        return dump_library(artifact, runner_of(artifact, args.device, args.family), recipe)
     if not (args.reference or args.peer):
         raise UserError(f"{args.path} is a checkpoint: give --reference or --with rwkv, or the artifact built from it.")
     options = ModelOptions(head_size_divisor=args.head_size_divisor)

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import UserError
 from ..models import generation_of
 from ..models.values import Value, nearest, place
-from ..schema import DumpHeader
+from ..schema import DumpHeader, Family
 from .dump import Dump
 from .hints import Case, hints
 from .measure import Difference, measure, relative_of_groups
@@ -59,7 +59,7 @@ class Row:
 class Finding:
     """The first value beyond tolerance. ``inputs`` are the nearest values before it that both dumps have, each with its
     relative error; ``between`` those on the way that one of them lacks, any of which may be at fault; ``kernel`` is what
-    computed it in the first dump."""
+    computed it in the first dump, and ``family`` that of the library which the dump is of."""
 
     row: Row
     rtol: float
@@ -68,6 +68,7 @@ class Finding:
     between: list[str]
     parameters: list[str]
     kernel: str | None
+    family: Family | None
     hints: list[str]
 
     @property
@@ -90,7 +91,10 @@ class Finding:
             f"Look at this op: {self.operation}{reads}{kernel}.",
         ]
         if self.between:
-            lines.append(f"Between them, and not in both dumps: {', '.join(self.between)}. It may as well be there.")
+            advice = ": --family plain says where" if self.family == "fused" else ""
+            lines.append(
+                f"Between them, and not in both dumps: {', '.join(self.between)}. It may as well be there{advice}."
+            )
         return [*lines, *(f"Hint: {hint}." for hint in self.hints)]
 
 
@@ -184,6 +188,7 @@ def _finding(
         between=[v.name for v in between],
         parameters=[*value.parameters, *(p for v in between for p in v.parameters)],
         kernel=_kernel(case),
+        family=case.a.header.family,
         hints=list(hints(case, weights)),
     )
 

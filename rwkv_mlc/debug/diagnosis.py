@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..artifact import Artifact
-from ..engine.engine import Engine
 from ..models import ModelOptions
+from ..schema import Family
 from ..weights.checkpoint import Checkpoint
 from .compare import Comparison, compare
 from .dump import Dump
+from .family import runner_of
 from .library import dump_library
 from .package import dump_package
 from .recipe import Recipe
@@ -40,14 +41,15 @@ def diagnose(
     recipe: Recipe,
     device: str = "auto",
     *,
+    family: Family | None = None,
     with_package: bool = False,
     rtol: float | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Diagnosis:
-    """Dump the artifact's library on ``device`` and the checkpoint, by the reference or by the ``rwkv`` package, and compare
-    them as ``compare`` does, and the weights. ``tell`` hears what is being done.
+    """Dump the artifact's library on ``device``, as ``runner_of`` finds it, and the checkpoint, by the reference or by the
+    ``rwkv`` package, and compare them as ``compare`` does, and the weights. ``tell`` hears what is being done.
 
-    Raises UserError for a damaged artifact, a checkpoint of another model, and as ``Engine`` and the two dumps do."""
+    Raises UserError for a damaged artifact, a checkpoint of another model, and as ``runner_of`` and the two dumps do."""
     options = ModelOptions(
         head_size_divisor=artifact.record.head_size_divisor,
         rescale_every=artifact.config.rescale_every,
@@ -58,7 +60,7 @@ def diagnose(
     dump = dump_package if with_package else dump_checkpoint
     right = dump(checkpoint, recipe, artifact.scheme, options=options)
     tell(f"Dumping {artifact.name}...")
-    found = dump_library(Engine(artifact.path, device), recipe)
+    found = dump_library(artifact, runner_of(artifact, device, family), recipe)
     tell("Comparing...")
     comparison = compare(found, right, rtol, weights)
     return Diagnosis(found, right, comparison, different_weights(weights, checkpoint, options=options))

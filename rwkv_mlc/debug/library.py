@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..artifact import Artifact
 from ..bench.breakdown import instrumented
-from ..engine.engine import Engine
 from ..engine.runner import Runner
 from ..engine.state import State
 from ..engine.tvm_runtime import to_numpy
@@ -83,26 +83,27 @@ class Tracer:
         return found | _states(self.runner, self.state)
 
 
-def dump_library(engine: Engine, recipe: Recipe) -> Dump:
-    """Raises UserError for a library that does not name its values, and as ``Recipe.check``."""
-    tracer = Tracer(engine.runner)
-    tensors = record(engine.config, recipe, tracer.step)
+def dump_library(artifact: Artifact, runner: Runner, recipe: Recipe) -> Dump:
+    """What a library of the artifact computes. Raises UserError for one that does not name its values, and as
+    ``Recipe.check``."""
+    tracer = Tracer(runner)
+    tensors = record(artifact.config, recipe, tracer.step)
     functions = {"prefill": "prefill", "decode": tracer.separate}
     kernels = tracer.kernels()
     computed = ((name, kernels[functions[name.partition("/")[0].partition(".")[0]]]) for name in tensors)
-    artifact = engine.artifact
     header = DumpHeader(
         source="library",
         name=artifact.name,
         sha256=artifact.record.source_sha256,
-        config=engine.config,
+        config=artifact.config,
         quantization=artifact.scheme.name,
         activations=activations(tracer, tensors),
         tokens=list(recipe.tokens),
         decoded=recipe.decoded,
         chunk=recipe.chunk,
         target=tracer.target,
-        device=str(engine.runner.device),
+        device=str(runner.device),
+        family=runner.metadata.family,
         kernels={name: by[value] for name, by in computed if (value := name.partition("/")[2]) in by},
         notes=tracer.notes,
     )

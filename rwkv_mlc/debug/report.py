@@ -110,6 +110,7 @@ def _facts(a: DumpHeader, b: DumpHeader) -> str:
         "activations",
         "target",
         "device",
+        "family",
         "tokens",
         "decoded",
         "chunk",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from rwkv_mlc import reference
 from rwkv_mlc.artifact import Artifact
@@ -24,7 +26,7 @@ from rwkv_mlc.models import ModelOptions
 from rwkv_mlc.models.values import place
 from rwkv_mlc.schema import DumpHeader
 from rwkv_mlc.weights import open_checkpoint
-from support.compiled import in_memory
+from support.compiled import in_memory, only
 from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
@@ -434,6 +436,29 @@ def test_debug(demo, tmp_path, capsys):
     assert main([*command, str(DEMO), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"] == []
     assert main(["debug", str(DEMO), "--against", str(DEMO)]) == 2
+
+
+def test_debug_with_a_plain_library(demo, tmp_path, capsys):
+    """What lies between two values of the artifact's own library is named at its place, and nothing is left of the other."""
+    tensors = load_file(DEMO / "model.safetensors")
+    tensors["rwkv.blocks.1.ln1.bias"] += 0.1
+    other = tmp_path / DEMO.name
+    shutil.copytree(DEMO, other)
+    save_file(tensors, other / "model.safetensors")
+    command = ["debug", str(demo), "--tokens", "5,9,200,31", "--decode", "0", "--against", str(other)]
+    assert main(command) == 1
+    said, before = capsys.readouterr().out, sorted(demo.rglob("*"))
+    assert "A: rwkv-5-village-q0f32 (fused library, float32)\n" in said
+    assert "inputs of prefill/blocks.1.att.mixed_" in said
+    assert (
+        "Between them, and not in both dumps: blocks.1.ln1. It may as well be there: --family plain says where." in said
+    )
+    with only(["prefill"]):
+        assert main([*command, "--family", "plain"]) == 1
+    said = capsys.readouterr().out
+    assert "A: rwkv-5-village-q0f32 (plain library, float32)\n" in said
+    assert "inputs of prefill/blocks.1.ln1 agree" in said and "Between them" not in said
+    assert sorted(demo.rglob("*")) == before
 
 
 def test_weights_that_are_not_the_checkpoints(demo):

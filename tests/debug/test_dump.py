@@ -177,7 +177,8 @@ def test_library_gives_what_its_kernels_write(generation, scheme, compiled):
 
 
 def test_a_library_and_its_artifact(demo, tmp_path):
-    library, numpy = dump_library(Engine(demo), RECIPE), dump_artifact(Engine(demo).artifact, RECIPE)
+    engine = Engine(demo)
+    library, numpy = dump_library(engine.artifact, engine.runner, RECIPE), dump_artifact(engine.artifact, RECIPE)
     assert library.header.target == "llvm" and library.header.notes == []
     assert library.header.kernels["prefill/blocks.0.att.wkv"].startswith("wkv5")
     assert library.header.sha256 == numpy.header.sha256 == Engine(demo).artifact.record.source_sha256
@@ -265,6 +266,7 @@ def test_command(demo, checkpoint, tmp_path, capsys):
         [path],
         [str(demo), "--with", "rwkv"],
         [str(demo), "--tokens", "99999"],
+        [str(demo), "--family", "plain", "--reference"],
         [path, "--reference", "--prompt", "x"],
     ):
         assert main(["dump", *wrong]) == 2
