@@ -17,7 +17,7 @@ from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
 from ..config import RWKVConfig
 from ..errors import UserError
 from ..escaping import quoted
-from ..quantization.schemes import Scheme, get_scheme
+from ..quantization.schemes import DEFAULT_SCHEME, Scheme, get_scheme
 from ..weights.lora import merged
 from ..weights.random import RANDOM
 from . import events
@@ -48,7 +48,7 @@ class Built:
 def build(
     model: str | Path,
     target: str = "auto",
-    quantization: str = "q4f16_1",
+    quantization: str = DEFAULT_SCHEME,
     artifact_path: str | Path = ARTIFACTS,
     options: BuildOptions = BuildOptions(),
     *,
@@ -112,7 +112,7 @@ def build(
 def convert_weight(
     model: str | Path,
     folder: Path,
-    quantization: str = "q4f16_1",
+    quantization: str = DEFAULT_SCHEME,
     options: BuildOptions = BuildOptions(),
     observe: Observer = silent,
 ) -> Conversion:
@@ -126,7 +126,7 @@ def convert_weight(
 def gen_config(
     model: str | Path,
     folder: Path,
-    quantization: str = "q4f16_1",
+    quantization: str = DEFAULT_SCHEME,
     options: BuildOptions = BuildOptions(),
     observe: Observer = silent,
 ) -> Path:

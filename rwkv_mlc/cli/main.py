@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -11,13 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
 
 from .. import __version__
 from ..errors import UserError
-from ..escaping import with_short_words
 from . import bench, build, chat, compare, debug, dump, generate, inspect, logits, verify
 from .faults import lacks_memory, say_error, sentence
+from .parser import Parser
 
 EXIT_USAGE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 70, 130, 141
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
@@ -102,18 +100,12 @@ def _noted_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class Parser(argparse.ArgumentParser):
-    """Its sentences are as short as those of ``UserError``, whatever they quote."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(with_short_words(message))
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="rwkv-mlc", description="Compile RWKV language models and run them.")
     parser.add_argument("--version", action="version", version=f"rwkv-mlc {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     build.add_parsers(subparsers)
     for verb in (chat, generate, logits, inspect, bench, verify, dump, compare, debug):
         verb.add_parser(subparsers)
+    parser.commands = subparsers.choices
     return parser

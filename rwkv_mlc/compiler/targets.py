@@ -231,6 +231,8 @@ TARGETS: dict[str, Callable[[dict], CompileTarget]] = {
     ),
     "android-cpu": _android_cpu,
 }
+OTHER_NAMES = {"cpu": "llvm"}
+"""What targets are called elsewhere, by what resembles none of their names."""
 
 
 def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
@@ -241,7 +243,8 @@ def resolve_target(text: str, mcpu: str | None = None) -> CompileTarget:
         device = "cpu" if mcpu else best_device()
         kind = "llvm" if device == "cpu" else device
     if kind not in TARGETS:
-        near = difflib.get_close_matches(kind, TARGETS, 1)
+        name = kind.lower()
+        near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, TARGETS, 1)
         hint = f"did you mean {near[0]}? Valid" if near else "valid"
         raise UserError(f"Unknown target {quoted(kind)}; {hint} are auto, {', '.join(TARGETS)}.")
     if mcpu:

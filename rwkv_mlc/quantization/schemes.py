@@ -151,11 +151,19 @@ SCHEMES: dict[str, Scheme] = {
         _uniform("q8f16_1", GroupForm(8, 32, "float16")),
     )
 }
+DEFAULT_SCHEME = "q4f16_1"
 
 
 def get_scheme(name: str) -> Scheme:
     """The scheme of this name. Raises UserError that lists the names and suggests the nearest."""
     if name not in SCHEMES:
-        near = difflib.get_close_matches(name, SCHEMES, 1, cutoff=0.0)[0]
-        raise UserError(f"Unknown quantization {name!r}; did you mean {near}? Valid are {', '.join(SCHEMES)}.")
+        raise UserError(
+            f"Unknown quantization {name!r}; did you mean {_near(name.lower())}? Valid are {', '.join(SCHEMES)}."
+        )
     return SCHEMES[name]
+
+
+def _near(name: str) -> str:
+    """Of what begins so the default, or else the first; where nothing does, what resembles it most."""
+    begun = [scheme for scheme in SCHEMES if scheme.startswith(name)]
+    return DEFAULT_SCHEME if DEFAULT_SCHEME in begun else [*begun, *difflib.get_close_matches(name, SCHEMES, 1, 0.0)][0]
