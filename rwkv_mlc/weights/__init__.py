@@ -6,13 +6,14 @@ import os
 import re
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..errors import UserError
 from ..escaping import shortened
 from ..regular_files import check_name, size_of
 from ..text_encoding import lines_in_utf8
 from . import gguf, hub, huggingface, pth, rwkv_cpp
+from .adapters import MODEL, content_of
 from .checkpoint import Checkpoint, LazyTensor
 from .folder import Facts, read_facts
 
@@ -56,6 +57,8 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     for file in weights.files:
         content = read_file(file)
         tensors |= weights.of_file(file, content.tensors)
+    if (held := content_of(tensors)) not in (MODEL, None):
+        raise UserError(f"{source} is {held.what}, not a model; {held.advice}.")
     weights.check_complete(tensors)
     tensors = huggingface.blinkdl_names(tensors)
     own = path.is_dir() or weights.named_for_folder
@@ -101,8 +104,9 @@ class FileContent(NamedTuple):
     layer_norm_epsilon: float | None = None
 
 
-def read_file(path: Path) -> FileContent:
-    """What a file holds, whose format is told by its first bytes."""
+def read_file(path: Path, what: Literal["checkpoint", "LoRA", "tuned state"] = "checkpoint") -> FileContent:
+    """What a file holds, whose format is told by its first bytes. Raises UserError for one of no known format, which is then no
+    ``what``."""
     try:
         size_of(path)
         with open(path, "rb") as file:
@@ -124,10 +128,9 @@ def read_file(path: Path) -> FileContent:
         )
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
-    raise UserError(
-        f"{path} is no checkpoint ({'first bytes ' + head[:8].hex(' ') if head else 'it is empty'}); expected a "
-        "PyTorch .pth or .bin, a safetensors, GGUF or rwkv.cpp file."
-    )
+    found = f"first bytes {head[:8].hex(' ')}" if head else "it is empty"
+    others = ", safetensors, GGUF or rwkv.cpp" if what == "checkpoint" else " or safetensors"
+    raise UserError(f"{path} is no {what} ({found}); expected a PyTorch (.pth, .bin){others} file.")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

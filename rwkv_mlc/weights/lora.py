@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -21,13 +20,12 @@ from ..escaping import listed_problems
 from ..models import detect_config, generation_of
 from ..typed_json import Schema, read
 from . import read_file
+from .adapters import THIN, content_of, own_name
 from .checkpoint import Checkpoint, LazyTensor, MergedLora
 from .folder import ADAPTER_CONFIG, ADVICE
 from .huggingface import rename
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-WRAPPERS = re.compile(r"(?:_forward_module\.|module\.|base_model\.model\.)+")
-THIN = re.compile(r"(.+)\.lora_([AB])(?:\.default)?(?:\.weight)?")
 
 
 class AdapterConfig(Schema):
@@ -49,25 +47,27 @@ def merged(checkpoint: Checkpoint, path: Path, alpha: float | None = None) -> Ch
     file that cannot be read or holds no LoRA, for an unknown alpha, and for one whose tensors do not all fit the model, with
     a list of those."""
     file, config = _file_of(path)
-    stored = read_file(file).tensors
+    stored = read_file(file, "LoRA").tensors
     alpha = config.lora_alpha if alpha is None else alpha
-    if alpha is None:
-        raise UserError(f"{file} does not say the alpha that it was trained with; give it with --lora-alpha N.")
     rules = generation_of(detect_config(checkpoint.shapes)).hugging_face_names
     thin: dict[str, dict[str, LazyTensor]] = {}
     whole: dict[str, LazyTensor] = {}
     for name, tensor in stored.items():
-        name = WRAPPERS.sub("", name, count=1) if WRAPPERS.match(name) else name
+        name = own_name(name)
         if pair := THIN.fullmatch(name):
             target = rename(f"{pair[1]}.weight", rules)
             target = target if target in checkpoint.tensors else rename(pair[1], rules)
             thin.setdefault(target, {})[pair[2]] = tensor
         else:
             whole[rename(name, rules)] = tensor
+    if not thin and (content := content_of(stored)):
+        raise UserError(f"{file} is {content.what}, not a LoRA; {content.advice}.")
     if not thin:
         raise UserError(
             f"{file} holds no LoRA: none of its tensors is called lora_A or lora_B; give the adapter's own file."
         )
+    if alpha is None:
+        raise UserError(f"{file} does not say the alpha that it was trained with; give it with --lora-alpha N.")
     if problems := list(_problems(checkpoint.shapes, thin, whole)):
         count = "1 of its tensors does" if len(problems) == 1 else f"{len(problems)} of its tensors do"
         raise UserError(

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..escaping import listed, listed_problems
 from ..models import GENERATIONS, generation_of
 from . import read_file
-from .lora import WRAPPERS
+from .adapters import TUNED_STATE, content_of, own_name
 
 NAME = "blocks.{}.att.time_state"
 
@@ -33,10 +33,11 @@ def read_tuned_state(path: Path, config: RWKVConfig) -> dict[str, np.ndarray]:
         )
     if not path.exists():
         raise UserError(f"There is no file {path}; give what state tuning has saved.")
-    tensors = read_file(path).tensors
-    stored = {WRAPPERS.sub("", name, count=1) if WRAPPERS.match(name) else name: t for name, t in tensors.items()}
+    stored = {own_name(name): tensor for name, tensor in read_file(path, "tuned state").tensors.items()}
     shape = (config.num_heads, config.head_size, config.head_size)
     names = {NAME.format(layer): f"blocks.{layer}.{tuned.role}" for layer in range(config.num_hidden_layers)}
+    if names.keys().isdisjoint(stored) and (content := content_of(stored)) not in (TUNED_STATE, None):
+        raise UserError(f"{path} is {content.what}, not a tuned state; {content.advice}.")
     problems = [f"missing {name}" for name in names if name not in stored]
     problems += [f"unknown {name}" for name in stored if name not in names]
     problems += [

@@ -194,9 +194,15 @@ def test_what_is_no_lora_to_merge(tmp_path):
     alone = save(tmp_path / "lora.safetensors", rwkv_lm(pairs))
     folders = {name: peft_folder(tmp_path / name, pairs, **{name: True}) for name in ("use_dora", "fan_in_fan_out")}
     (tmp_path / "empty").mkdir()
+    state = save(tmp_path / "state.safetensors", {"blocks.0.att.time_state": np.ones((2, 32, 32))})
+    other, text = save(tmp_path / "other.safetensors", {"x": np.ones(3)}), tmp_path / "text"
+    text.write_text("he who has no LoRA")
     for source, alpha, message in [
         (alone, None, "does not say the alpha that it was trained with; give it with --lora-alpha N"),
-        (path, 8, "holds no LoRA: none of its tensors is called lora_A or lora_B"),
+        (path, None, "base.safetensors is a whole model, not a LoRA; give the file that was trained for it"),
+        (state, None, "is a tuned state, not a LoRA; give it with --state, beside --model"),
+        (other, 8, "holds no LoRA: none of its tensors is called lora_A or lora_B"),
+        (text, 8, "is no LoRA .first bytes 68 65.*; expected a PyTorch .* or safetensors file"),
         (tmp_path / "empty", 8, "holds no LoRA; expected adapter_model.safetensors"),
         (tmp_path / "nowhere", 8, "There is no LoRA"),
         (folders["use_dora"], None, "asks for use_dora, and only plain LoRAs"),
@@ -206,6 +212,22 @@ def test_what_is_no_lora_to_merge(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             merged(checkpoint, source, alpha)
+
+
+def test_what_is_no_model(tmp_path):
+    """Nor a whole one of which a LoRA's trainer saved both: that is told by its tensors, as before."""
+    _, weights = model(tmp_path)
+    lora = save(tmp_path / "lora.safetensors", rwkv_lm(pairs_of(weights)))
+    state = save(tmp_path / "state.safetensors", {"_forward_module.blocks.0.att.time_state": np.ones((2, 32, 32))})
+    for file, message in (
+        (lora, "is a LoRA, not a model; give it with --lora, beside --model"),
+        (state, "is a tuned state, not a model; give it with --state, beside --model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_checkpoint(str(file))
+    both = open_checkpoint(str(save(tmp_path / "both.safetensors", weights | rwkv_lm(pairs_of(weights)))))
+    with pytest.raises(UserError, match="unknown blocks.0.att.receptance.lora_A"):
+        resolve(both)
 
 
 def test_the_artifact_says_what_was_merged(tmp_path, capsys):

@@ -115,12 +115,14 @@ def test_agrees_with_rwkv_package(generation, tmp_path, monkeypatch):
         (tuned(layers=1), ": missing blocks.1.att.time_state."),
         (tuned(layers=3), ": unknown blocks.2.att.time_state."),
         ({**tuned(), "emb.weight": np.ones((3, 3), np.float32)}, ": unknown emb.weight."),
+        (model("5.2"), "state.safetensors is a whole model, not a tuned state; give the file that was trained for it."),
+        ({"blocks.0.att.key.lora_A": np.ones((3, 3))}, "is a LoRA, not a tuned state; give it with --lora, beside"),
         (
             {**tuned(), "blocks.1.att.time_state": np.full((2, 32, 32), np.nan, np.float32)},
             "holds NaN or infinite values for",
         ),
     ],
-    ids=["heads", "a layer less", "a layer more", "a model", "NaN"],
+    ids=["heads", "a layer less", "a layer more", "an embedding", "a model", "a LoRA", "NaN"],
 )
 def test_files_of_other_models(tensors, message, tmp_path):
     config = detect_config({name: array.shape for name, array in model("5.2").items()})
@@ -128,6 +130,9 @@ def test_files_of_other_models(tensors, message, tmp_path):
     with pytest.raises(UserError) as raised:
         read_tuned_state(path, config)
     assert message in str(raised.value) and str(raised.value).count(". ") == 0
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is no tuned state .it is empty.; expected a PyTorch .* or safetensors file"):
+        read_tuned_state(path, config)
 
 
 def test_generations_without_heads_have_no_such_state(tmp_path, capsys):
