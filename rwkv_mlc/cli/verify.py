@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import UserError
 from ..escaping import escaped_values
 from .arguments import named_path
 from .faults import say
@@ -37,14 +36,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        from ..verification import verify
-    except ModuleNotFoundError as error:
-        if error.name != "lief":
-            raise
-        raise UserError(
-            "verify reads libraries with lief, which is not installed; run pip install rwkv_mlc[verify]."
-        ) from None
+    from ..verification import verify
 
     reports = verify(args.path, args.run_it)
     if args.json:

@@ -9,6 +9,8 @@ from ..weights.checkpoint import Checkpoint
 from .dump import Dump
 from .recipe import Recipe
 
+INSTALL = "pip install 'rwkv_mlc[rwkv]'"
+
 
 def dump_package(
     checkpoint: Checkpoint, recipe: Recipe, scheme: Scheme | None = None, options: ModelOptions = ModelOptions()
@@ -19,4 +21,6 @@ def dump_package(
 
         return dump_chatrwkv(checkpoint, recipe, scheme, options)
     except ImportError as error:
-        raise UserError(f"--with rwkv needs the packages rwkv and torch ({error}); install rwkv_mlc[test].") from None
+        raise UserError(
+            f"--with rwkv needs the packages rwkv and torch ({error}); install them with {INSTALL}."
+        ) from None

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .report import verify
+from .verify import verify
 
 __all__ = ["verify"]

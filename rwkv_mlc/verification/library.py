@@ -21,6 +21,8 @@ BLOB = "__tvm_ffi__library_bin"
 CONTEXT = "__tvm_ffi__library_ctx"
 FUNCTION = "__tvm_ffi_"
 LARGEST_FILE, LARGEST_OBJECTS = 1 << 30, 1 << 28  # bytes
+ELF_HEADER, MACHO_HEADER = 64, 32  # bytes
+ARCHIVE_END = bytes(1024)
 GZIP = b"\x1f\x8b"
 
 lief.logging.disable()
@@ -50,7 +52,7 @@ class Library:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); name a library or an artifact.") from None
         except (tarfile.TarError, EOFError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); name a library that build wrote.") from None
+            raise UserError(f"{path} cannot be read ({error}); name a whole library that build wrote.") from None
         if not binaries or not all(isinstance(binary, lief.ELF.Binary | lief.MachO.Binary) for binary in binaries):
             raise UserError(f"{path} is no ELF or Mach-O library and no .tar of objects; name one that build wrote.")
         exports = {name for binary in binaries for name in _defined(binary)}
@@ -93,8 +95,10 @@ class Library:
 
 
 def _objects(data: bytes) -> list[lief.Binary | None]:
-    """Raises ValueError for a member that says to be larger than the archive is."""
+    """Raises ValueError for an archive without its end, and for a member that says to be larger than the archive is."""
     data = _uncompressed(data)
+    if data and not data.endswith(ARCHIVE_END):
+        raise ValueError("it is cut, or no archive")
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         members = [member for member in archive.getmembers() if member.isfile()]
         if any(member.size > len(data) for member in members):
@@ -117,9 +121,24 @@ def _uncompressed(data: bytes) -> bytes:
 
 
 def _parse(data: bytes) -> lief.Binary | None:
-    """The first architecture of a Mach-O for several, which always comes wrapped as if there were."""
+    """The first architecture of a Mach-O for several, which always comes wrapped as if there were. Raises ValueError for less
+    than the headers speak of."""
     parsed = lief.parse(io.BytesIO(data))
-    return parsed.take(parsed.at(0).header.cpu_type) if isinstance(parsed, lief.MachO.FatBinary) else parsed
+    binary = parsed.take(parsed.at(0).header.cpu_type) if isinstance(parsed, lief.MachO.FatBinary) else parsed
+    if isinstance(binary, lief.ELF.Binary | lief.MachO.Binary) and len(data) < (whole := _extent(binary)):
+        raise ValueError(f"it is cut or damaged: it has {len(data):,} bytes, and by its headers {whole:,}")
+    return binary
+
+
+def _extent(binary: lief.ELF.Binary | lief.MachO.Binary) -> int:
+    """How many bytes the file has by what its headers say."""
+    header = binary.header
+    if isinstance(binary, lief.MachO.Binary):
+        own, ends = MACHO_HEADER + header.sizeof_cmds, [s.file_offset + s.file_size for s in binary.segments]
+    else:
+        own = max(ELF_HEADER, header.section_header_offset + header.numberof_sections * header.section_header_size)
+        ends = [s.file_offset + s.physical_size for s in binary.segments]
+    return max([own, *ends])
 
 
 def _c_name(binary: lief.Binary, symbol: lief.Symbol) -> str:

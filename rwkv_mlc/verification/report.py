@@ -1,12 +1,11 @@
-"""What ``rwkv-mlc verify`` tells, as data."""
+"""What ``rwkv-mlc verify`` tells of a library, as data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Artifact, BuildRecord
-from ..artifact.names import BUILD_RECORD
+from ..artifact import Artifact
 from ..errors import UserError
 from ..library_format import ALL
 from .checks import run_checks
@@ -14,37 +13,17 @@ from .fatbin import read_fatbin, read_resources
 from .library import Library
 
 
-def verify(path: Path, run: bool = False) -> list[dict[str, Any]]:
-    """For an artifact's folder each of its libraries, for a library that one: what is inside, by ``describe``, and the
-    ``checks``, each with ``check``, ``status`` ("passed", "failed" or "skipped") and ``detail``. No library is loaded, unless
-    ``run`` asks for it: then those for devices of this machine are run, each in a process of its own.
-
-    Raises UserError where there is none, and for a file that is no library."""
-    if not path.exists():
-        raise UserError(f"There is no {path}; name an artifact's folder or a library.")
-    folder = path if path.is_dir() else path.parent
-    artifact = Artifact.open(folder) if path.is_dir() or _lists(folder, path) else None
-    if artifact is None:
-        return [_report(Library.open(path), run=run)]
-    records = artifact.libraries().items()
-    chosen = [(target, record) for target, record in records if path.is_dir() or record.path.name == path.name]
-    if not chosen:
-        raise UserError(f"{path} has no library; write one with rwkv-mlc compile {path}.")
-    return [
-        {"target": target, **_report(Library.open(record.path), artifact, target, run)} for target, record in chosen
-    ]
-
-
-def _lists(folder: Path, library: Path) -> bool:
-    """Whether ``folder`` is an artifact with this library in its record."""
-    if not (folder / BUILD_RECORD).is_file():
-        return False
-    return any(record.path.name == library.name for record in BuildRecord.read(folder).libraries.values())
-
-
-def _report(
-    library: Library, artifact: Artifact | None = None, target: str | None = None, run: bool = False
+def report(
+    path: Path, artifact: Artifact | None = None, target: str | None = None, run: bool = False
 ) -> dict[str, Any]:
+    """What is inside the library ``path``, by ``describe``, and its ``checks``; ``artifact`` is the one whose library for
+    ``target`` it is. Raises UserError for a file that is no library, or a damaged one."""
+    try:
+        library = Library.open(path)
+    except UserError:
+        if artifact is not None and target is not None:
+            artifact.library(target)  # which says so where the file is not the one that was built
+        raise
     try:
         described = describe(library)
     except ValueError as error:

@@ -381,10 +381,26 @@ def test_verify_without_lief(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lief", None)
     for name in [name for name in sys.modules if name.startswith("rwkv_mlc.verification")]:
         monkeypatch.delitem(sys.modules, name)
-    assert main(["verify", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        "error: verify reads libraries with lief, which is not installed; run pip install rwkv_mlc[verify].\n"
-    )
+    (tmp_path / "library.so").touch()
+    for name, message in (
+        (
+            "library.so",
+            "verify reads libraries with lief, which is not installed; install it with pip install 'rwkv_mlc[verify]'.",
+        ),
+        ("nowhere", f"There is no {tmp_path}/nowhere; name an artifact's folder or a library."),
+    ):
+        assert main(["verify", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize("target", ["metal", "android", ONE_ARCHITECTURE])
+def test_verify_says_what_is_cut(small, tmp_path, capsys, target):
+    path = small(target)
+    cut = tmp_path / f"cut{path.suffix}"
+    for size in (100, 5000, path.stat().st_size // 2, path.stat().st_size - 1):
+        cut.write_bytes(path.read_bytes()[:size])
+        assert main(["verify", str(cut)]) == 2
+        assert "cut cannot be read (it is cut" in capsys.readouterr().err.replace(path.suffix, "")
 
 
 def test_verify_refuses_another_shared_library(capsys):
@@ -405,9 +421,13 @@ def test_verify_runs_an_artifact_of_this_cpu(demo, tmp_path, capsys):
     folder = tmp_path / demo.name
     shutil.copytree(demo, folder)
     library = Artifact.open(folder).library("llvm").path
-    library.write_bytes(library.read_bytes() + b" ")
+    whole = library.read_bytes()
+    library.write_bytes(whole + b" ")
     assert main(["verify", str(folder)]) == 1
     assert "is damaged: its checksum differs" in capsys.readouterr().out
+    library.write_bytes(whole[:1000])
+    assert main(["verify", str(folder)]) == 2
+    assert "is damaged: its checksum differs; run rwkv-mlc compile" in capsys.readouterr().err
 
 
 def test_objects_for_the_cpu_of_a_phone_compute(demo, aarch64, tmp_path, monkeypatch):

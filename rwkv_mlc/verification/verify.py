@@ -1,0 +1,53 @@
+"""Which libraries a path names, and what is told of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..artifact import Artifact, BuildRecord
+from ..artifact.names import BUILD_RECORD
+from ..errors import UserError
+
+INSTALL = "pip install 'rwkv_mlc[verify]'"
+
+
+def verify(path: Path, run: bool = False) -> list[dict[str, Any]]:
+    """For an artifact's folder each of its libraries, for a library that one: what is inside, by ``describe``, and the
+    ``checks``, each with ``check``, ``status`` ("passed", "failed" or "skipped") and ``detail``. No library is loaded, unless
+    ``run`` asks for it: then those for devices of this machine are run, each in a process of its own.
+
+    Raises UserError where there is none, for a file that is no library, and where lief, which reads them, is not installed."""
+    if not path.exists():
+        raise UserError(f"There is no {path}; name an artifact's folder or a library.")
+    folder = path if path.is_dir() else path.parent
+    artifact = Artifact.open(folder) if path.is_dir() or _lists(folder, path) else None
+    if artifact is None:
+        return [_report(path, run=run)]
+    records = artifact.libraries().items()
+    chosen = [(target, record) for target, record in records if path.is_dir() or record.path.name == path.name]
+    if not chosen:
+        raise UserError(f"{path} has no library; write one with rwkv-mlc compile {path}.")
+    return [{"target": target, **_report(record.path, artifact, target, run)} for target, record in chosen]
+
+
+def _lists(folder: Path, library: Path) -> bool:
+    """Whether ``folder`` is an artifact with this library in its record."""
+    if not (folder / BUILD_RECORD).is_file():
+        return False
+    return any(record.path.name == library.name for record in BuildRecord.read(folder).libraries.values())
+
+
+def _report(
+    path: Path, artifact: Artifact | None = None, target: str | None = None, run: bool = False
+) -> dict[str, Any]:
+    """What is inside and the checks: ``report.report``."""
+    try:
+        from .report import report
+    except ModuleNotFoundError as error:
+        if error.name != "lief":
+            raise
+        raise UserError(
+            f"verify reads libraries with lief, which is not installed; install it with {INSTALL}."
+        ) from None
+    return report(path, artifact, target, run)
