@@ -93,7 +93,7 @@ class Session:
         self.settings = options.given_settings(args)
         self.think = args.think
         self.tools = read_tools(args.tools) if args.tools else []
-        self.interrupted = self.warned = False
+        self.interrupted = False
         self.load_model(self.model)
         if args.state:
             self.chat.load(args.state)
@@ -137,10 +137,7 @@ class Session:
             print(flush=True)
         self._warn_of_length()
         self._name_calls()
-        answer = self.chat.answer
-        if answer and answer.finish_reason == "length" and answer.reasoning and not answer.text:
-            count = len(answer.tokens)
-            print(f"The {count} tokens were thoughts alone; /set max_tokens={4 * count} allows more.", file=sys.stderr)
+        self._tell_of_mere_thoughts()
 
     def _warn_of_length(self) -> None:
         """Once a conversation."""
@@ -154,6 +151,16 @@ class Session:
                 "trained on; where it gets worse, /reset starts afresh.",
                 file=sys.stderr,
             )
+
+    def _tell_of_mere_thoughts(self) -> None:
+        answer = self.chat.answer
+        if answer is None or answer.text or not answer.reasoning:
+            return
+        count = len(answer.tokens)
+        if answer.finish_reason == "length":
+            print(f"The {count} tokens were thoughts alone; /set max_tokens={4 * count} allows more.", file=sys.stderr)
+        elif answer.finish_reason == "stop":
+            print("The answer ended amid its thoughts; /retry begins it once more.", file=sys.stderr)
 
     def _name_calls(self) -> None:
         if self.tools and (calls := self.chat.calls):
@@ -194,11 +201,12 @@ class Session:
         if self.system is not None:
             engine.template = engine.template.model_copy(update={"system_message": self.system})
         self.chat = Chat(engine, engine.chat_params(**self.settings), self.think, self.tools)
-        self.model = path
+        self.model, self.warned = path, False
         print("System prompts finished", flush=True)
 
     def _reset(self, _: str) -> None:
         self.chat.reset()
+        self.warned = False
         print("RESET CHAT SUCCESS")
 
     def _set(self, argument: str) -> None:
@@ -219,6 +227,7 @@ class Session:
 
     def _load(self, argument: str) -> None:
         self.chat.load(_path(argument))
+        self.warned = False
         say(f"Go on from {argument}")
 
     def _tools(self, argument: str) -> None:
@@ -228,6 +237,7 @@ class Session:
             tools = [] if argument == "none" else read_tools(_path(argument))
             self.chat.tools = self.tools = tools
             self.chat.reset()
+            self.warned = False
         names = ", ".join(map(tool_name, self.tools))
         say(f"The model may call {names}" if names else "The model is offered no functions")
 

@@ -89,13 +89,13 @@ class Chat:
             answer.settle()
 
     def retry(self) -> Generator[str]:
-        """The same for the last message once more, with the settings of now: the answer to it counts as never given. Raises
+        """The same for the last message once more, with the settings of now; its earlier answer counts as never given. Raises
         UserError where nothing was said since the conversation began or was loaded."""
         if self._sent is None:
             raise UserError("There is no message to be answered once more; send one.")
         if self._before is not None:
             self.state = self._before
-        yield from self.send(*self._sent)
+        return self.send(*self._sent)
 
     def send_result(self, result: Any) -> Generator[str]:
         """The same for what a function gave that the model called: a text, or data of JSON's types."""

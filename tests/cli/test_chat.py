@@ -311,6 +311,35 @@ def test_thoughts_that_take_all_tokens(monkeypatch, capsys, thinker):
     assert err == "The 5 tokens were thoughts alone; /set max_tokens=20 allows more.\n"
 
 
+def test_a_stop_string_amid_the_thoughts(monkeypatch, capsys, thinker):
+    """Nothing is answered, which is said; without it, the message is answered once more."""
+    out, err = chat(monkeypatch, capsys, "Is it?\n/set stop=,\n", thinker, "--think", "on", "--stop", "see")
+    assert out[:2] == ["Assistant: <think>", "Let me\x1b[0m"] and out[2].startswith("temperature=")
+    assert err == "The answer ended amid its thoughts; /retry begins it once more.\n"
+    _, err = chat(monkeypatch, capsys, "Is it?\n", thinker, "--think", "on")
+    assert err == ""
+
+
+def test_ctrl_c_amid_the_thoughts(monkeypatch, capsys, thinker, tmp_path):
+    """The conversation has the message and no answer; once more, it has what it would have had without the first one."""
+    send = Chat.send
+    interrupts = iter([False, False, True])
+
+    def interrupted(self, *arguments):
+        for piece in send(self, *arguments):
+            if next(interrupts, False):
+                signal.raise_signal(signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(Chat, "send", interrupted)
+    lines = f"Is it?\n/save {tmp_path / 'a'}\n/retry\n/save {tmp_path / 'b'}\n"
+    out, err = chat(monkeypatch, capsys, lines, thinker, "--think", "on")
+    assert err == "" and out[:3] == ["Assistant: <think>", "Let", f"Saved the conversation to {tmp_path / 'a'}"]
+    assert out[3:7] == ["Assistant: <think>", "Let me\x1b[0m see.", "</think>", "Yes."]
+    chat(monkeypatch, capsys, f"Is it?\n/save {tmp_path / 'c'}\n", thinker, "--think", "on")
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+
+
 def test_a_generation_with_thoughts(monkeypatch, capsys, thinker, tmp_path):
     arguments = ["generate", str(thinker), "--chat", "--think", "a lot", "--prompt", "Is it?", "--save-state"]
     assert main([*arguments, str(tmp_path / "a"), "--json"]) == 0
@@ -328,9 +357,11 @@ def test_a_conversation_longer_than_the_training_is_warned_of_once(monkeypatch, 
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_config"]["context_length"] = 230
     path.write_text(json.dumps(config), encoding="utf-8")
-    lines = "hello\n" * 4 + "/reset\n" + "hello\n" * 3
+    lines = "hello\n" * 4 + f"/save {tmp_path / 'a'}\n/reset\n" + "hello\n" * 3
     out, err = chat(monkeypatch, capsys, lines, folder, "--temperature", "0", "--max-tokens", "4")
     assert out.count("Assistant: abc") == 7
+    _, again = chat(monkeypatch, capsys, f"/load {tmp_path / 'a'}\nhello\n/load {tmp_path / 'a'}\nhello\nhello", folder)
+    assert again.count("\n") == again.count("more than the 230 of the texts") == 2
     turn = len("User: hello\n\nAssistant: abc\n\n")
     length = len(load_template("rwkv_world").system_prompt()) + turn
     length += -(-(231 - length) // turn) * turn
