@@ -16,6 +16,7 @@ from .engine.compatibility import check_library, read_metadata
 from .engine.devices import device_of, open_device
 from .errors import UserError
 from .models import ModelOptions, Parameter, generation_of, resolve
+from .models.parameter import ParameterRole
 from .quantization.schemes import FloatForm, Scheme
 from .schema import LibraryMetadata
 from .tokenizer import find_vocabulary, load_tokenizer
@@ -27,6 +28,13 @@ from .weights.parameters import map_parameters, read_parameter
 
 BLOCKS = {"float64": (1, 8)} | {form.name: (form.block, form.block_bytes) for form in FORMATS.values()}
 """Elements and bytes of a block, by ``LazyTensor.dtype``."""
+
+KEPT: dict[ParameterRole, str] = {
+    "kept": "one of its inputs is millions of times the others, which few bits would lose",
+    "low_rank": "thin ones, which few bits would harm more than make smaller",
+    "table": "a token reads one row",
+}
+"""Why a scheme of few bits leaves matrices as floats, by their role."""
 
 Progress = Callable[[int, int], None]
 
@@ -67,6 +75,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         "template": artifact.chat_config.conv_template.name,
         "initial_state": state.to_dict() if (state := artifact.chat_config.initial_state) else None,
         "quantization": artifact.scheme.name,
+        "kept": _kept(artifact),
         **_sizes(parameters, sizes, nbytes),
         "bits_per_weight": 8 * sum(nbytes.values()) / sum(sizes.values()),
         "source": {"source": record.source, "format": record.source_format, "sha256": record.source_sha256},
@@ -106,17 +115,17 @@ def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) 
     return map_parameters(measure, _quantized(parameters), progress)
 
 
-def chat_memory(metadata: LibraryMetadata, chunk: int) -> dict[str, int]:
+def chat_memory(metadata: LibraryMetadata, chunk: int, thinks: bool = False) -> dict[str, int]:
     """Bytes that a chat takes at most of the device's memory, by what they are for: the ``parameters``, two ``states``, as a
-    chat keeps the one before the last message, and the largest ``call``, which reads ``chunk`` tokens. On a
-    CPU the program itself comes on top: Python, TVM's runtime and the vocabulary. Raises UserError where the library does not
-    say."""
+    chat keeps the one before the last message, or three where a model ``thinks``, as later turns do not go on from its
+    thoughts, and the largest ``call``, which reads ``chunk`` tokens. On a CPU the program itself comes on top: Python, TVM's
+    runtime and the vocabulary. Raises UserError where the library does not say."""
     prefill, decode = (metadata.functions.get(name) for name in ("prefill", "decode"))
     if prefill is None or decode is None or prefill.memory is None or decode.memory is None:
         raise UserError("The library does not say what its calls allocate; build it again.")
     memory = {
         "parameters": metadata.parameter_bytes,
-        "states": 2 * metadata.state_bytes,
+        "states": (3 if thinks else 2) * metadata.state_bytes,
         "call": prefill.allocated(T=chunk, B=1) + decode.allocated(),
     }
     return memory | {"total": sum(memory.values())}
@@ -184,6 +193,18 @@ def _quantized(parameters: Iterable[Parameter]) -> list[Parameter]:
     return [p for p in parameters if p.role != "vector"]
 
 
+def _kept(artifact: Artifact) -> list[dict[str, Any]]:
+    """The matrices that the artifact holds as floats beside its quantized ones, by their role, and why."""
+    if isinstance(artifact.scheme.matrix, FloatForm):
+        return []
+    stored, kept = artifact.tensors(), []
+    for role, reason in KEPT.items():
+        names = [p.name for p in artifact.model_parameters if p.role == role and p.name in stored]
+        if names:
+            kept.append({"role": role, "dtype": stored[names[0]].dtype, "reason": reason, "tensors": names})
+    return kept
+
+
 def _model(config: RWKVConfig) -> dict[str, Any]:
     states = generation_of(config).states(config)
     per_layer = sum(math.prod(state.shape) for state in states)
@@ -222,7 +243,9 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
         check_library(artifact.library(target))
         open_device(device_of(target))
         metadata = read_metadata(library.path)
-        memory = chat_memory(metadata, metadata.prefill_chunk(artifact.chat_config.prefill_chunk_size))
+        settings = artifact.chat_config
+        thinks = settings.conv_template.think is not None
+        memory = chat_memory(metadata, metadata.prefill_chunk(settings.prefill_chunk_size), thinks)
     except UserError as error:
         problem = str(error)
     return {

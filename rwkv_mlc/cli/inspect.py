@@ -171,11 +171,22 @@ def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if state := summary["initial_state"]:
         yield "texts begin with", f"the state {state['source']}"
     yield "quantization", f"{summary['quantization']}, {summary['bits_per_weight']:.2f} bits per weight"
+    for kept in summary["kept"]:
+        yield f"stays {kept['dtype']}", f"{_named(kept)}: {kept['reason']}"
     yield "source", f"{source['source']} ({source['format']})"
     if lora := summary["lora"]:
         yield "merged", f"{lora['file']}, alpha {lora['alpha']:g}"
     yield "sha256", source["sha256"]
     yield "converted", f"{summary['time']} by {_versions(summary['versions'])}"
+
+
+KINDS = {"kept": "matrices", "low_rank": "low-rank matrices", "table": "tables"}
+
+
+def _named(kept: dict[str, Any]) -> str:
+    """A matrix alone by its name, several by their number."""
+    names = kept["tensors"]
+    return names[0] if len(names) == 1 else f"{len(names)} {KINDS[kept['role']]}"
 
 
 def _library_facts(library: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -187,7 +198,7 @@ def _library_facts(library: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "compiled", f"{library['time']} by {_versions(library['versions'])}"
     yield "runs here", "yes" if library["runs_here"] else f"no: {library['problem']}"
     if memory := library["memory"]:
-        parts = f"parameters {memory['parameters']:,}, two states {memory['states']:,}, a call {memory['call']:,}"
+        parts = f"parameters {memory['parameters']:,}, states {memory['states']:,}, a call {memory['call']:,}"
         yield "memory of a chat", f"{memory['total']:,} bytes: {parts}"
 
 
