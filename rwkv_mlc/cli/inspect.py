@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import UserError
-from ..escaping import escaped_values
+from ..escaping import escaped_values, listed
 from .arguments import integer, path_or_name
 from .faults import say
 from .tables import Table, console, pairs
@@ -173,6 +173,8 @@ def _facts(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "quantization", f"{summary['quantization']}, {summary['bits_per_weight']:.2f} bits per weight"
     for kept in summary["kept"]:
         yield f"stays {kept['dtype']}", f"{_named(kept)}: {kept['reason']}"
+    if wide := model["float32"]:
+        yield "computed in float32", listed(wide)
     yield "source", f"{source['source']} ({source['format']})"
     if lora := summary["lora"]:
         yield "merged", f"{lora['file']}, alpha {lora['alpha']:g}"
