@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,12 +13,15 @@ import numpy as np
 import pytest
 
 from rwkv_mlc import Chat, Engine, Thought, UserError
+from rwkv_mlc.engine.choice import Chooser
 from rwkv_mlc.engine.engine import Answer
 from rwkv_mlc.engine.sequence import Sequence
 from rwkv_mlc.engine.state import State
 from rwkv_mlc.engine.templates import load_template
 from rwkv_mlc.engine.thoughts import ThoughtStream
 from rwkv_mlc.engine.tools import ToolCall
+from rwkv_mlc.tokenizer import load_tokenizer
+from support.paths import ROOT
 
 VECTORS = json.loads((Path(__file__).parent / "generation_vectors.json").read_text(encoding="utf-8"))["thoughts"]
 MODES = {"off": "", "on": "", "a bit": " (think a bit)", "a lot": " (think a lot)"}
@@ -206,6 +211,31 @@ def test_tools(engine, thinking):
     assert (chat.answer.text, chat.calls) == ("Yes.", [])
     result = 'User: Function output:\n{"celsius": 30}\n\nAssistant:'
     assert_same(chat.state, state_after(engine, *turns, result, " Yes.\n\n"))
+
+
+def test_the_page_on_tools_does_what_it_says(demo, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (name,) = re.findall(r'Engine\("(.*)"\)', program)
+    folder = Path(shutil.copytree(demo, tmp_path / name))
+    path = folder / "params" / "mlc-chat-config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"conv_template": load_template("rwkv_g1").to_dict()}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    call = '```json\n{"name": "clock", "arguments": {"town": "Bath"}}\n```'
+    texts = [f">\nI need a clock.\n</think>\n{call}", ">\nNow I know.\n</think>\nHalf past twelve."]
+    encode = load_tokenizer([folder / "params" / "rwkv_vocab.txt"]).encode
+    tokens = iter([token for text in texts for token in [*encode(text), 0]])
+    monkeypatch.setattr(Chooser, "__call__", lambda self, samplers, logits: [next(tokens)])
+    monkeypatch.chdir(tmp_path)
+    exec(program, names := {})
+    printed = capsys.readouterr().out.replace(")(", "")
+    assert (
+        printed == (f"(I need a clock.){call}(Now I know.)Half past twelve.\nIt thought of this: Now I know.\n")
+        and names["chat"].calls == []
+    )
+    results = "User: Function output:\nIt is half past twelve in Bath.\n\nAssistant:", " Half past twelve.\n\n"
+    turns = names["engine"].template.system_prompt(names["tools"]), "User: What time is it in Bath?\n\nAssistant:"
+    assert_same(names["chat"].state, state_after(names["engine"], *turns, f" {call}\n\n", *results))
 
 
 def test_an_answer_that_has_to_be_a_call(engine, thinking):
