@@ -1,10 +1,14 @@
-"""Train a demo model on text that the grammar in ``demo/text.py`` generates, and write it as a Hugging Face folder.
+"""Train a demo model and write it as a Hugging Face folder.
 
     python tools/train_demo.py --generation 5.2 --out configs/demo/rwkv-5-village
+    python tools/train_demo.py --generation 7 --task reversal --out configs/demo/rwkv-7-reverser
 
-Needs ``torch`` and ``safetensors``. ``heldout.txt`` is written beside the folder. An assistant's answers
-weigh more in the loss than other text; in the last fifth of the training every second step sees the matrices on their
-4-bit grid (straight-through), so that the model stays good under q4f16_1.
+Needs ``torch`` and ``safetensors``. ``--checkpoint FILE`` keeps what is needed to go on after an interruption.
+
+The village is text that the grammar in ``demo/text.py`` generates; ``heldout.txt`` is written beside the folder. An
+assistant's answers weigh more in the loss than other text; in the last fifth of the training every second step sees the
+matrices on their 4-bit grid (straight-through), so that the model stays good under q4f16_1. Of strings to reverse the
+answers alone count, and such a model never sees a grid: it is there to show what one costs.
 """
 
 from __future__ import annotations
@@ -13,23 +17,26 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
-from demo.corpus import build_vocabulary, contexts, held_out_text
-from demo.folder import CONTEXT_LENGTH, write_folder
-from demo.measure import baselines, is_matrix, perplexity, quantized
-from demo.model import RWKV, Size
-from demo.vocabulary import Vocabulary
+from demo.batch import batch_of
+from demo.folder import write_folder
+from demo.generations import GENERATIONS, Model, model_of
+from demo.measure import is_matrix, quantized
+from demo.tasks import TASKS, Task
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+SAVED_EVERY = 100  # steps
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: ``steps`` updates on ``batch`` segments of ``length`` tokens; the state is carried through the
+    """How to train: ``steps`` updates on ``batch`` segments of up to ``length`` tokens; the state is carried through the
     segments of a context."""
 
     steps: int = 2000
@@ -40,7 +47,6 @@ class Plan:
     weight_decay: float = 0.1
     warmup: int = 60
     quantized_share: float = 0.2
-    answer_weight: float = 3.0
 
     def rate_at(self, step: int) -> float:
         if step < self.warmup:
@@ -49,38 +55,53 @@ class Plan:
         return self.final_rate + (self.rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def in_answer(tokens: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Whether each of ``tokens`` [B, T] belongs to an assistant's turn, its blank line included."""
-    assistant, blank_line = (vocabulary.encode(text)[0] for text in ("Assistant", "\n\n"))
+PLANS = {"village": Plan(), "reversal": Plan(steps=3000, batch=64, rate=2e-3, quantized_share=0.0)}
+
+
+def in_answer(tokens: Tensor, began: int, ended: int) -> Tensor:
+    """Whether each of ``tokens`` [B, T] comes after the token that begins an answer, up to the one that ends it."""
     position = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-    began, ended = ((position * (tokens == token)).cummax(1).values for token in (assistant, blank_line))
-    return F.pad(began > ended, (1, -1))
+    last_began, last_ended = ((position * (tokens == token)).cummax(1).values for token in (began, ended))
+    return F.pad(last_began > last_ended, (1, -1))
 
 
-def train(model: RWKV, vocabulary: Vocabulary, rows: Iterator[list[int]], plan: Plan, held_out: list[int]) -> float:
-    """Train in place on ``rows`` of one token more than a context.
+def segments(
+    task: Task, rows: Iterator[list[int]], plan: Plan, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:
+    """Tokens [B, T], the tokens after them, these tokens' weights in the loss, and whether a context begins."""
+    while True:
+        tokens, own = batch_of(list(islice(rows, plan.batch)), device)
+        answers = in_answer(tokens, task.began, task.ended)
+        weights = own * torch.where(answers, task.answer_weight, task.other_weight)
+        parts = (x.split(plan.length, 1) for x in (tokens[:, :-1], tokens[:, 1:], weights[:, 1:]))
+        for i, (x, y, weight) in enumerate(zip(*parts)):
+            yield x, y, weight, i == 0
 
-    Returns the mean loss of the last 50 steps, in nats per token."""
-    device = model.head.weight.device
+
+def train(model: Model, task: Task, plan: Plan, seed: int, checkpoint: Path | None) -> float:
+    """Train in place, from where ``checkpoint`` left off if it is there.
+
+    Returns the mean loss of the last 50 steps, in nats per token that counts."""
     matrices = [p for name, p in model.named_parameters() if is_matrix(name)]
-    vectors = [p for name, p in model.named_parameters() if not is_matrix(name)]
+    others = [p for name, p in model.named_parameters() if not is_matrix(name)]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}],
         betas=(0.9, 0.99),
         eps=1e-9,
         fused=True,
     )
-    segments = CONTEXT_LENGTH // plan.length
     losses: list[float] = []
-    start = time.time()
-    for step in range(plan.steps):
-        segment = step % segments
-        if segment == 0:
-            batch = torch.tensor([next(rows) for _ in range(plan.batch)], device=device)
-            importance = 1 + (plan.answer_weight - 1) * in_answer(batch, vocabulary)
+    state = None
+    if checkpoint and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        losses, state = saved["losses"], saved["state"]
+    begun, start = len(losses), time.time()
+    drawn = segments(task, task.rows(seed, plan.steps, plan.batch), plan, model.device)
+    for step, (x, y, weight, begins) in islice(enumerate(drawn), begun, plan.steps):
+        if begins:
             state = model.initial_state(plan.batch)
-        first, last = segment * plan.length, (segment + 1) * plan.length
-        x, y, weight = batch[:, first:last], batch[:, first + 1 : last + 1], importance[:, first + 1 : last + 1]
         late = step >= plan.steps * (1 - plan.quantized_share)
         on_grid = quantized(model, 4) if late and step % 2 else {}
         logits, state = functional_call(model, on_grid, (x, state))
@@ -93,18 +114,25 @@ def train(model: RWKV, vocabulary: Vocabulary, rows: Iterator[list[int]], plan: 
             group["lr"] = plan.rate_at(step)
         optimizer.step()
         state = detached(state)
-        losses.append(nats.mean().item())
-        if (step + 1) % 50 == 0 or step + 1 == plan.steps:
-            seconds = time.time() - start
-            recent = losses[-50:]
-            done = (step + 1) * plan.batch * plan.length
-            report = f"step {step + 1}/{plan.steps}  loss {sum(recent) / len(recent):.4f}"
-            report += f"  {done / seconds:.0f} tok/s"
-            report += f"  ETA {seconds / (step + 1) * (plan.steps - step - 1):.0f} s"
-            if (step + 1) % 400 == 0:
-                report += f"  held-out perplexity {perplexity(model, held_out):.4f}"
+        losses.append(nats[weight > 0].mean().item())
+        done = step + 1
+        if checkpoint and done % SAVED_EVERY == 0:
+            beside = checkpoint.with_suffix(".partial")
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses, "state": state}
+            torch.save(saved, beside)
+            beside.replace(checkpoint)
+        if done % 50 == 0 or done == plan.steps:
+            pace = (time.time() - start) / (done - begun)
+            report = f"step {done}/{plan.steps}  loss {mean(losses[-50:]):.4f}  {pace:.2f} s a step"
+            report += f"  ETA {pace * (plan.steps - done):.0f} s"
+            if done % 400 == 0:
+                report += f"  {task.quality(model)}"
             print(report, flush=True)
-    return sum(losses[-50:]) / len(losses[-50:])
+    return mean(losses[-50:])
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def detached(state):
@@ -115,39 +143,32 @@ def detached(state):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generation", choices=("4", "5.2"), required=True)
+    parser.add_argument("--generation", choices=GENERATIONS, required=True)
+    parser.add_argument("--task", choices=TASKS, default="village")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the model's")
-    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--layers", type=int, default=Size.num_hidden_layers)
-    parser.add_argument("--hidden-size", type=int, default=Size.hidden_size)
-    parser.add_argument("--batch", type=int, default=Plan.batch)
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--hidden-size", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--checkpoint", type=Path, help="file that is written now and then, and gone on from")
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)
-    vocabulary = build_vocabulary()
-    held_out = held_out_text()
-    ids = vocabulary.encode(held_out)
-    size = Size(args.generation, num_hidden_layers=args.layers, hidden_size=args.hidden_size)
-    plan = Plan(steps=args.steps, batch=args.batch)
-    model = RWKV(size).to(args.device)
+    task = TASKS[args.task]()
+    plan = replace(PLANS[args.task], **given(steps=args.steps, batch=args.batch))
+    size = replace(task.size, **given(num_hidden_layers=args.layers, hidden_size=args.hidden_size))
+    size = replace(size, generation=args.generation)
+    model = model_of(size).to(args.device)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"RWKV-{size.generation}, {parameters:,} parameters, {len(vocabulary.tokens)} tokens of vocabulary")
-    loss = train(model, vocabulary, contexts(vocabulary, args.seed, CONTEXT_LENGTH + 1), plan, ids)
+    print(f"RWKV-{size.generation}, {parameters:,} parameters, {len(task.vocabulary.tokens)} tokens of vocabulary")
+    loss = train(model, task, plan, args.seed, args.checkpoint)
+    print(write_folder(args.out, model, task, {**asdict(plan), "seed": args.seed, "loss": loss}))
 
-    seen = contexts(vocabulary, args.seed, CONTEXT_LENGTH)
-    unigram, bigram = baselines([i for _ in range(500) for i in next(seen)], ids, len(vocabulary.tokens))
-    figures = {
-        "steps": plan.steps,
-        "seed": args.seed,
-        "seen": plan.steps * plan.batch * plan.length,
-        "loss": loss,
-        "unigram": unigram,
-        "bigram": bigram,
-    }
-    print(write_folder(args.out, model, vocabulary, ids, figures))
-    (args.out.parent / "heldout.txt").write_text(held_out, encoding="utf-8")
+
+def given(**wishes: int | None) -> dict[str, int]:
+    return {name: wish for name, wish in wishes.items() if wish is not None}
 
 
 if __name__ == "__main__":

@@ -7,18 +7,23 @@ import itertools
 import json
 import random
 import sys
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rwkv_mlc import reference
+from rwkv_mlc.reference.rwkv7 import wkv as reference_wkv7
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
+from support.generations import registered
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
+from demo import reversal
 from demo.stories import is_held_out, tell
 from demo.text import Grammar
 from demo.vocabulary import Vocabulary
@@ -142,12 +147,30 @@ def test_parallel_wkv_is_the_recurrence(generation: str):
     torch.testing.assert_close(out, torch.stack(expected, 1))
 
 
-@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_chunks_of_wkv7_are_the_recurrence():
+    torch = pytest.importorskip("torch")
+    from demo.rwkv7 import wkv7
+
+    rng = np.random.default_rng(0)
+    batch, length, heads, n = 2, 48, 2, 8
+    r, k, v, kk = rng.normal(size=(4, batch, length, heads, n))
+    kk /= np.linalg.norm(kk, axis=-1, keepdims=True)
+    w, a = rng.uniform([[-0.6]], [[0.0]], size=r.shape), rng.uniform(size=r.shape)
+    state = rng.normal(size=(batch, heads, n, n))
+    out, after = wkv7(*map(torch.from_numpy, (r, w, k, v, kk, a, state)))
+    for i in range(batch):
+        expected, expected_after = reference_wkv7(r[i], np.exp(w[i]), k[i], v[i], kk[i], a[i], state[i])
+        np.testing.assert_allclose(out[i].numpy(), expected, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(after[i].numpy(), expected_after, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("generation", ["4", "5.2", "7"])
 def test_training_writes_a_folder_that_loads(generation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch = pytest.importorskip("torch")
     import train_demo
     from demo import corpus
-    from demo.model import RWKV, Size
+    from demo.generations import model_of
+    from demo.model import Size
 
     monkeypatch.setattr(corpus, "VOCABULARY_DOCUMENTS", 200)
     monkeypatch.setattr(corpus, "HELD_OUT_BYTES", 2000)
@@ -155,16 +178,77 @@ def test_training_writes_a_folder_that_loads(generation: str, tmp_path: Path, mo
     torch.set_num_threads(1)
     tiny = ["--steps", "3", "--layers", "2", "--hidden-size", "64", "--batch", "2"]
     train_demo.main(["--generation", generation, "--out", str(out), *tiny])
-    config, parameters = reference.load(open_checkpoint(str(out)))
+    with registered():
+        config, parameters = reference.load(open_checkpoint(str(out)))
     assert (config.generation, config.num_hidden_layers, config.hidden_size) == (generation, 2, 64)
 
     from safetensors.torch import load_file
 
-    model = RWKV(Size(generation, num_hidden_layers=2, hidden_size=64))
+    model = model_of(Size(generation, num_hidden_layers=2, hidden_size=64))
     model.load_state_dict(load_file(out / "model.safetensors"))
     tokens = list(range(1, 40))
     with torch.no_grad():
         expected, _ = model(torch.tensor([tokens]), model.initial_state(1))
-    logits, _ = reference.forward(config, parameters, tokens)
+    with registered():
+        logits, _ = reference.forward(config, parameters, tokens)
     np.testing.assert_allclose(logits, expected[0].numpy(), atol=2e-5 * abs(logits).max())
     assert (out.parent / "heldout.txt").stat().st_size <= 2000
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the middle of a context whose state is carried: to the same model, to the last bit."""
+    torch = pytest.importorskip("torch")
+    import train_demo
+    from demo.generations import model_of
+    from demo.tasks import ReversalTask
+
+    torch.set_num_threads(1)
+    monkeypatch.setattr(train_demo, "SAVED_EVERY", 2)
+    plan, task = train_demo.Plan(steps=5, batch=2, length=16), ReversalTask()
+
+    def rows(*_):
+        return ([i for digits in (str(n), "314", "15", "92") for i in task.row(digits)] for n in count(1000))
+
+    monkeypatch.setattr(task, "rows", rows)
+
+    def trained(steps: int, checkpoint: Path | None) -> dict:
+        torch.manual_seed(0)
+        model = model_of(replace(task.size, hidden_size=64, num_hidden_layers=1))
+        losses = train_demo.train(model, task, replace(plan, steps=steps, final_rate=plan.rate), 0, checkpoint)
+        return {"loss": torch.tensor(losses)} | model.state_dict()
+
+    whole, file = trained(5, None), tmp_path / "training.pt"
+    trained(3, file)
+    resumed = trained(5, file)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_answers_count_up_to_the_token_that_ends_them():
+    torch = pytest.importorskip("torch")
+    from demo.batch import batch_of
+    from demo.tasks import ReversalTask
+    from train_demo import in_answer
+
+    task = ReversalTask()
+    tokens, own = batch_of([task.row("8142"), task.row("7")], torch.device("cpu"))
+    assert tokens.shape == (2, 17)
+    answers = in_answer(tokens, task.began, task.ended)
+    assert [task.vocabulary.decode(row[mask].tolist()) for row, mask in zip(tokens, own)] == ["8142=2418\n", "7=7\n"]
+    assert [task.vocabulary.decode(row[mask].tolist()) for row, mask in zip(tokens, answers)] == ["2418\n", "7\n"]
+
+
+def test_strings_to_learn_from_grow():
+    drawn = list(itertools.islice(reversal.growing_strings(0, steps=100, batch=3), 900))
+    lengths = [{len(string) for string in drawn[i : i + 3]} for i in range(0, 900, 3)]
+    assert all(len(found) == 1 for found in lengths)
+    longest = [max(max(found) for found in lengths[i : i + 100]) for i in (0, 100, 200)]
+    assert max(max(found) for found in lengths[:20]) <= 12 and longest[1:] == [40, 40]
+    assert not set(drawn) & {string for string in reversal.measured() if len(string) > 8}
+
+
+def test_exact_answers_are_those_to_the_end_of_the_line():
+    strings = reversal.measured(40)
+    assert strings == reversal.measured()[:40] and max(map(len, strings)) > 30
+    assert reversal.exact_share(lambda prompt: prompt[-2::-1] + "\n", 40) == 1
+    assert reversal.exact_share(lambda prompt: prompt[-2::-1], 40) == 0
+    assert reversal.exact_share(lambda prompt: prompt[-2:0:-1] + "0\n", 40) < 0.3

@@ -11,10 +11,7 @@ from rwkv_mlc.models import GENERATIONS
 
 ROOT = Path(__file__).parents[2]
 OWN = ("rwkv_mlc/models", "rwkv_mlc/reference")
-TRAINER = (
-    "tools/demo",
-    "tools/train_demo.py",
-)  # writes and trains the two demo models, in PyTorch, without the package
+TRAINER = ("tools/demo", "tools/train_demo.py")  # writes and trains the demo models, in PyTorch, without the package
 NAMES = {*GENERATIONS, *(generation.model_type for generation in GENERATIONS.values())}
 
 

@@ -11,15 +11,21 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .model import RWKV
+from .generations import Model
 
 GROUP = 32
 MATRICES = ("key", "value", "receptance", "gate", "output", "embeddings", "head")
+MATRICES += ("k_proj", "v_proj", "r_proj", "o_proj", "lm_head")
 
 
 def is_matrix(name: str) -> bool:
     """Embedding, head and projections: what quantization and weight decay act on."""
     return name.rsplit(".", 2)[-2] in MATRICES
+
+
+def is_low_rank(name: str) -> bool:
+    """The pairs of RWKV-7, which no scheme stores in less than 8 bits."""
+    return ".lora." in name and name.endswith(".weight")
 
 
 def on_grid(weight: Tensor, bits: int) -> Tensor:
@@ -30,7 +36,7 @@ def on_grid(weight: Tensor, bits: int) -> Tensor:
     return ((groups / scale).round().clamp(-top, top) * scale).flatten(-2)
 
 
-def quantized(model: RWKV, bits: int) -> dict[str, Tensor]:
+def quantized(model: Model, bits: int) -> dict[str, Tensor]:
     """Every matrix on its grid; the gradient passes straight through."""
     return {
         name: weight + (on_grid(weight, bits) - weight).detach()
@@ -40,9 +46,9 @@ def quantized(model: RWKV, bits: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def perplexity(model: RWKV, ids: list[int], bits: int | None = None) -> float:
+def perplexity(model: Model, ids: list[int], bits: int | None = None) -> float:
     """The perplexity per token of ``ids`` as one stream after an end of text."""
-    device = model.head.weight.device
+    device = model.device
     weights = quantized(model, bits) if bits else {}
     state, loss = model.initial_state(1), 0.0
     inputs, targets = (torch.tensor(x, device=device) for x in ([0, *ids[:-1]], ids))

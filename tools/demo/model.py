@@ -19,7 +19,7 @@ MAX_CHUNK = 16
 
 @dataclass(frozen=True)
 class Size:
-    generation: str
+    generation: str = "5.2"
     vocab_size: int = 768
     hidden_size: int = 128
     num_hidden_layers: int = 6
@@ -31,7 +31,7 @@ class Size:
 
     @property
     def intermediate_size(self) -> int:
-        return 4 * self.hidden_size if self.generation == "4" else int(3.5 * self.hidden_size) // 32 * 32
+        return 4 * self.hidden_size if self.generation in ("4", "7") else int(3.5 * self.hidden_size) // 32 * 32
 
 
 def wkv4(
@@ -201,6 +201,10 @@ class RWKV(nn.Module):
         self.rwkv.ln_out = nn.LayerNorm(size.hidden_size)
         self.head = nn.Linear(size.hidden_size, size.vocab_size, bias=False)
         nn.init.normal_(self.rwkv.embeddings.weight, std=0.02)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
 
     def initial_state(self, batch: int) -> list:
         return [
