@@ -360,19 +360,24 @@ def test_hash_is_of_the_files(tmp_path):
 # Presets and random weights
 
 
+WORLD = {"0.1b": (12, 768), "0.4b": (24, 1024), "1.5b": (24, 2048), "3b": (32, 2560), "7b": (32, 4096)}
+PRESETS = {
+    **{f"rwkv-4-world-{size}": ("4", *shape) for size, shape in WORLD.items()},
+    "rwkv-4-pile-14b": ("4", 40, 5120),
+    **{f"rwkv-5-world-{size}": ("5.2", *shape) for size, shape in WORLD.items()},
+}
+"""Generation, layers and channels by name."""
+
+
 def test_presets():
-    sizes = {"0.1b": (12, 768), "0.4b": (24, 1024), "1.5b": (24, 2048), "3b": (32, 2560), "7b": (32, 4096)}
-    expected = {f"rwkv-{generation}-world-{size}" for generation in (4, 5) for size in sizes}
-    assert expected <= set(config_names("models"))
-    for name in expected:
+    assert set(config_names("models")) == set(PRESETS)
+    for name, expected in PRESETS.items():
         config = load_preset(name)
-        assert (config.num_hidden_layers, config.hidden_size) == sizes[name.rsplit("-", 1)[1]]
-        assert config.vocab_size == 65536
-        if name.startswith("rwkv-4"):
-            assert (config.generation, config.intermediate_size) == ("4", 4 * config.hidden_size)
-        else:
-            assert (config.generation, config.head_size, config.head_size_divisor) == ("5.2", 64, 8)
-            assert config.intermediate_size == int(config.hidden_size * 3.5) // 32 * 32
+        assert (config.generation, config.num_hidden_layers, config.hidden_size) == expected
+        assert config.vocab_size == (50277 if "pile" in name else 65536)
+        inner = 3.5 if config.generation in ("5.2", "6") else 4
+        assert config.intermediate_size == int(config.hidden_size * inner) // 32 * 32
+        assert (config.head_size, config.head_size_divisor) == (0 if config.generation == "4" else 64, 8)
         assert resolve(random_checkpoint(config, name, seed=0))[0] == config
 
 
