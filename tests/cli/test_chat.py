@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -518,11 +520,16 @@ def test_a_system_message_of_ones_own(monkeypatch, capsys, demo):
 class TestTerminal:
     @pytest.fixture
     def terminal(self, reciter):
-        """Starts a chat on a pseudo-terminal; the chat is killed at the end."""
+        """A chat on a pseudo-terminal; it is killed at the end."""
+        with self.chat_of(reciter) as terminal:
+            yield terminal
+
+    @contextmanager
+    def chat_of(self, artifact: Path) -> Iterator[Terminal]:
         import pty
 
         ours, theirs = pty.openpty()
-        command = [sys.executable, "-m", "rwkv_mlc", "chat", str(reciter), "--temperature", "0"]
+        command = [sys.executable, "-m", "rwkv_mlc", "chat", str(artifact), "--temperature", "0"]
         environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         process = subprocess.Popen(
             [*command, "--max-tokens", "1000000000"],
@@ -534,10 +541,12 @@ class TestTerminal:
             preexec_fn=_take_terminal,
         )
         os.close(theirs)
-        yield Terminal(ours, process)
-        process.kill()
-        process.wait()
-        os.close(ours)
+        try:
+            yield Terminal(ours, process)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
 
     def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(self, terminal):
         terminal.until(PROMPT)
@@ -554,6 +563,29 @@ class TestTerminal:
         terminal.type("\x04")
         assert terminal.process.wait(20) == 0
         assert "Traceback" not in terminal.seen
+
+    def test_thoughts_are_dim_and_ctrl_c_stops_them(self, reciter, tmp_path):
+        """It recites after the mark of its thoughts, which never end."""
+        folder = Path(shutil.copytree(reciter, tmp_path / "thinker"))
+        path = folder / "params" / "mlc-chat-config.json"
+        config, template = json.loads(path.read_text(encoding="utf-8")), load_template("rwkv_g1").to_dict()
+        template["think"] |= {"begin": "<k", "end": "zz", "modes": {"on": {"opening": " <k"}}, "default": "on"}
+        path.write_text(json.dumps(config | {"conv_template": template}), encoding="utf-8")
+        with self.chat_of(folder) as terminal:
+            terminal.until(PROMPT)
+            terminal.type("hello\r")
+            terminal.until("Assistant: \x1b[2m<k\r\n\x1b[22m\x1b[2ml\x1b[22m\x1b[2mm\x1b[22m")
+            terminal.until("\x1b[2mx\x1b[22m")
+            terminal.type("\x03")
+            terminal.until(PROMPT)
+            terminal.type("/set max_tokens=3\r")
+            terminal.until(PROMPT)
+            terminal.type("/retry\r")
+            terminal.until("\x1b[2mn\x1b[22m\r\nThe 3 tokens were thoughts alone; /set max_tokens=12 allows more.")
+            terminal.until(PROMPT)
+            terminal.type("\x04")
+            assert terminal.process.wait(20) == 0
+            assert "Traceback" not in terminal.seen
 
     def test_ctrl_c_at_the_prompt_drops_the_line(self, terminal):
         terminal.until(PROMPT)
