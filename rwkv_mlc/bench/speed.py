@@ -37,18 +37,20 @@ def bench(
     threads: int | None = None,
     breakdown: bool = False,
     busy: int = 0,
+    tell: Callable[[int, int, str], None] = lambda number, total, what: None,
 ) -> dict:
     """Load an artifact and time it; the keys are those of docs/benchmarks.md.
 
     ``prefill`` are prompt lengths, ``decode`` the least number of single-token steps, ``batch`` the sequences decoded
     together; ``threads`` run the kernels on a CPU; ``breakdown`` adds where the time goes; ``busy`` other processes burn a
-    core each while anything is timed. Raises UserError for a count below 1, and for less than none of these processes."""
+    core each while anything is timed. ``tell`` is told which step begins, from 1, of how many, and what it is. Raises
+    UserError for a count below 1, and for less than none of these processes."""
     if min([*prefill, decode, batch, 1 if threads is None else threads]) < 1:
         raise UserError("Lengths, steps, batch and threads must be at least 1.")
     if busy < 0:
         raise UserError("There can be no fewer than 0 busy processes.")
     with busy_processes(busy):
-        return _bench(path, device, prefill, decode, batch, threads, breakdown) | {"busy": busy}
+        return _bench(path, device, prefill, decode, batch, threads, breakdown, tell) | {"busy": busy}
 
 
 def _bench(
@@ -59,13 +61,23 @@ def _bench(
     batch: int,
     threads: int | None,
     breakdown: bool,
+    tell: Callable[[int, int, str], None],
 ) -> dict:
+    steps = itertools.count(1)
+    lengths = len(set(prefill))
+    total = 4 + lengths + (1 + lengths) * breakdown
+
+    def begin(what: str) -> None:
+        tell(next(steps), total, what)
+
+    begin(f"loading {Path(path).name}")
     began = time.perf_counter()
     engine = Engine(path, device, threads=threads)
     engine.prefill([1], engine.new_state())
     load_seconds = time.perf_counter() - began
 
     _check_batch(engine, batch)
+    begin("writing a text, and reading prompts of each length once")
     text = own_text(engine, TEXT_TOKENS)
     step = _decoding(engine, text, batch)
     prompts = {length: partial(engine.prefill, np.resize(text, length), engine.new_state()) for length in prefill}
@@ -77,9 +89,13 @@ def _bench(
     stored = bytes_read(engine)
     weight_bytes = sum(stored.values())
     operations = operations_of(engine.artifact.model_parameters)
+    begin(f"decoding, batch {batch}, and reading memory")
     decoding = Compared.of(step, read_bandwidth(engine), decode)
-    peak = GemmPeak.on(engine)
-    compared = {length: Compared.of(call, peak.measure) for length, call in prompts.items()}
+    peak, compared = GemmPeak.on(engine), {}
+    for length, call in prompts.items():
+        begin(f"prompts of {length} tokens, and a large product")
+        compared[length] = Compared.of(call, peak.measure)
+    begin(f"generating, batch {batch}")
     result = {
         "model": engine.name,
         "quantization": engine.artifact.scheme.name,
@@ -125,8 +141,10 @@ def _bench(
     if engine.library.prefill_activations in ROUNDED:
         result["prefill_error"] = prefill_error(engine)
     if breakdown:
+        begin("kernels of decoding")
         result["breakdown"] = {"decode": time_breakdown(engine, step, batch, batch)}
         for length, call in prompts.items():
+            begin(f"kernels of prompts of {length} tokens")
             result["breakdown"][f"prefill {length}"] = time_breakdown(engine, call, length)
     return result
 

@@ -43,7 +43,10 @@ class ParametersReused:
 
 @dataclass(frozen=True)
 class ConversionStarted:
+    """Of so many ``tensors`` to store in ``folder``."""
+
     folder: Path
+    tensors: int
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,19 +81,32 @@ def _suffix(target: CompileTarget, options: BuildOptions) -> str:
     return OBJECTS if options.system_lib else target.suffix
 
 
-def reuse_library(prebuilt: Path, config: RWKVConfig, scheme: Scheme, folder: Path) -> LibraryRecord:
-    """Add a library of another artifact of the same shape to ``folder``. Raises UserError where it does not fit."""
-    if not (prebuilt.parent / BUILD_RECORD).is_file():
-        raise UserError(f"{prebuilt} lies in no artifact; name a library inside a folder written by rwkv-mlc build.")
-    artifact = Artifact.open(prebuilt.parent)
-    targets = [target for target, library in artifact.libraries().items() if library.path.name == prebuilt.name]
-    if not targets:
-        raise UserError(f"{prebuilt} is not in its artifact's build record; name one of the libraries in there.")
-    library, versions = artifact.library(targets[0]), package_versions()
-    same_length = dataclasses.replace(artifact.config, context_length=config.context_length)
-    if same_length != config or artifact.scheme != scheme:
-        raise UserError(f"{prebuilt} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
-    if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
-        raise UserError(f"{prebuilt} is by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
-    described = library.target, library.cpu_features, library.prefill_activations, library.family
-    return add_library(folder, prebuilt, targets[0], *described)
+@dataclass(frozen=True)
+class Prebuilt:
+    """A library of another artifact of the same shape, which is for the target of this name."""
+
+    target_name: str
+    record: LibraryRecord
+
+    @classmethod
+    def of(cls, path: Path, config: RWKVConfig, scheme: Scheme) -> Prebuilt:
+        """Raises UserError where it does not fit."""
+        if not (path.parent / BUILD_RECORD).is_file():
+            raise UserError(f"{path} lies in no artifact; name a library inside a folder written by rwkv-mlc build.")
+        artifact = Artifact.open(path.parent)
+        targets = [target for target, library in artifact.libraries().items() if library.path.name == path.name]
+        if not targets:
+            raise UserError(f"{path} is not in its artifact's build record; name one of the libraries in there.")
+        library, versions = artifact.library(targets[0]), package_versions()
+        same_length = dataclasses.replace(artifact.config, context_length=config.context_length)
+        if same_length != config or artifact.scheme != scheme:
+            raise UserError(f"{path} was compiled for another model shape or scheme; leave --reuse-lib out to compile.")
+        if any(library.versions.get(package) != versions.get(package) for package in ("rwkv_mlc", "apache-tvm")):
+            raise UserError(f"{path} is by other versions of rwkv_mlc or TVM; leave --reuse-lib out to compile.")
+        return cls(targets[0], library)
+
+    def add_to(self, folder: Path) -> LibraryRecord:
+        """Add a copy to the artifact ``folder``."""
+        record = self.record
+        described = record.target, record.cpu_features, record.prefill_activations, record.family
+        return add_library(folder, record.path, self.target_name, *described)

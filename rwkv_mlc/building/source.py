@@ -20,7 +20,7 @@ from ..models import ModelOptions, generation_of, resolve
 from ..quantization.schemes import Scheme
 from ..special_tokens import SpecialTokens
 from ..tokenizer import END_OF_TEXT, Tokenizer, find_vocabulary, load_tokenizer
-from ..weights import open_checkpoint
+from ..weights import is_on_hub, open_checkpoint
 from ..weights.checkpoint import Checkpoint
 from ..weights.random import load_preset, random_checkpoint
 from ..weights.tuned_state import read_tuned_state
@@ -129,3 +129,8 @@ def find_checkpoint(
     if source in config_names("models") and not Path(source).exists():
         raise UserError(f"{model} is a preset, which has no weights of its own; add --random-weights to draw some.")
     return open_checkpoint(source, revision=revision)
+
+
+def is_download(model: str, models_dir: Path, options: BuildOptions) -> bool:
+    """Whether ``find_checkpoint`` would fetch it, which takes time."""
+    return options.random_seed is None and not (models_dir / model).exists() and is_on_hub(model)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from ..artifact import PARAMS, LibraryRecord, staging
 from ..artifact.names import TENSOR_INDEX
 from ..config import RWKVConfig
+from ..models import generation_of
 from ..quantization.schemes import Scheme
 from . import events
 from .configure import write_config
 from .convert import Conversion, write_parameters
-from .library import DEBUG, compile_library, reuse_library
+from .library import DEBUG, Prebuilt, compile_library
 from .options import BuildOptions
 from .source import Source
 
@@ -33,7 +34,9 @@ class Staged:
 
     def convert(self, source: Source, scheme: Scheme, name: str) -> Conversion:
         """Raises UserError for a NaN or infinite weight."""
-        self.observe(events.ConversionStarted(self.final / PARAMS))
+        parameters = generation_of(source.config).parameters(source.config)
+        count = sum(len(scheme.stored(parameter)) for parameter in parameters)
+        self.observe(events.ConversionStarted(self.final / PARAMS, count))
         conversion = write_parameters(
             source, scheme, name, self.folder, lambda *stored: self.observe(events.TensorStored(*stored))
         )
@@ -65,10 +68,9 @@ class Staged:
         self.observe(events.LibraryWritten(library.path))
         return library
 
-    def reuse(self, config: RWKVConfig, scheme: Scheme, prebuilt: Path) -> LibraryRecord:
-        """Raises UserError for a library that does not fit."""
-        self.observe(events.LibraryReused(prebuilt))
-        library = self._with_final_path(reuse_library(prebuilt, config, scheme, self.folder))
+    def reuse(self, prebuilt: Prebuilt) -> LibraryRecord:
+        self.observe(events.LibraryReused(prebuilt.record.path))
+        library = self._with_final_path(prebuilt.add_to(self.folder))
         self.observe(events.LibraryWritten(library.path))
         return library
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 
 from ..artifact import CHAT_CONFIG, PARAMS, Artifact, BuildRecord, LibraryRecord, artifact_name
 from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
-from ..config import RWKVConfig
 from ..errors import UserError
 from ..escaping import quoted
 from ..quantization.schemes import DEFAULT_SCHEME, Scheme, get_scheme
@@ -23,9 +22,9 @@ from ..weights.random import RANDOM
 from . import events
 from .convert import Conversion, matching_parameters
 from .events import Observer, silent
-from .library import choose_target
+from .library import Prebuilt, choose_target
 from .options import BuildOptions
-from .source import Source, find_checkpoint
+from .source import Source, find_checkpoint, is_download
 from .staged import Staged, staged
 
 if TYPE_CHECKING:
@@ -78,12 +77,13 @@ def build(
         raise UserError("--reuse-lib adds a library as it was compiled; leave --prefill-activations out.")
     if reuse_lib and options.family != "fused":
         raise UserError("--reuse-lib adds a library as it was compiled; leave --family out.")
-    add_library: Callable[[Staged, RWKVConfig, Scheme], LibraryRecord] | None = None
-    if only != "weights" and reuse_lib:
-        add_library = partial(Staged.reuse, prebuilt=Path(reuse_lib))
-    elif only != "weights":
-        add_library = partial(Staged.compile, target=_choose_target(target, scheme, options, observe), options=options)
-    source = _open_source(model, artifacts / MODELS, options, observe)
+    chosen = prebuilt = None
+    open_source = partial(_open_source, model, artifacts / MODELS, options)
+    source = None if is_download(str(model), artifacts / MODELS, options) else open_source()
+    if only != "weights" and not reuse_lib:
+        chosen = _choose_target(target, scheme, options, observe)
+    source = source or open_source()
+    observe(events.SourceOpened(source))
     if options.auto_precision:
         source = _with_wide_values(source, scheme, target, options, observe)
     name = options.artifact_name or artifact_name(source.checkpoint.name, scheme.name)
@@ -93,6 +93,8 @@ def build(
         raise UserError(f"{final} holds another model than {source.checkpoint.name}; leave --build-model-only out.")
     _check_source(final, source, options, "give --artifact-name NAME to build another")
 
+    if only != "weights" and reuse_lib:
+        prebuilt = Prebuilt.of(Path(reuse_lib), source.config, scheme)
     conversion = library = None
     reuse = only != "library" and use_cache and matching_parameters(final, source, scheme)
     keep = _is_any if only == "library" else _is_no_config if reuse else None
@@ -103,8 +105,10 @@ def build(
             conversion = stage.convert(source, scheme, name)
         if only != "library":
             stage.configure(source, scheme, name)
-        if add_library:
-            library = add_library(stage, source.config, scheme)
+        if prebuilt:
+            library = stage.reuse(prebuilt)
+        elif chosen:
+            library = stage.compile(source.config, scheme, chosen, options)
     observe(events.BuildFinished(final))
     return Built(final, conversion, library)
 
@@ -153,7 +157,8 @@ def _opened(
 ) -> Iterator[tuple[Source, Staged]]:
     """What a step of its own works with: the checkpoint, and the artifact ``folder`` while it is written. Nothing is kept of
     an artifact of another checkpoint."""
-    source = _open_source(model, ARTIFACTS / MODELS, options, observe)
+    source = _open_source(model, ARTIFACTS / MODELS, options)
+    observe(events.SourceOpened(source))
     _check_output(folder)
     _check_source(folder, source, options, "name another folder with -o")
     with staged(folder, None if _other_source(folder, source) else keep, observe) as stage:
@@ -166,13 +171,11 @@ def _choose_target(text: str, scheme: Scheme, options: BuildOptions, observe: Ob
     return target
 
 
-def _open_source(model: str | Path, models_dir: Path, options: BuildOptions, observe: Observer) -> Source:
+def _open_source(model: str | Path, models_dir: Path, options: BuildOptions) -> Source:
     checkpoint = find_checkpoint(str(model), models_dir, random_seed=options.random_seed, revision=options.revision)
     if options.lora is not None:
         checkpoint = merged(checkpoint, Path(options.lora), options.lora_alpha)
-    source = Source.of(checkpoint, options)
-    observe(events.SourceOpened(source))
-    return source
+    return Source.of(checkpoint, options)
 
 
 def _with_wide_values(source: Source, scheme: Scheme, target: str, options: BuildOptions, observe: Observer) -> Source:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..escaping import escaped_values
 from . import options
 from .arguments import integer, integers, named_path
+from .progress import steps
 from .tables import Table, console, size
 
 if TYPE_CHECKING:
@@ -44,15 +45,13 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from ..artifact import write_json
     from ..artifact.disk import check_output
     from ..bench.speed import bench
 
     if args.json:
         check_output(args.json)
-    with Console(stderr=True).status("Timing..."):
+    with steps() as tell:
         result = bench(
             args.model,
             args.device,
@@ -62,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             args.threads,
             args.breakdown,
             args.busy,
+            tell,
         )
     if args.json:
         write_json(args.json, result)

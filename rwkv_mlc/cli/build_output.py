@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -17,9 +19,11 @@ from ..weights.checkpoint import Checkpoint
 from .faults import say
 from .tables import Table, console, size
 
+QUIET_SECONDS = 10.0  # after which a pipe hears how far the weights are
+
 
 class Printer:
-    """An observer that prints a line for every step, and shows a bar or a spinner until the next one; to be used in a
+    """An observer that prints a line for every step, at once, and shows a bar or a spinner until the next one; to be used in a
     ``with`` statement, which takes away what is still shown."""
 
     def __init__(self, from_hub: bool = False) -> None:
@@ -37,12 +41,12 @@ class Printer:
     def __call__(self, event: events.Event) -> None:
         match event:
             case events.TensorStored(number, total, name, _):
-                self._bar.update(self._task, completed=number, total=total, description=escaped(name))
-            case events.ArchitectureCompiled(number, total, name):
-                self._status.update(f"Compiling... {name}, {number} of {total}")
+                self._saved(number, total, name)
             case _:
                 self._shown.close()
                 self._step(event)
+                self._spoke = time.monotonic()
+        sys.stdout.flush()
 
     def _step(self, event: events.Event) -> None:
         match event:
@@ -50,16 +54,18 @@ class Printer:
                 say(f"Target configured: {target.tvm}")
             case events.SourceOpened(source):
                 self._source(source.checkpoint, source.config)
+                self._spin("Looking at what is there already...")
             case events.WideValuesSought():
-                self._spin("Looking for values that float16 does not hold...")
+                print("Start looking for values that float16 does not hold... This may take a while.")
+                self._spin("Reading a text...")
             case events.WideValuesFound(values):
                 _print_precision(values)
             case events.ParametersReused(folder):
                 say(f"Reuse parameters in {folder}. You can use --use-cache=0 to convert them again")
-            case events.ConversionStarted(folder):
+            case events.ConversionStarted(folder, tensors):
                 print("Start computing and quantizing weights... This may take a while.")
                 say(f"Start storing to cache {folder}")
-                self._show_bar()
+                self._show_bar(tensors)
             case events.ConversionFinished(conversion, index):
                 print("Finish computing and quantizing weights.")
                 bits = 8 * conversion.nbytes / conversion.parameters
@@ -67,8 +73,14 @@ class Printer:
                 say(f"All finished, {conversion.shards} total shards committed, record saved to {index}")
             case events.ConfigWritten(file):
                 say(f"Finish exporting chat config to {file}")
-            case events.CompilationStarted():
+            case events.CompilationStarted(target):
+                say(f"Start compiling for {target.name}... This may take a while.")
                 self._spin("Compiling...")
+            case events.ArchitectureCompiled(number, total, name):
+                say(f"[{number}/{total}] compiled for {name}")
+                self._spin(
+                    f"Compiling for the other {total - number} architectures..." if number < total else "Linking..."
+                )
             case events.CompilationFinished(library, dumps):
                 for file in dumps:
                     say(f"Dump mod to {file}")
@@ -96,14 +108,20 @@ class Printer:
             say(f"Merging {lora.file} with alpha {lora.alpha:g}: {lora.matrices} matrices changed{replaced}")
 
     def _spin(self, text: str) -> None:
-        self._status = self._shown.enter_context(Console(stderr=True).status(text))
+        self._shown.enter_context(Console(stderr=True).status(text))
 
-    def _show_bar(self) -> None:
+    def _show_bar(self, tensors: int) -> None:
         """A bar over the stored tensors."""
         count = TextColumn("[{task.completed:04d}/{task.total:04d}]", markup=False)
-        name = TextColumn("saving {task.description}", markup=False)
+        name = TextColumn("{task.description}", markup=False)
         self._bar = self._shown.enter_context(Progress(count, BarColumn(), TimeElapsedColumn(), name))
-        self._task = self._bar.add_task("", total=0)
+        self._task = self._bar.add_task("reading the checkpoint", total=tensors)
+
+    def _saved(self, number: int, total: int, name: str) -> None:
+        self._bar.update(self._task, completed=number, description=f"saving {escaped(name)}")
+        if not sys.stdout.isatty() and time.monotonic() - self._spoke > QUIET_SECONDS:
+            say(f"[{number:04d}/{total:04d}] saving {name}")
+            self._spoke = time.monotonic()
 
 
 def _print_precision(values: list[WideValue]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..escaping import escaped
 from .arguments import named_path, path_or_name
 from .compare import DIFFER, add_output, check_outputs, show
 from .dump import add_family, add_recipe, recipe_of
 from .faults import say
+from .progress import spinner
 
 if TYPE_CHECKING:
     from ..debug.weights import WeightDifference
@@ -36,9 +36,6 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.markup import escape
-
     from ..artifact import Artifact, is_artifact
     from ..debug.diagnosis import diagnose
     from ..debug.dump import check_folder
@@ -56,10 +53,8 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = merged(checkpoint, Path(lora.file), lora.alpha)
     chosen = {"family": args.family, "with_package": args.peer == "rwkv", "rtol": args.rtol}
     recipe = recipe_of(args, artifact)
-    with Console(stderr=True).status("") as status:
-        diagnosis = diagnose(
-            artifact, checkpoint, recipe, args.device, **chosen, tell=lambda text: status.update(escape(escaped(text)))
-        )
+    with spinner() as tell:
+        diagnosis = diagnose(artifact, checkpoint, recipe, args.device, **chosen, tell=tell)
     if args.out:
         diagnosis.write(args.out)
     if not args.json:

@@ -17,7 +17,7 @@ from .adapters import MODEL, content_of
 from .checkpoint import Checkpoint, LazyTensor
 from .folder import Facts, read_facts
 
-__all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
+__all__ = ["Checkpoint", "LazyTensor", "is_on_hub", "open_checkpoint"]
 
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
@@ -43,8 +43,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     path, name = Path(source), Path(os.path.abspath(source))  # noqa: PTH100  links keep their names
     model = name.name if path.is_dir() else name.parent.name
     if not path.exists():
-        in_a_folder = path.parent != Path() and path.parent.is_dir()
-        if in_a_folder or not hub.is_repository(source):
+        if not is_on_hub(source):
             raise UserError(f"There is no file or folder {source}; give a checkpoint's path, or owner/name on the hub.")
         path, model = hub.download(source, revision), hub.model_name(source)
         name = path
@@ -88,6 +87,13 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         stated=facts.stated,
         tokens=facts.tokens,
     )
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether it reads as the name of a repository, and is nothing here, where it would be in a folder that is."""
+    path = Path(source)
+    in_a_folder = path.parent != Path() and path.parent.is_dir()
+    return hub.is_repository(source) and not path.exists() and not in_a_folder
 
 
 def context_in(name: str) -> int | None:

@@ -57,7 +57,15 @@ def test_bench(demo, quick, tmp_path, capsys, batch):
         assert prefill["gemm_fraction"] > 0 and len(prefill["gemm_peak"]) >= 2
     assert result["device"] == "cpu:0" and result["peak_memory_of"] == "process"
     assert result["gemm_peak"] == np.median([peak for p in result["prefill"] for peak in p["gemm_peak"]])
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert told.splitlines()[:5] == [
+        f"[1/9] loading {demo.name}",
+        "[2/9] writing a text, and reading prompts of each length once",
+        f"[3/9] decoding, batch {batch}, and reading memory",
+        "[4/9] prompts of 3 tokens, and a large product",
+        "[5/9] prompts of 20 tokens, and a large product",
+    ]
+    assert told.splitlines()[8:] == ["[9/9] kernels of prompts of 20 tokens"]
     assert ("hidden units are zero" in shown) == (batch == 1)
     assert "of bandwidth" in shown and "of GEMM peak" in shown and "channel mixing" in shown
 

@@ -150,6 +150,7 @@ def test_milestones_of_a_build(built, tiny):
         "Total param size: ",
         f"All finished, 1 total shards committed, record saved to {folder / 'params' / 'tensor-cache.json'}",
         f"Finish exporting chat config to {folder / 'params' / CHAT_CONFIG}",
+        "Start compiling for llvm... This may take a while.",
         f"Dump mod to {folder / 'debug' / '0-graph.py'}",
         f"Finish exporting to {folder / f'{NAME}-llvm.so'}",
         f"Finish building {folder}",
@@ -316,9 +317,9 @@ def test_reuse_lib_refuses_what_does_not_fit(dist, rwkv, tmp_path, shape, quanti
 def test_reuse_lib_needs_an_artifact(tiny, rwkv, tmp_path):
     stray = tmp_path / "stray.so"
     stray.write_bytes(b"code")
-    code, _, err = rwkv(*build_command(tiny, tmp_path / "dist", "--reuse-lib", str(stray)))
+    code, out, err = rwkv(*build_command(tiny, tmp_path / "dist", "--reuse-lib", str(stray)))
     assert code == 2 and "lies in no artifact" in err
-    assert list((tmp_path / "dist").iterdir()) == []
+    assert "Start" not in out and not (tmp_path / "dist").exists()
 
 
 def test_system_lib(dist, rwkv, tmp_path):
@@ -453,6 +454,7 @@ def test_bad_checkpoints(kind, rwkv, tmp_path):
     code, out, err = rwkv(*build_command(path, tmp_path / "dist", "--convert-weights-only"))
     assert code == 2 and message in err
     assert err.count("\n") == 1 and "Traceback" not in err and "this should not run" not in out
+    assert kind in ("NaN", "Inf") or out == ""
     assert list((tmp_path / "dist").iterdir()) == []
 
 

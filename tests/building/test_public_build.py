@@ -66,7 +66,7 @@ def test_an_observer_is_told_every_step(checkpoint, tmp_path):
     source, *steps = [event for event in told if event not in stored]
     assert source.source.checkpoint.source == str(checkpoint)
     assert steps == [
-        events.ConversionStarted(built.path / "params"),
+        events.ConversionStarted(built.path / "params", built.conversion.tensors),
         events.ConversionFinished(built.conversion, built.path / "params" / "tensor-cache.json"),
         events.ConfigWritten(built.path / "params" / "mlc-chat-config.json"),
         events.BuildFinished(built.path),
