@@ -93,6 +93,7 @@ class Chat:
         UserError where nothing was said since the conversation began or was loaded."""
         if self._sent is None:
             raise UserError("There is no message to be answered once more; send one.")
+        self.answer = None  # which has a state
         if self._before is not None:
             self.state = self._before
         return self.send(*self._sent)
