@@ -75,7 +75,7 @@ class Chat:
         template = self.engine.template
         prompt = template.call_turn(text) if call else template.user_turn(text, self._mode)
         thinking = None if call else template.thinking_turn(text, self._mode)
-        self._before = None  # of the size of the state, as the next one
+        self._before = self._sent = None  # the former is of the size of the state, as the next one
         self._before, self._sent = self.state.copy(), (text, call)
         try:
             answer = Answer(self.engine, prompt, self.params, self.state, template.after_answer, thinking)
