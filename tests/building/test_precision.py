@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rwkv_mlc import Engine
+from rwkv_mlc import Engine, models
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.building.precision import float32_patterns, wide_values
 from rwkv_mlc.cli.main import main
@@ -21,13 +21,12 @@ from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.inspection import KEPT
 from rwkv_mlc.interfaces.module import float16_values
-from rwkv_mlc.models import ModelOptions, resolve
+from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve, rwkv7
 from rwkv_mlc.models.values import LARGEST_FLOAT16
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.reference import load
 from support.build_inputs import build_command, write_vocabulary
 from support.compiled import Model, in_memory
-from support.generations import registered
 from support.kernel_build import error
 from support.synthetic import synthetic_checkpoint
 from support.vulkan_kernels import vulkan_device
@@ -92,6 +91,13 @@ def test_wide_values_are_found_in_one_reading():
     assert not wide_values(config, parameters, TOKENS, {"ln_out"})
 
 
+@pytest.fixture
+def known(monkeypatch) -> None:
+    """RWKV-7 is registered meanwhile."""
+    monkeypatch.setattr(models, "UNSUPPORTED", {}, raising=False)
+    monkeypatch.setitem(GENERATIONS, "7", rwkv7.GENERATIONS[0])
+
+
 def wide_channel() -> dict[str, np.ndarray]:
     """RWKV-7, of which one input of the first layer's output is far beyond float16, as it is far beyond the others in trained
     models; the output makes it small again."""
@@ -101,36 +107,34 @@ def wide_channel() -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_a_wide_channel_of_rwkv_7_on_a_gpu(compiled, within):
+def test_a_wide_channel_of_rwkv_7_on_a_gpu(compiled, within, known):
     """Its logits are wrong as it is and right with what is found."""
-    with registered():
-        checkpoint, runner = in_memory(wide_channel()), partial(Runner, device=vulkan_device())
-        config, parameters = load(checkpoint, np.float32)
-        narrow = float16_values(config, get_scheme("q4f16_1"), resolve_target("vulkan"))
-        found = wide_values(config, parameters, TOKENS, narrow)
-        assert [(value.name, value.overflows) for value in found] == [("blocks.0.att.gated", True)]
-        errors = []
-        for options in (ModelOptions(), ModelOptions(float32=tuple(value.name for value in found))):
-            model = compiled(checkpoint, "q4f16_1", "vulkan", runner, options, ["prefill"])
-            logits = model.runner.run("prefill", [TOKENS], model.runner.new_state())[-1]
-            errors.append(error(logits, model.reference(TOKENS)[-1]))
+    checkpoint, runner = in_memory(wide_channel()), partial(Runner, device=vulkan_device())
+    config, parameters = load(checkpoint, np.float32)
+    narrow = float16_values(config, get_scheme("q4f16_1"), resolve_target("vulkan"))
+    found = wide_values(config, parameters, TOKENS, narrow)
+    assert [(value.name, value.overflows) for value in found] == [("blocks.0.att.gated", True)]
+    errors = []
+    for options in (ModelOptions(), ModelOptions(float32=tuple(value.name for value in found))):
+        model = compiled(checkpoint, "q4f16_1", "vulkan", runner, options, ["prefill"])
+        logits = model.runner.run("prefill", [TOKENS], model.runner.new_state())[-1]
+        errors.append(error(logits, model.reference(TOKENS)[-1]))
     assert errors[0] > 0.1
     within("kept in float32", errors[1], 2e-3)
 
 
-def test_inspect_says_what_stays_in_floats(tmp_path, capsys):
+def test_inspect_says_what_stays_in_floats(tmp_path, capsys, known):
     """Found, decided and recorded by a build without a library."""
     save_file(wide_channel(), checkpoint := tmp_path / "wide.safetensors")
     write_vocabulary(tmp_path / "rwkv_vocab.txt")
     for scheme, stays in (("q4f16_1", "float16"), ("q4f32_1", "float32"), ("q0f16", None)):
         command = build_command(checkpoint, tmp_path / scheme, "--quantization", scheme, "--target", "vulkan")
         folder = tmp_path / scheme / f"wide-{scheme}"
-        with registered():
-            assert main([*command, "--auto-precision", "--convert-weights-only"]) == 0
-            capsys.readouterr()
-            assert main(["inspect", str(folder), "--json"]) == 0
-            summary = json.loads(capsys.readouterr().out)
-            assert main(["inspect", str(folder)]) == 0
+        assert main([*command, "--auto-precision", "--convert-weights-only"]) == 0
+        capsys.readouterr()
+        assert main(["inspect", str(folder), "--json"]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert main(["inspect", str(folder)]) == 0
         facts = dict(re.findall(r"^  (\S.*?)  +(\S.*?) *$", capsys.readouterr().out, re.MULTILINE))
         low_rank = {"role": "low_rank", "dtype": stays, "reason": KEPT["low_rank"]}
         kept = {"role": "kept", "dtype": stays, "reason": KEPT["kept"]}
