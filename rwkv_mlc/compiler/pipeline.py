@@ -16,7 +16,7 @@ from .passes.float16 import widen_by_integers
 from .passes.memory import plan_memory
 from .passes.merge import merge_kernels
 from .passes.narrow import keep_in_float16
-from .passes.schedule import product, schedule
+from .passes.schedule import product, rows, schedule
 from .passes.stored import take_stored
 from .passes.symbols import attach_symbols
 from .passes.values import is_plain, list_kernels, return_values
@@ -45,10 +45,10 @@ def _narrow(_: CompileTarget) -> list[Pass]:
 
 
 def _fuse(_: CompileTarget) -> list[Pass]:
-    """A product begins with what makes its operands, which TVM's own fusion leaves apart."""
-    products = transform.FuseOpsByPattern([("product", product())])
+    """A product, and what takes rows of a matrix, begin with what makes their operands, which TVM's own fusion leaves apart."""
+    reading = transform.FuseOpsByPattern([("product", product()), ("rows", rows())])
     patterns = [transform.LegalizeOps(), transform.AnnotateTIROpPattern()]
-    return [return_values, products, *patterns, transform.FuseOps(), transform.FuseTIR(), list_kernels]
+    return [return_values, reading, *patterns, transform.FuseOps(), transform.FuseTIR(), list_kernels]
 
 
 def _schedule(target: CompileTarget) -> list[Pass]:

@@ -24,11 +24,21 @@ TOOLS = Path(__file__).parents[2] / "tools" / "benchmarks"
 sys.path.insert(0, str(TOOLS))
 
 import engines
+import families
 import participants
 import peers
 import sweep
 from participants import expand, parse_llama_bench, parse_rates
 from rwkv_cpp import write_model
+
+
+def test_families_side_by_side(demo, capsys):
+    """Of one library beside itself every kernel is there on both sides."""
+    families.main([str(demo), str(demo), "--tokens", "3", "--rounds", "1"])
+    shown = capsys.readouterr().out
+    assert "decode of 1: " in shown and "prefill of 3: " in shown
+    rows = [line.split("│") for line in shown.splitlines() if "att.wkv" in line]
+    assert len(rows) == 2 and all(row[2].strip() == row[4].strip() == "6" for row in rows)
 
 
 def result(model: str, scheme: str, weight_bytes: int, **decode) -> dict:

@@ -11,8 +11,13 @@ import pytest
 from rwkv_mlc.compiler.cuda import compile_fatbin, find_compiler
 from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.interfaces.module import build_module
+from rwkv_mlc.models import resolve
+from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.verification.fatbin import read_fatbin
+from support.compiled import in_memory, only
 from support.opencl_device import source_of
+from support.synthetic import synthetic_checkpoint
 from tir_kernels.gpu.gemm import gemm
 from tir_kernels.gpu.gemm_tensor_core import gemm_tensor_core
 from tir_kernels.gpu.gemv import gemv
@@ -24,7 +29,8 @@ from tir_kernels.rows import RowFloat, RowGroup
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 
-from gpu_kernels import Count, main
+from families import same_values
+from gpu_kernels import Count, as_kernels, count_each, main
 from machine_code import disassemble, disassembler, read_assembly
 
 FLOAT16 = RowFloat("float16")
@@ -144,6 +150,30 @@ def test_wkv_steps_through_a_sequence(sequences):
     constants, integers = sequences * 2 * heads * 64 * 4, sequences * heads * 3 * 4
     assert work.bytes_read == pytest.approx(state + 3 * tokens * ahead + constants + integers)
     assert work.threads == sequences * heads * 256
+
+
+@pytest.mark.parametrize("function, rows", [("decode", 1), ("prefill", 40)])
+def test_what_dlight_makes_of_products(function, rows):
+    """Outputs are written once, and multiplied at least as often as there are weights; wkv is the same kernel in both families,
+    and every call of both counts to some values."""
+    size = 64
+    config, _, _ = resolve(in_memory(synthetic_checkpoint("5.2", hidden_size=size, layers=1, head_size=32)))
+    target, counted = resolve_target("cuda"), []
+    for family in ("fused", "plain"):
+        with only([function]):
+            module = build_module(config, SCHEMES["q4f16_1"], target, family=family)
+        counted.append(list(count_each(as_kernels(module, target), function, rows)))
+    fused, plain = counted
+    (key,) = (work for values, work in plain if "blocks.0.att.key" in values.outputs.values())
+    assert key.bytes_written == rows * size * 4
+    assert 2 * rows * size**2 <= key.operations <= 8 * max(rows, 32) * size**2
+    assert key.bytes_read >= size * size * 4.5 / 8 + rows * size * 2
+    groups = {values: calls for values, *calls in same_values(config, *([v for v, _ in side] for side in counted))}
+    for side, calls in enumerate(counted):
+        assert sorted(i for numbers in groups.values() for i in numbers[side]) == list(range(len(calls)))
+    (ours,), (same,) = groups["att.wkv"]
+    assert fused[ours][1] == plain[same][1]
+    assert len(groups["att.key, att.value, att.receptance, att.gate_silu"][1]) == 5
 
 
 def test_tables(capsys):

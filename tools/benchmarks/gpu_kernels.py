@@ -1,14 +1,15 @@
 """What each kernel of a GPU library reads, writes and computes as it is scheduled, beside the least that could do, for one
 decoding step and for a prompt. Needs no GPU.
 
-    python tools/benchmarks/gpu_kernels.py rwkv-5-world-7b --scheme q4f16_1 --device h100 [--cuda sm_90]
+    python tools/benchmarks/gpu_kernels.py rwkv-5-world-7b --scheme q4f16_1 --device h100 [--cuda sm_90 | --beside-plain]
 
 Counted are the loads and stores of the kernels' own code, over all blocks, threads and loops. What several threads of a
 block load with one instruction from one address counts once, what is loaded again by another block, or later, counts again:
 it comes from a cache at best. The least is every tensor once. A branch that depends on data counts as taken.
 
 With ``--cuda`` the machine code tells how many instructions a launch takes: those of a thread that goes the longest way,
-times the threads. Where the compiler unrolled a part of a loop, or made two loops of one, nothing is shown.
+times the threads. Where the compiler unrolled a part of a loop, or made two loops of one, nothing is shown. ``--beside-plain``
+puts what TVM and DLight make of the plain family beside our kernels.
 """
 
 from __future__ import annotations
@@ -16,23 +17,28 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
+import tvm
 import tvm_ffi
 from rich.console import Console
 from rich.table import Table
-from tvm import ir, s_tir, tirx
+from tvm import ir, relax, s_tir, tirx
 
+from families import same_values
 from machine_code import Code, disassemble, disassembler
 from rwkv_mlc.compiler.cuda import compile_fatbin
-from rwkv_mlc.compiler.pipeline import compile_module
-from rwkv_mlc.compiler.targets import resolve_target
+from rwkv_mlc.compiler.passes.values import CALLS, is_plain
+from rwkv_mlc.compiler.pipeline import OPERATORS, compile_module
+from rwkv_mlc.compiler.targets import CompileTarget, resolve_target
+from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import resolve
 from rwkv_mlc.quantization.schemes import get_scheme
-from rwkv_mlc.schema import LibraryMetadata
+from rwkv_mlc.schema import KernelValues, LibraryMetadata
 from rwkv_mlc.verification.fatbin import Resources, read_fatbin, read_resources
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 
@@ -138,6 +144,8 @@ class Count:
     work: Work = field(default_factory=Work)
     values: dict = field(default_factory=dict)  # of variables; None where they depend on data
     extents: list[int] = field(default_factory=list)  # of the loops around, by axis
+    sums: dict[str, list[np.ndarray]] = field(default_factory=dict)  # what a block sums up: where its first steps are
+    bound: dict[str, np.ndarray] = field(default_factory=dict)  # the blocks and threads around, by their tags
     thread_axis: int = 0
     touched: Counter = field(default_factory=Counter)  # bytes by argument, read and written
     launches: int = 0
@@ -149,7 +157,7 @@ class Count:
             shape = [self.number(n) for n in self.arguments[name].shape]
             self.work.least_bytes += min(nbytes, math.prod(shape) * itemsize(self.arguments[name]))
         self.work.least_operations = self.work.operations
-        if self.kernel.attrs["kernel"] in PRODUCTS:
+        if self.kernel.attrs.get("kernel") in PRODUCTS:
             _, rows, columns = (self.number(n) for n in self.arguments["x"].shape)
             outputs = [self.number(b.shape[2]) for name, b in self.arguments.items() if name.startswith("out")]
             self.work.weights = columns * sum(outputs)
@@ -196,9 +204,7 @@ class Count:
         if isinstance(s, tirx.SeqStmt):
             return max(self.visit(part, conditions) for part in s.seq)
         if isinstance(s, s_tir.SBlockRealize):
-            for variable, value in zip(s.block.iter_vars, s.iter_values):
-                self.bind(variable.var, value)
-            return self.visit(s.block.body, conditions)
+            return self.block(s, conditions)
         if isinstance(s, tirx.For):
             return self.loop(s, conditions)
         if isinstance(s, tirx.IfThenElse):
@@ -210,6 +216,18 @@ class Count:
         if isinstance(s, tirx.BufferStore):
             self.access(s.buffer, s.indices, conditions, written=True)
         return 1
+
+    def block(self, s: s_tir.SBlockRealize, conditions: list) -> int:
+        """What a block sums up is written once, and meanwhile in registers."""
+        for variable, value in zip(s.block.iter_vars, s.iter_values):
+            self.bind(variable.var, value)
+        inside = [*conditions, self.value(s.predicate).astype(bool)]
+        if s.block.init is not None:
+            axes = [axis.var for axis in s.block.iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
+            self.sums = {region.source.name: [self.value(axis) == 0 for axis in axes] for region in s.block.writes}
+        steps = self.visit(s.block.body, inside)
+        self.sums = {}
+        return steps
 
     def bind(self, variable, value) -> None:
         try:
@@ -249,21 +267,34 @@ class Count:
 
     def loop(self, s: tirx.For, conditions: list) -> int:
         extent, axis = self.number(s.extent), len(self.extents)
+        tag = str(s.thread_binding.thread_tag) if s.thread_binding is not None else None
+        if tag in self.bound:  # the same threads once more
+            self.values[s.loop_var] = self.bound[tag]
+            return self.visit(s.body, conditions)
         self.values[s.loop_var] = np.arange(extent).reshape([extent if i == axis else 1 for i in range(AXES)])
         self.extents.append(extent)
-        if s.thread_binding is not None and str(s.thread_binding.thread_tag) == "threadIdx.x":
-            self.thread_axis, self.work.threads = axis, math.prod(self.extents)
+        if tag is not None and tag.startswith(("blockIdx", "threadIdx")):
+            self.bound[tag] = self.values[s.loop_var]
+        if tag == "threadIdx.x":
+            self.thread_axis = axis
+            self.work.threads = math.prod(indices.size for indices in self.bound.values())
         if is_launch(s):
             self.work.launch, self.launches = self.launches, self.launches + 1
         if s.kind == tirx.ForKind.SERIAL and not (isinstance(s.extent, tirx.IntImm) and extent == 1):
             self.work.trips.append(extent)
         steps = self.visit(s.body, conditions)
         self.extents.pop()
+        self.bound.pop(tag, None)
         return steps * (extent if s.kind == tirx.ForKind.SERIAL else 1)
 
     def access(self, buffer, indices, conditions: list, written: bool) -> None:
-        if buffer.name not in self.arguments or buffer.scope() != "global":
+        if (
+            buffer.name not in self.arguments
+            or buffer.scope() != "global"
+            or (buffer.name in self.sums and not written)
+        ):
             return
+        conditions = [*conditions, *self.sums.get(buffer.name, ())]
         flat, lanes = np.zeros((1,) * AXES, int), 1
         try:
             for index, extent in zip(indices, buffer.shape):
@@ -325,24 +356,52 @@ def itemsize(buffer) -> int:
     return np.dtype(str(buffer.dtype)).itemsize
 
 
-def count_calls(module, function: str, tokens: int, sequences: int = 1) -> list[tuple[str, int, Work]]:
-    """(kernel, calls, work of one) for a run of ``function`` that reads ``tokens`` tokens."""
+def as_kernels(module: tvm.IRModule, target: CompileTarget) -> tvm.IRModule:
+    """A plain module with the kernels that TVM makes of its operators; another as it is."""
+    passes = [one for _, phase in OPERATORS for one in phase(target)] if is_plain(module) else []
+    with target.tvm:
+        return tvm.transform.Sequential(passes)(module)
+
+
+def count_each(
+    module: tvm.IRModule, function: str, tokens: int, sequences: int = 1
+) -> Iterator[tuple[KernelValues, Work]]:
+    """The kernel calls of a run of ``function`` that reads ``tokens`` tokens, in order."""
     kernels = {variable.name_hint: kernel for variable, kernel in module.functions_items()}
-    metadata = LibraryMetadata.read(module["_metadata"].body.body.value)
-    calls = Counter(call.kernel for call in metadata.values[function])
+    listed = LibraryMetadata.read(module["_metadata"].body.body.value).values[function]
+    bindings = (binding.value for block in module[function].body.blocks for binding in block.bindings)
+    calls = [value for value in bindings if getattr(getattr(value, "op", None), "name", None) in CALLS]
     sizes = {"rows": tokens, "batch": sequences, "num_slots": sequences}
     data = {
         "segment_ends": np.arange(1, sequences + 1) * (tokens // sequences),
         "slots": np.arange(sequences),
         "tokens": np.arange(tokens),
     }
-    head = [kernel for kernel, outputs in metadata.values[function] if "logits" in outputs.values()]
-    norm = [kernel for kernel, outputs in metadata.values[function] if "ln_out" in outputs.values()]
-    counted = []
-    for name, number in calls.items():
-        own = sizes | ({"rows": sequences} if name in [*head, *norm] else {})
-        counted.append((name, number, Count(kernels[name], own, data).run()))
-    return counted
+    works: dict[tuple, Work] = {}
+    for values, call in zip(listed, calls, strict=True):
+        own = sizes | extents_of(kernels[values.kernel], call, sizes)
+        key = values.kernel, *own.values()
+        if key not in works:
+            works[key] = Count(kernels[values.kernel], own, data).run()
+        yield values, works[key]
+
+
+def extents_of(kernel: tirx.PrimFunc, call: relax.Call, sizes: dict[str, int]) -> dict[str, int]:
+    """What the symbolic extents of a kernel are in a call."""
+    function = Count(kernel, sizes, {})
+    return {
+        own.name: function.number(extent)
+        for parameter, argument in zip(kernel.params, call.args[1].fields)
+        for own, extent in zip(parameter.shape, argument.ty.shape)
+        if isinstance(own, tirx.Var)
+    }
+
+
+def count_calls(module: tvm.IRModule, function: str, tokens: int, sequences: int = 1) -> list[tuple[str, int, Work]]:
+    """(kernel, calls, work of one) for a run of ``function`` that reads ``tokens`` tokens."""
+    counted = [(values.kernel, work) for values, work in count_each(module, function, tokens, sequences)]
+    calls = Counter((name, id(work)) for name, work in counted)
+    return [(name, calls[name, number], work) for (name, number), work in {(n, id(w)): w for n, w in counted}.items()]
 
 
 @dataclass(frozen=True)
@@ -395,6 +454,25 @@ def show(title: str, counted: list[tuple[str, int, Work]], sheet: DataSheet, com
     console.print(table, f"ideal, all kernels: {total * 1e3:.3f} ms on {sheet.name}\n", highlight=False)
 
 
+def show_families(
+    title: str,
+    config: RWKVConfig,
+    fused: list[tuple[KernelValues, Work]],
+    plain: list[tuple[KernelValues, Work]],
+) -> None:
+    """What the kernels of both families do that compute the same values."""
+    sides = "launches", "MB moved", "M operations"
+    table = Table("values", *(f"{family}: {side}" for family in ("fused", "plain") for side in sides), title=title)
+    for values, *calls in same_values(config, *([values for values, _ in counted] for counted in (fused, plain))):
+        cells = []
+        for counted, numbers in zip((fused, plain), calls):
+            works = [counted[i][1] for i in numbers]
+            moved = sum(work.bytes_read + work.bytes_written for work in works) / 1e6
+            cells += [str(len(works)), f"{moved:.2f}", f"{sum(work.operations for work in works) / 1e6:.1f}"]
+        table.add_row(values, *cells)
+    Console(width=200).print(table, highlight=False)
+
+
 def ideal_seconds(work: Work, sheet: DataSheet) -> float:
     return max(work.least_bytes / sheet.bandwidth, work.least_operations / sheet.matrix)
 
@@ -407,10 +485,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="of the prompt")
     parser.add_argument("--batch", type=int, default=1, help="sequences that are decoded together")
     parser.add_argument("--cuda", metavar="sm_90", help="compile, and add what the kernels take of a GPU")
+    parser.add_argument(
+        "--beside-plain", action="store_true", help="what both families do for the same values, and no more"
+    )
     args = parser.parse_args(arguments)
     target = resolve_target("cuda")
     config, _, _ = resolve(random_checkpoint(load_preset(args.preset), args.preset, 0))
     module = build_module(config, get_scheme(args.scheme), target)
+    if args.beside_plain:
+        plain = as_kernels(build_module(config, get_scheme(args.scheme), target, family="plain"), target)
+        for function, tokens in (("decode", 1), ("prefill", args.tokens)):
+            counted = [list(count_each(family, function, tokens)) for family in (module, plain)]
+            show_families(f"{args.preset} {args.scheme}, {function} of {tokens}", config, *counted)
+        return
     compiled = compiled_kernels(module, target, args.cuda) if args.cuda else {}
     step = "decode" if args.batch == 1 else "batch_decode"
     title, sheet = f"{args.preset} {args.scheme}", DEVICES[args.device]

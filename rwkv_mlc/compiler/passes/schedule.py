@@ -17,12 +17,20 @@ from ..targets import CompileTarget
 
 def product() -> DFPattern:
     """A matrix product with the casts, the dequantization and the transposition of its operands."""
-    dequantized = is_op("relax.call_tir")(
-        GlobalVarPattern(), TuplePattern([wildcard(), wildcard()]), add_constraint=False
-    )
-    weight = is_op("relax.astype")(wildcard()) | dequantized | wildcard()
     x = is_op("relax.astype")(wildcard()) | wildcard()
-    return is_op("relax.matmul")(x, is_op("relax.permute_dims")(weight))
+    return is_op("relax.matmul")(x, is_op("relax.permute_dims")(_widened() | wildcard()))
+
+
+def rows() -> DFPattern:
+    """Rows of a matrix with the cast or the dequantization of these alone."""
+    return is_op("relax.take")(_widened(), wildcard())
+
+
+def _widened() -> DFPattern:
+    """What is stored in another form, in float32."""
+    stored = TuplePattern([wildcard(), wildcard()])
+    dequantized = is_op("relax.call_tir")(GlobalVarPattern(), stored, add_constraint=False)
+    return is_op("relax.astype")(wildcard()) | dequantized
 
 
 class Matmul(dlight.gpu.Matmul):

@@ -1,8 +1,7 @@
 """The plain family: what every word of ``models.vocabulary`` means, in Relax's own operators and nothing fused by hand.
 
-All is float32 here, and a parameter is the matrix or vector that it stands for. How it is stored, what is kept in float16,
-which operators share a kernel and how that runs is the business of the compiler's passes (``compiler.pipeline.PLAIN``). The
-recurrence alone is a kernel of ours.
+All is float32 here, and a parameter is the matrix or vector that it stands for. How that is stored, what is in float16, which
+operators share a kernel and how it runs is up to ``compiler.pipeline.OPERATORS``. The recurrence alone is a kernel of ours.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ ACTIVATIONS = {
     "exp_minus_exp": lambda x: op.exp(op.negative(op.exp(x))),
     "bounded_decay": lambda x: op.exp(op.multiply(op.sigmoid(x), relax.const(-math.exp(-0.5)))),
 }
-take = partial(
-    op.take, mode="clip"
-)  # -1 is the first row; the mode that trusts all indices warns of that in every build
+# -1 is the first row; the mode that trusts all indices warns of that in every build
+take = partial(op.take, mode="clip")
 
 
 class PlainOps(KernelOps):
@@ -51,11 +49,13 @@ class PlainOps(KernelOps):
         self.marks[STORED] = [asdict(self.model.scheme.form(p.role)) for p in self.model.parameters]
         self.marks |= {VALUES: [], NARROW: []}
         if self.phase == "prefill":
-            emit, ends = self.builder.emit, op.expand_dims(self.segment_ends, 0)
-            self.position = emit(op.arange(0, self.rows, 1, "int32"))
-            row = op.expand_dims(self.position, 1)
+            emit, position = self.builder.emit, op.arange(0, self.rows, 1, "int32")
+            self.earlier = emit(op.subtract(position, relax.const(1)))  # [T]: the row before
+            ends, row = op.expand_dims(self.segment_ends, 0), op.expand_dims(position, 1)
             self.sequence = emit(op.sum(op.astype(op.less_equal(ends, row), "int32"), 1))  # [T]: whose row it is
-            self.begun = emit(op.sum(op.astype(op.equal(ends, row), "int32"), 1))  # [T]: 1 where another one ended
+            begun = op.sum(op.astype(op.equal(ends, row), "int32"), 1)  # [T]: 1 where another one ended
+            first = op.logical_or(op.less(self.earlier, relax.const(0)), op.greater(begun, relax.const(0)))
+            self.first = emit(op.reshape(first, [1, self.rows, 1]))
 
     @staticmethod
     def form_of(_: Parameter, form: Form) -> RowFloat:
@@ -174,11 +174,8 @@ class PlainOps(KernelOps):
             kept = take(kept, self.state.slots, axis=0)
         if self.phase == "decode":
             return self.builder.emit(op.expand_dims(kept, 0))
-        zero, earlier = relax.const(0), op.subtract(self.position, relax.const(1))
-        first = op.logical_or(op.less(earlier, zero), op.greater(self.begun, zero))
-        inside = take(x, earlier, axis=1)
         between = op.expand_dims(take(kept, self.sequence, axis=0), 0)
-        return self.builder.emit(op.where(op.reshape(first, [1, self.rows, 1]), between, inside))
+        return self.builder.emit(op.where(self.first, between, take(x, self.earlier, axis=1)))
 
     def _keep(self, state: StateRef, x) -> None:
         """The last rows [1, B, C] as the state of the next call."""
