@@ -3,8 +3,8 @@ the same values.
 
     python tools/benchmarks/families.py dist/NAME-fused dist/NAME-plain [--device vulkan] [--tokens 16] [--rounds 3]
 
-The runs take turns in one process. Single tokens go through ``batch_decode`` where kernels are timed, since those of
-``decode`` are merged into few on CPUs. A device is waited for before and after each kernel.
+The runs take turns in one process. Where the kernels of ``decode`` are merged into few, as those of ours on CPUs, they are timed
+in ``batch_decode``. A device is waited for before and after each kernel.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
     for runner in runners:  # the first run of a library is not like the others
         for function, tokens in (("prefill", [1] * args.tokens), ("decode", [1]), ("batch_decode", [1])):
             seconds_of_call(runner, function, tokens)
-    show(runners, "decode", "batch_decode", [1], args.rounds)
+    separate = "decode" if all(runner.metadata.values["decode"] for runner in runners) else "batch_decode"
+    show(runners, "decode", separate, [1], args.rounds)
     show(runners, "prefill", "prefill", [1 + i % 50 for i in range(args.tokens)], args.rounds)
 
 
