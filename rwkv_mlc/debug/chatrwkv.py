@@ -42,7 +42,8 @@ def dump_chatrwkv(
     hooks = generation.package
     if hooks is None:
         raise UserError(
-            f"The rwkv package does not know RWKV-{config.generation}; compare {checkpoint.name} with --reference instead."
+            f"The rwkv package shows nothing of what it computes of RWKV-{config.generation}; compare {checkpoint.name} with "
+            "--reference instead."
         )
     if hooks.head_size_divisor not in (None, config.head_size_divisor):
         raise UserError(
@@ -127,6 +128,7 @@ class Observer(TorchFunctionMode):
             "group_norm": self._norm,
             "sigmoid": self._activation,
             "silu": self._activation,
+            "tanh": self._activation,
             "mul": self._gate,
             "add": self._residual,
         }
@@ -169,7 +171,7 @@ class Observer(TorchFunctionMode):
 
     def _activation(self, result, x, *_, **__) -> None:
         inputs = (self.names.get(id(x), ""),)
-        for operation in ("sigmoid", "SiLU"):
+        for operation in ("sigmoid", "SiLU", "tanh"):
             if value := self.by_inputs.get((operation, inputs)):
                 self._keep(value.name, result)
 

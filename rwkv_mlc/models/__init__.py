@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GENERATIONS",
-    "UNREGISTERED",
     "Generation",
     "ModelOptions",
     "PackageHooks",
@@ -32,21 +31,9 @@ __all__ = [
 ]
 
 GENERATIONS: dict[str, Generation] = {
-    generation.name: generation for generation in (*rwkv4.GENERATIONS, *rwkv5.GENERATIONS)
+    generation.name: generation for module in (rwkv4, rwkv5, rwkv6, rwkv7) for generation in module.GENERATIONS
 }
 """By ``RWKVConfig.generation``, the oldest first: a later one has all that tells an earlier one, and more."""
-
-UNREGISTERED: dict[str, Generation] = {
-    generation.name: generation for generation in (*rwkv6.GENERATIONS, *rwkv7.GENERATIONS)
-}
-"""Those that every target runs and that the matrices of the tests do not hold yet: they go to ``GENERATIONS`` with them."""
-
-UNSUPPORTED = {
-    r"blocks\.\d+\.att\.r_k": "RWKV-7",
-    r"blocks\.\d+\.att\.(time_maa_\w+|time_mix_w[12])": "RWKV-6",
-}
-"""Tensors of generations that are known by name only; web-rwkv's converter renames ``time_maa`` to ``time_mix``."""
-
 
 OTHER_MODELS = {
     r"blocks\.\d+\.qkv\..*": "RWKV-7b, whose attention keeps something of every token, so that its state grows with the text",
@@ -77,10 +64,16 @@ class ModelOptions:
 
 
 def generation_of(config: RWKVConfig) -> Generation:
-    """Raises UserError for a generation that this version does not know."""
+    """Raises UserError for a generation that this version does not know, and for a config without sizes that it needs."""
     if config.generation not in GENERATIONS:
         raise UserError(f"Unknown RWKV generation {config.generation!r}; this version knows {', '.join(GENERATIONS)}.")
-    return GENERATIONS[config.generation]
+    generation = GENERATIONS[config.generation]
+    if missing := [name for name in generation.own if name not in config.own]:
+        raise UserError(
+            f"The model configuration of an RWKV-{config.generation} lacks {', '.join(missing)}; write it again with "
+            "gen-config."
+        )
+    return generation
 
 
 def recognize(shapes: Shapes) -> Generation | None:
@@ -100,10 +93,6 @@ def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWK
         raise UserError(f"This is not an RWKV checkpoint: it has no {', '.join(missing)}.")
     if len(shapes["emb.weight"]) != 2 or len(shapes["blocks.0.ffn.key.weight"]) != 2:
         raise UserError("This is not an RWKV checkpoint: emb.weight and blocks.0.ffn.key.weight should be matrices.")
-    for pattern, name in UNSUPPORTED.items():
-        if any(re.fullmatch(pattern, tensor) for tensor in shapes):
-            first, *_, last = GENERATIONS
-            raise UserError(f"This is an {name} checkpoint; generations {first} to {last} are supported.")
     generation = recognize(shapes)
     if generation is None:
         raise UserError("This is not an RWKV checkpoint: it has no blocks.0.att.time_decay.")

@@ -38,6 +38,7 @@ class BlockGeneration(Generation):
 
     A generation whose layers hand on more than ``x`` writes ``blocks`` of its own."""
 
+    own: Sequence[str] = ()
     hugging_face_names: Sequence[tuple[str, str]] = HUGGING_FACE_NAMES
     state_parameters = 1
     """How many of the parameters of wkv, the first ones, the state depends on."""

@@ -86,6 +86,11 @@ class Generation(ABC):
         """The fields of ``RWKVConfig`` that only this generation's own tensors tell; sizes that no other generation has go
         by name under "own". Raises UserError where the tensors contradict each other."""
 
+    @property
+    @abstractmethod
+    def own(self) -> Sequence[str]:
+        """The sizes that every ``RWKVConfig.own`` of the generation holds."""
+
     @abstractmethod
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The tensors under the names and with the values of ``Parameter.source``, where checkpoints differ in either."""
@@ -183,7 +188,7 @@ class Generation(ABC):
     @property
     @abstractmethod
     def package(self) -> PackageHooks | None:
-        """None where the ``rwkv`` package does not know the generation."""
+        """None where the ``rwkv`` package does not know the generation, or shows no values of it."""
 
     # Chats
 

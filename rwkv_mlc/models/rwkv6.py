@@ -58,6 +58,7 @@ LLAMA_CPP = LlamaCpp(
 class RWKV6(BlockGeneration):
     name = "6"
     model_type = "rwkv6"
+    own = ("mix_rank", "decay_rank")
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
     tuned_state = TunedState("att_kv", axes=(0, 2, 1))
     llama_cpp = LLAMA_CPP

@@ -79,6 +79,7 @@ class RWKV7(BlockGeneration):
 
     def __init__(self, name: str, embedded: bool):
         self.name, self.embedded = name, embedded
+        self.own = (*RANKS, *(("embedding_rank",) if embedded else ()))
 
     @property
     def llama_cpp(self) -> LlamaCpp | None:
@@ -87,7 +88,7 @@ class RWKV7(BlockGeneration):
 
     @property
     def package(self) -> PackageHooks | None:
-        """The package compiles what it runs of RWKV-7, so that its values cannot be seen."""
+        """None: the package compiles what it runs of RWKV-7, so that its values cannot be seen."""
         return None
 
     def recognizes(self, shapes: Shapes) -> bool:

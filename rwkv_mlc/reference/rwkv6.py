@@ -34,8 +34,9 @@ def data_dependent_mix(p: Parameters, x: np.ndarray, previous: np.ndarray, trace
     """x_t + (x_{t-1} - x_t) (maa + tanh(mix(x_t) w1) w2) for each of ``TARGETS``, equations 16 to 18."""
     mixed = trace("mixed_x", previous + p["attention.time_mix_x"].reshape(-1) * (x - previous))
     hidden = trace("time_maa_w1", linear(p, "attention.time_maa_w1", mixed))
-    hidden = trace("time_maa_w1_tanh", np.tanh(hidden)).reshape(len(x), len(TARGETS), -1)
+    hidden = trace("time_maa_w1_tanh", np.tanh(hidden))
     parts = np.split(p["attention.time_maa_w2.weight"], len(TARGETS))
+    hidden = hidden.reshape(len(x), len(TARGETS), parts[0].shape[1])
     result = {}
     for i, target in enumerate(TARGETS):
         mix = p[f"attention.time_maa_{target}"].reshape(-1) + (hidden[:, i] @ parts[i].T)[:, : x.shape[1]]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..config import RWKVConfig
@@ -50,7 +52,7 @@ def time_mixing(
     k = project("key", mixed("key"))
     v = project("value", mixed_value)
     w = project("w2", trace("w1_tanh", np.tanh(project("w1", mixed("decay")))))
-    w = trace("decay", np.exp(-np.exp(-0.5) * sigmoid(p["attention.w0"].reshape(-1) + w)))
+    w = trace("decay", np.exp(-math.exp(-0.5) * sigmoid(p["attention.w0"].reshape(-1) + w)))
     a = trace("rate", sigmoid(p["attention.a0"].reshape(-1) + project("a2", project("a1", mixed("rate")))))
     g = project("g2", trace("g1_sigmoid", sigmoid(project("g1", mixed("gate")))))
     if v_first is None:
@@ -87,7 +89,7 @@ def channel_mixing(
 def token_scale(p: Parameters, x: np.ndarray, tokens: np.ndarray, trace: Trace) -> np.ndarray:
     """(x s1) M s2 + s0 of 7a, where M is the token's own matrix: x [T, C], tokens [T] -> [T, F]."""
     z = trace("s1", linear(p, "feed_forward.s1", x))
-    own = p["feed_forward.s_emb.weight"][tokens].astype(z.dtype).reshape(len(z), z.shape[1], -1)
+    own = p["feed_forward.s_emb.weight"][tokens].astype(z.dtype).reshape(len(z), z.shape[1], z.shape[1])
     z = trace("s_emb", (z[:, None, :] @ own)[:, 0])
     return trace("scale", trace("s2", linear(p, "feed_forward.s2", z)) + p["feed_forward.s0"].reshape(-1))
 

@@ -74,7 +74,7 @@ def read_gguf(path: Path) -> Gguf:
     if (layout := layouts.get(architecture)) is None:
         why = f", {OTHER_MODELS[architecture]}" if architecture in OTHER_MODELS else ""
         raise UserError(
-            f"{path} is of the architecture {quoted(architecture)}{why}; what is read of GGUF is {listed(layouts) or 'none'}."
+            f"{path} is of the architecture {quoted(architecture)}{why}; what is read of GGUF is {listed(layouts)}."
         )
 
     def number(name: str) -> Any:

@@ -163,7 +163,15 @@ def test_fractions_are_of_the_same_round():
     assert "8.0 to 16.0 GB/s" in table[-1]
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", ["6", "7"])
+def test_rwkv_cpp_file_of_a_later_generation(tmp_path, generation):
+    tensors = {n: LazyTensor(a.shape, "float32", a.copy) for n, a in synthetic_checkpoint(generation, layers=1).items()}
+    with pytest.raises(UserError, match="RWKV-4 and RWKV-5 only"):
+        write_model(tmp_path / "m.bin", tensors)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("generation", ["4", "5.0", "5.1", "5.2"])
 def test_rwkv_cpp_file(tmp_path, generation):
     """What the reader of rwkv.cpp's files makes of it."""
     tensors = synthetic_checkpoint(generation, layers=2)

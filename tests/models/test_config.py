@@ -10,7 +10,9 @@ import pytest
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import GENERATIONS, ModelOptions, check_tensors, detect_config, generation_of, resolve
+from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+from rwkv_mlc.weights.random import random_checkpoint
 from support.synthetic import synthetic_checkpoint
 
 Shapes = dict[str, tuple[int, ...]]
@@ -84,16 +86,41 @@ def test_trailing_axes_of_one_do_not_count(generation):
     resolve(checkpoint_of({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}))
 
 
+@pytest.mark.parametrize("attention_size", [128, 192])
 @pytest.mark.parametrize(
-    "extra, name", [({"time_maa_x": (1, 1, 128), "time_maa_w1": (128, 160)}, "RWKV-6"), ({"r_k": (2, 64)}, "RWKV-7")]
+    "generation, ranks",
+    [
+        ("6", {"mix_rank": 12, "decay_rank": 10}),
+        ("7", {"decay_rank": 12, "rate_rank": 10, "value_rank": 14, "gate_rank": 20}),
+        ("7a", {"decay_rank": 12, "rate_rank": 10, "value_rank": 14, "gate_rank": 20, "embedding_rank": 32}),
+    ],
 )
-def test_later_generations_are_named(extra, name):
-    shapes = shapes_of("5.2")
-    if name == "RWKV-7":
-        shapes = {key: shape for key, shape in shapes.items() if ".time_" not in key}
-    shapes |= {f"blocks.{i}.att.{key}": shape for i in range(3) for key, shape in extra.items()}
-    with pytest.raises(UserError, match=f"{name} checkpoint; generations 4 to 5.2 are supported"):
-        detect_config(shapes)
+def test_ranks_come_from_shapes(generation, ranks, attention_size):
+    """None of them is a multiple of another."""
+    tensors = synthetic_checkpoint(generation, attention_size=attention_size, head_size=32)
+    config, parameters, _ = resolve(checkpoint_of(tensors))
+    own = ranks if attention_size == 128 else {"attention_size": attention_size, **ranks}
+    assert config == RWKVConfig(generation, 97, 128, 3, 448 if generation == "6" else 512, 32, own=own)
+    assert (config.attention_size, config.num_heads) == (attention_size, attention_size // 32)
+    drawn = random_checkpoint(config, "drawn").tensors
+    assert {name: t.read().shape for name, t in drawn.items()} == {
+        p.source: p.source_shape or p.shape for p in parameters
+    }
+
+
+@pytest.mark.parametrize("generation, missing", [("6", "mix_rank"), ("7", "gate_rank"), ("7a", "embedding_rank")])
+def test_a_generations_own_sizes_are_asked_for(generation, missing):
+    data = detect_config(shapes_of(generation)).to_dict()
+    data["own"] = [name for name in data["own"] if name != missing]
+    with pytest.raises(UserError, match=f"RWKV-{generation} lacks {missing}"):
+        generation_of(RWKVConfig.from_dict(data))
+
+
+def test_what_nothing_reads_may_be_there():
+    """BlinkDL's files of RWKV-7 have the first layer's value pair or not."""
+    tensors = synthetic_checkpoint("7")
+    more = {f"blocks.0.att.v{i}": tensors[f"blocks.1.att.v{i}"] for i in range(3)}
+    assert resolve(checkpoint_of({**tensors, **more}))[2].keys() == resolve(checkpoint_of(tensors))[2].keys()
 
 
 @pytest.mark.parametrize("decay", [(128,), (128, 1, 1)])
@@ -154,8 +181,9 @@ def test_missing_essentials_are_listed():
 def test_own_tensors_fit(generation):
     tensors = synthetic_checkpoint(generation)
     config, parameters, lazy = resolve(checkpoint_of(tensors))
+    folded = [name for name in tensors if ".s_emb_x." in name]  # into the tables of 7a
     assert config.generation == generation
-    assert len(parameters) == len({p.name for p in parameters}) == len(tensors)
+    assert len(parameters) == len({p.name for p in parameters}) == len(tensors) - len(folded)
     assert {p.source for p in parameters} == set(lazy)
 
 
@@ -163,12 +191,12 @@ def test_own_tensors_fit(generation):
 def test_every_missing_tensor_is_listed(generation):
     shapes = {name.replace("time_first", "time_faaaa"): shape for name, shape in shapes_of("5.0").items()}
     if generation != "5.0":
-        shapes = shapes_of(generation)
+        shapes = {name: shape for name, shape in shapes_of(generation).items() if ".s_emb_x." not in name}
     config = detect_config(shapes)
     for name in shapes:
         assert problems({n: s for n, s in shapes.items() if n != name}, config) == {f"missing {name}"}
-    gone = {name for name in shapes if name.startswith("blocks.1.")}
-    assert problems({n: s for n, s in shapes.items() if n not in gone}) == {f"missing {name}" for name in gone}
+    gone = {name for name in shapes if name.startswith("blocks.1.att.")}
+    assert problems({n: s for n, s in shapes.items() if n not in gone}, config) == {f"missing {name}" for name in gone}
 
 
 def test_missing_unknown_and_misshapen_are_one_list():
@@ -223,28 +251,80 @@ def test_values_of_the_parameters(generation):
     _, parameters, tensors = resolve(checkpoint_of(source))
     values = {p.name: p.convert(tensors[p.source].read(), np.float64) for p in parameters}
     assert all(values[p.name].shape == p.shape and values[p.name].flags.c_contiguous for p in parameters)
-    decay = values["model.blocks.1.attention.time_decay"]
-    raw = source["blocks.1.att.time_decay"].astype(np.float64)
-    if generation == "4":
-        np.testing.assert_allclose(decay, -np.exp(raw), rtol=1e-14)
-        np.testing.assert_array_equal(values["model.blocks.1.attention.time_first"], source["blocks.1.att.time_first"])
-    else:
-        bonus = values["model.blocks.1.attention.time_faaaa"]
-        stored = source.get("blocks.1.att.time_faaaa")
-        if generation == "5.0":
-            stored = np.exp(source["blocks.1.att.time_first"].astype(np.float64))
-        assert decay.shape == bonus.shape == (2, 64)
-        for head in range(2):
-            np.testing.assert_allclose(decay[head], np.exp(-np.exp(raw[head])), rtol=1e-14)
-            np.testing.assert_allclose(bonus[head], stored[head], rtol=1e-14)
     for name in ("key", "value", "receptance", "output"):
         np.testing.assert_array_equal(
             values[f"model.blocks.2.attention.{name}.weight"], source[f"blocks.2.att.{name}.weight"]
         )
     assert {p.role for p in parameters if p.name.endswith("head.weight")} == {"head"}
     assert {p.role for p in parameters if "embeddings" in p.name} == {"embedding"}
-    matrices = r"(key|value|receptance|output|gate|embeddings|head)\.weight"
+    matrices = r"(key|value|receptance|output|gate|embeddings|head|s_emb|(time_(maa|decay)_w|[wavgs])[12])\.weight"
     assert all((p.role != "vector") == bool(re.search(matrices, p.name)) for p in parameters)
+
+
+@pytest.mark.parametrize("generation", ["4", "5.0", "5.1", "5.2"])
+def test_decay_and_bonus(generation):
+    source = synthetic_checkpoint(generation)
+    _, parameters, tensors = resolve(checkpoint_of(source))
+    values = {p.name: p.convert(tensors[p.source].read(), np.float64) for p in parameters}
+    decay = values["model.blocks.1.attention.time_decay"]
+    raw = source["blocks.1.att.time_decay"].astype(np.float64)
+    if generation == "4":
+        np.testing.assert_allclose(decay, -np.exp(raw), rtol=1e-14)
+        np.testing.assert_array_equal(values["model.blocks.1.attention.time_first"], source["blocks.1.att.time_first"])
+        return
+    bonus = values["model.blocks.1.attention.time_faaaa"]
+    stored = source.get("blocks.1.att.time_faaaa")
+    if generation == "5.0":
+        stored = np.exp(source["blocks.1.att.time_first"].astype(np.float64))
+    assert decay.shape == bonus.shape == (2, 64)
+    for head in range(2):
+        np.testing.assert_allclose(decay[head], np.exp(-np.exp(raw[head])), rtol=1e-14)
+        np.testing.assert_allclose(bonus[head], stored[head], rtol=1e-14)
+
+
+@pytest.mark.parametrize("generation", ["6", "7", "7a"])
+def test_mixes_and_low_rank_pairs(generation):
+    """Mixes are the parts of the token itself, and the halves of a pair lie as [outputs, inputs]."""
+    source = synthetic_checkpoint(generation)
+    _, parameters, tensors = resolve(checkpoint_of(source))
+    values = {p.name: p.convert(tensors[p.source].read(), np.float64) for p in parameters}
+    mixes = {"6": ("time_mix_x", "time_maa_x")}.get(generation, ("time_mix_rate", "x_a"))
+    np.testing.assert_allclose(
+        values[f"model.blocks.1.attention.{mixes[0]}"], 1 - source[f"blocks.1.att.{mixes[1]}"].astype(np.float64)
+    )
+    for pair in {"6": ("time_decay_w",)}.get(generation, tuple("wavg")):
+        for half in "12":
+            found, stored = (
+                values[f"model.blocks.1.attention.{pair}{half}.weight"],
+                source[f"blocks.1.att.{pair}{half}"],
+            )
+            np.testing.assert_array_equal(found, stored.T)
+
+
+def test_tables_of_7a_are_folded_and_have_a_row_a_token():
+    tensors = synthetic_checkpoint("7a")
+    _, parameters, lazy = resolve(checkpoint_of(tensors))
+    (table,) = (p for p in parameters if p.source == "blocks.1.ffn.s_emb.weight")
+    x = tensors["emb.weight"].astype(np.float64)
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    x = x * tensors["blocks.0.ln0.weight"] + tensors["blocks.0.ln0.bias"]
+    expected = tensors[table.source] + x @ tensors["blocks.1.ffn.s_emb_x.weight"].T.astype(np.float64)
+    np.testing.assert_allclose(lazy[table.source].read(), expected, atol=1e-6 * np.abs(expected).max())
+    with pytest.raises(UserError, match="a square matrix for each of 97 tokens"):
+        resolve(checkpoint_of({**tensors, table.source: tensors[table.source][:-1]}))
+
+
+def test_what_stays_a_float():
+    """Four bits would ruin the output matrix of the first layer, and low-rank pairs."""
+    config = detect_config(shapes_of("7a"))
+    forms = {p.name: SCHEMES["q4f16_1"].form(p.role) for p in generation_of(config).parameters(config)}
+    halves = {name for name, form in forms.items() if getattr(form, "dtype", None) == "float16"}
+    low_rank = {f"attention.{s}{i}.weight" for s in "wavg" for i in "12"} | {
+        f"feed_forward.{s}.weight" for s in ("s1", "s2", "s_emb")
+    }
+    expected = {f"model.blocks.{i}.{name}" for i in range(3) for name in low_rank}
+    expected -= {"model.blocks.0.attention.v1.weight", "model.blocks.0.attention.v2.weight"}
+    assert halves == expected | {"model.blocks.0.attention.output.weight"}
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -260,8 +340,8 @@ def test_json_defaults_and_errors():
     assert RWKVConfig.from_dict(short) == RWKVConfig(**short)
     with pytest.raises(UserError, match="lacks vocab_size, hidden_size;"):
         RWKVConfig.from_dict({key: value for key, value in data.items() if key not in ("vocab_size", "hidden_size")})
-    with pytest.raises(UserError, match="Unknown RWKV generation '6'; this version knows 4, 5.0, 5.1, 5.2"):
-        generation_of(RWKVConfig.from_dict(data | {"generation": "6"}))
+    with pytest.raises(UserError, match="Unknown RWKV generation '9'; this version knows 4, 5.0, 5.1, 5.2, 6, 7, 7a"):
+        generation_of(RWKVConfig.from_dict(data | {"generation": "9"}))
 
 
 @pytest.mark.parametrize(
@@ -337,12 +417,6 @@ def test_web_rwkvs_form_of_5_1():
         np.testing.assert_array_equal(array, wanted.convert(expected[wanted.source].read()), err_msg=p.name)
 
 
-def test_an_rwkv_6_of_web_rwkv_is_named():
-    shapes = shapes_of("5.2") | {"blocks.0.att.time_mix_w1": (128, 160), "blocks.0.att.time_mix_x": (1, 1, 128)}
-    with pytest.raises(UserError, match="RWKV-6 checkpoint"):
-        detect_config(shapes)
-
-
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_the_time_mixing_may_have_channels_of_its_own(generation):
     tensors = synthetic_checkpoint(generation, attention_size=192)
@@ -350,6 +424,6 @@ def test_the_time_mixing_may_have_channels_of_its_own(generation):
     assert (config.hidden_size, config.attention_size, config.num_heads) == (128, 192, 0 if generation == "4" else 3)
     assert RWKVConfig.from_dict(config.to_dict()) == config
     assert {p.source: p.source_shape or p.shape for p in parameters}["blocks.0.att.output.weight"] == (128, 192)
-    assert resolve(checkpoint_of(synthetic_checkpoint(generation)))[0].own == {}
+    assert "attention_size" not in resolve(checkpoint_of(synthetic_checkpoint(generation)))[0].own
     with pytest.raises(UserError, match="attention_hidden_size 128, where its tensors have 192"):
         resolve(checkpoint_of(tensors, stated={"attention_hidden_size": 128}))

@@ -18,7 +18,6 @@ from rwkv_mlc import reference
 from rwkv_mlc.reference.rwkv7 import wkv as reference_wkv7
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
-from support.generations import registered
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -178,8 +177,7 @@ def test_training_writes_a_folder_that_loads(generation: str, tmp_path: Path, mo
     torch.set_num_threads(1)
     tiny = ["--steps", "3", "--layers", "2", "--hidden-size", "64", "--batch", "2"]
     train_demo.main(["--generation", generation, "--out", str(out), *tiny])
-    with registered():
-        config, parameters = reference.load(open_checkpoint(str(out)))
+    config, parameters = reference.load(open_checkpoint(str(out)))
     assert (config.generation, config.num_hidden_layers, config.hidden_size) == (generation, 2, 64)
 
     from safetensors.torch import load_file
@@ -189,8 +187,7 @@ def test_training_writes_a_folder_that_loads(generation: str, tmp_path: Path, mo
     tokens = list(range(1, 40))
     with torch.no_grad():
         expected, _ = model(torch.tensor([tokens]), model.initial_state(1))
-    with registered():
-        logits, _ = reference.forward(config, parameters, tokens)
+    logits, _ = reference.forward(config, parameters, tokens)
     np.testing.assert_allclose(logits, expected[0].numpy(), atol=2e-5 * abs(logits).max())
     assert (out.parent / "heldout.txt").stat().st_size <= 2000
 

@@ -12,6 +12,8 @@ DEMO_MODELS = sorted(path.parent.name for path in DEMOS.glob("*/config.json"))
 PROMPTS = ("Once upon a time", "User: Hello.\n\nAssistant:")
 TOKENS = np.random.default_rng(0).integers(0, 97, 200).tolist()
 BOUND = 2e-5  # of the largest logit
+LOW_RANK_INPUTS = (".w1", ".a1", ".v1", ".g1", ".s1", ".time_maa_w1", ".time_decay_w1")
+"""What reads normed inputs with a row for each: [C, rank]."""
 
 
 def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
@@ -41,6 +43,8 @@ def with_outliers(
             array[chosen] *= factor
         elif part in ("receptance", "key", "value", "gate") and not name.endswith("ffn.value.weight"):
             array[:, chosen] /= factor
+        elif name.endswith(LOW_RANK_INPUTS):
+            array[chosen] /= factor
     return tensors
 
 

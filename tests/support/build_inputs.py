@@ -28,8 +28,8 @@ def huggingface_name(name: str) -> str:
     """BlinkDL's name in the words of transformers and of RWKV-5's remote code."""
     if name == "head.weight":
         return name
+    name = re.sub(r"^emb\.", "embeddings.", name)
     for ours, theirs in [
-        ("emb.", "embeddings."),
         (".ln0.", ".pre_ln."),
         (".att.", ".attention."),
         (".ffn.", ".feed_forward."),

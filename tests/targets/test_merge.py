@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import tvm
@@ -23,6 +25,9 @@ SHAPES = {
     "5.0": dict(hidden_size=256),
     "5.2": dict(hidden_size=128, head_size=32),
     "5.1": dict(hidden_size=72, head_size=24, intermediate_size=104),
+    "6": dict(hidden_size=128, head_size=32),
+    "7": dict(hidden_size=128, head_size=32),
+    "7a": dict(hidden_size=72, head_size=24, intermediate_size=104),
 }
 SCHEMES = ("q0f16", "q4f16_1", "q3f16_1")
 BARRIER = "pragma_parallel_barrier_when_finish"
@@ -32,8 +37,9 @@ def checkpoint(generation: str) -> Checkpoint:
     return in_memory(synthetic_checkpoint(generation, layers=LAYERS, **SHAPES[generation]))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize(
+    "generation, scheme", [*product((g for g in GENERATIONS if g != "7a"), SCHEMES), ("7a", "q4f16_1")]
+)
 def test_merged_kernels_equal_separate_ones(generation, scheme, artifacts):
     """Bit for bit, in logits and state: threads that missed a barrier would differ sooner or later."""
     model = Model.of(checkpoint(generation), scheme, artifacts, functions=["decode", "batch_decode"])
@@ -59,8 +65,9 @@ def calls(function: relax.Function) -> list[str]:
 def test_two_calls_a_layer(generation):
     module = merged(generation, "q4f16_1")
     assert calls(module["decode"]) == ["embedding", "layer_norm", *["time_mixing", "channel_mixing"] * LAYERS, "head"]
-    shared = {name.name_hint for name in module.get_global_vars() if "mixing" in name.name_hint}
-    assert shared == {"time_mixing", "channel_mixing"}, "layers share their kernels"
+    kernels = {name.name_hint for name in module.get_global_vars() if "mixing" in name.name_hint}
+    first = {"time_mixing1"} if generation in ("7", "7a") else set()  # whose first layer gives the others its values
+    assert kernels == {"time_mixing", "channel_mixing"} | first, "layers share their kernels"
 
 
 def barriers(module: tvm.IRModule, name: str) -> int:

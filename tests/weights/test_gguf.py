@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
 
 import gguf
 import numpy as np
@@ -15,19 +14,12 @@ from rwkv_mlc.models import detect_config, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.gguf import read_gguf
 from support.compiled import in_memory
-from support.generations import registered
 from support.gguf_files import converted, small_model, stored, write_gguf
 from support.synthetic import synthetic_checkpoint
 
 ARCHITECTURES = ("rwkv6", "rwkv7")
 KINDS = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def every_generation() -> Iterator[None]:
-    with registered():
-        yield
 
 
 def core(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,17 @@ from rwkv_mlc.building import BuildOptions, build, convert_weight, gen_config
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.inspection import artifact_errors, artifact_summary
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import GENERATIONS, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.lora import merged
 from rwkv_mlc.weights.parameters import read_parameter
 from support.build_inputs import huggingface_name, write_json, write_vocabulary
 from support.compiled import in_memory
-from support.generations import EVERY, registered
 from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
 RANK = 3
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def every_generation() -> Iterator[None]:
-    with registered():
-        yield
 
 
 def pairs_of(weights: dict[str, np.ndarray]) -> Pairs:
@@ -90,7 +82,7 @@ def assert_merged(checkpoint, weights: dict[str, np.ndarray], pairs: Pairs, scal
     }
 
 
-@pytest.mark.parametrize("generation", EVERY)
+@pytest.mark.parametrize("generation", GENERATIONS)
 def test_rwkv_lm(tmp_path, generation):
     path, weights = model(tmp_path, generation)
     pairs = pairs_of(weights)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.inspection import checkpoint_summary
-from rwkv_mlc.models import resolve
+from rwkv_mlc.models import GENERATIONS, resolve
 from rwkv_mlc.weights import open_checkpoint
-from support.generations import EVERY, registered
 from support.gguf_files import small_model
 from support.paths import GOLDEN
 from support.rwkv_cpp import NUMBERS, QUANTIZED, converted, stored, write_rwkv_cpp
@@ -49,17 +47,11 @@ BLOCKS = {
 ERROR = {"Q4_0": 0.13, "Q4_1": 0.07, "Q5_0": 0.065, "Q5_1": 0.035, "Q8_0": 0.005}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def every_generation() -> Iterator[None]:
-    with registered():
-        yield
-
-
 def core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-@pytest.mark.parametrize("generation", EVERY)
+@pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("head_size", [32, 128], ids=["4 heads", "1 head"])
 def test_rwkv_cpp(tmp_path, generation, head_size):
     weights = synthetic_checkpoint(generation, head_size=head_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,17 @@ from rwkv_mlc import BuildOptions, Chat, Engine, reference
 from rwkv_mlc.building import gen_config
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import detect_config
+from rwkv_mlc.models import GENERATIONS, detect_config
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.tuned_state import read_tuned_state
 from support.build_inputs import write_vocabulary
 from support.compiled import in_memory
-from support.generations import EVERY, registered
 from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
-TUNED = [name for name, generation in EVERY.items() if generation.tuned_state]
+TUNED = [name for name, generation in GENERATIONS.items() if generation.tuned_state]
 TOKENS = np.random.default_rng(0).integers(0, 97, 12)
 HEADS, SIZE, LAYERS = 2, 32, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def every_generation() -> Iterator[None]:
-    with registered():
-        yield
 
 
 def model(generation: str) -> dict[str, np.ndarray]:
@@ -84,7 +76,7 @@ def test_values_are_read_by_keys(generation, tmp_path):
     assert np.abs(added - np.einsum("hvk,hv->hk", s, r)).max() > 0.5 * np.abs(added).max()  # the other way round
 
 
-@pytest.mark.parametrize("generation", [name for name in TUNED if EVERY[name].package])
+@pytest.mark.parametrize("generation", [name for name in TUNED if GENERATIONS[name].package])
 def test_agrees_with_rwkv_package(generation, tmp_path, monkeypatch):
     """Which takes the tensors with the model's own, and transposes them; of RWKV-7 it passes them over."""
     torch = pytest.importorskip("torch")

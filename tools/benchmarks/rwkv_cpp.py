@@ -14,13 +14,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rwkv_mlc.artifact.disk import beside
+from rwkv_mlc.errors import UserError
 from rwkv_mlc.weights import LazyTensor
 
 CHUNK = 64  # tokens at once; RWKV-4 1.5B aborts at 128
 
 
 def write_model(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Write BlinkDL's tensors as an FP16 file: with the decay, and the bonus of 5.0, after their exponentials."""
+    """Write BlinkDL's tensors of generation 4 or 5 as an FP16 file: with the decay, and the bonus of 5.0, after their
+    exponentials. Raises UserError for later generations."""
+    if not any(name.endswith("time_mix_k") for name in tensors):
+        raise UserError(f"{path.name} was not written: files for rwkv.cpp are made of RWKV-4 and RWKV-5 only.")
     has_heads, gated = "blocks.0.att.ln_x.weight" in tensors, "blocks.0.att.gate.weight" in tensors
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     with beside(path) as partial, open(partial, "wb") as file:
