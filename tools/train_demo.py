@@ -37,7 +37,7 @@ SAVED_EVERY = 100  # steps
 @dataclass(frozen=True)
 class Plan:
     """How to train: ``steps`` updates on ``batch`` segments of up to ``length`` tokens; the state is carried through the
-    segments of a context."""
+    segments of a context. ``bfloat16`` has the products of matrices take rounded inputs, the recurrence not."""
 
     steps: int = 2000
     batch: int = 8
@@ -47,6 +47,7 @@ class Plan:
     weight_decay: float = 0.1
     warmup: int = 60
     quantized_share: float = 0.2
+    bfloat16: bool = False
 
     def rate_at(self, step: int) -> float:
         if step < self.warmup:
@@ -55,7 +56,7 @@ class Plan:
         return self.final_rate + (self.rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-PLANS = {"village": Plan(), "reversal": Plan(steps=3000, batch=64, rate=2e-3, quantized_share=0.0)}
+PLANS = {"village": Plan(), "reversal": Plan(steps=1500, batch=48, rate=2e-3, quantized_share=0.0)}
 
 
 def in_answer(tokens: Tensor, began: int, ended: int) -> Tensor:
@@ -104,8 +105,9 @@ def train(model: Model, task: Task, plan: Plan, seed: int, checkpoint: Path | No
             state = model.initial_state(plan.batch)
         late = step >= plan.steps * (1 - plan.quantized_share)
         on_grid = quantized(model, 4) if late and step % 2 else {}
-        logits, state = functional_call(model, on_grid, (x, state))
-        nats = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(weight)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=plan.bfloat16):
+            logits, state = functional_call(model, on_grid, (x, state))
+        nats = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none").view_as(weight)
         loss = (nats * weight).sum() / weight.sum()
         optimizer.zero_grad()
         loss.backward()
@@ -153,11 +155,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hidden-size", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--checkpoint", type=Path, help="file that is written now and then, and gone on from")
+    parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16, for processors that have it")
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)
     task = TASKS[args.task]()
-    plan = replace(PLANS[args.task], **given(steps=args.steps, batch=args.batch))
+    plan = replace(PLANS[args.task], bfloat16=args.bfloat16, **given(steps=args.steps, batch=args.batch))
     size = replace(task.size, **given(num_hidden_layers=args.layers, hidden_size=args.hidden_size))
     size = replace(size, generation=args.generation)
     model = model_of(size).to(args.device)

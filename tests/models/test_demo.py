@@ -235,11 +235,9 @@ def test_answers_count_up_to_the_token_that_ends_them():
 
 
 def test_strings_to_learn_from_grow():
-    drawn = list(itertools.islice(reversal.growing_strings(0, steps=100, batch=3), 900))
-    lengths = [{len(string) for string in drawn[i : i + 3]} for i in range(0, 900, 3)]
-    assert all(len(found) == 1 for found in lengths)
-    longest = [max(max(found) for found in lengths[i : i + 100]) for i in (0, 100, 200)]
-    assert max(max(found) for found in lengths[:20]) <= 12 and longest[1:] == [40, 40]
+    drawn = list(itertools.islice(reversal.growing_strings(0, until=500), 1500))
+    lengths = [len(string) for string in drawn]
+    assert set(lengths[:50]) == set(range(1, 9)) and set(lengths[500:]) == set(range(1, 41))
     assert not set(drawn) & {string for string in reversal.measured() if len(string) > 8}
 
 

@@ -21,7 +21,7 @@ A small RWKV-{generation} model that knows one village: who lives there, what th
 stories. It is trained from scratch on text that a grammar in this repository generates, and serves as a first chat
 without a download and as the yardstick for kernels and quantization schemes.
 
-Made by `python tools/train_demo.py --generation {generation} --out configs/demo/{name} --steps {steps} --seed {seed}`.
+Made by `python tools/train_demo.py --generation {generation} --out configs/demo/{name} --steps {steps} --seed {seed}{options}`.
 
 | | |
 |---|---|
@@ -48,8 +48,8 @@ A tiny RWKV-{generation} model that reverses strings of up to {most} digits, suc
 else. It is a ruler for kernels and quantization schemes: a string has to stay in the state until all of it is read, and an
 answer is right only as a whole.
 
-Made by
-`python tools/train_demo.py --generation {generation} --task reversal --out configs/demo/{name} --steps {steps} --seed {seed}`.
+Made by `python tools/train_demo.py --generation {generation} --task reversal --out configs/demo/{name}`, with
+`--steps {steps} --seed {seed}{options}`.
 
 | | |
 |---|---|
@@ -78,7 +78,7 @@ def village(
     """``perplexities`` are those of unigrams, of bigrams and of the model as stored, on 8 and on 4 bits."""
     unigram, bigram, found, q8, q4 = perplexities
     return VILLAGE.format(
-        **described(name, model),
+        **described(name, model, figures),
         tokens=len(vocabulary.tokens),
         tokens_held_out=tokens_held_out,
         seen=int(figures["steps"] * figures["batch"] * figures["length"]),
@@ -97,12 +97,13 @@ def village(
 def reversal(name: str, model: Model, shares: list[float], figures: dict[str, float]) -> str:
     """``shares`` are those of exact answers of the model as stored, on 8 and on 4 bits."""
     found, q8, q4 = shares
-    model_and_task = described(name, model) | {"most": MOST_DIGITS, "measured": MEASURED}
+    model_and_task = described(name, model, figures) | {"most": MOST_DIGITS, "measured": MEASURED}
     return REVERSAL.format(**model_and_task, found=found, q8=q8, q4=q4, **figures)
 
 
-def described(name: str, model: Model) -> dict[str, str | int]:
+def described(name: str, model: Model, figures: dict[str, float]) -> dict[str, str | int]:
     return {
+        "options": " --bfloat16" if figures["bfloat16"] else "",
         "name": name,
         "generation": model.size.generation,
         "layers": model.size.num_hidden_layers,

@@ -134,13 +134,14 @@ class TimeMixing(nn.Module):
         k = self.key(torch.lerp(before, x, self.time_mix_key))
         v = self.value(torch.lerp(before, x, self.time_mix_value))
         r = self.receptance(torch.lerp(before, x, self.time_mix_receptance))
-        w = -torch.exp(self.time_decay)
+        r, k, v, w = r.float(), k.float(), v.float(), -torch.exp(self.time_decay)
         if self.size.generation == "4":
             out, memory = wkv4(k, v, w, self.time_first, memory)
             out = torch.sigmoid(r) * out
         else:
             heads = (self.size.num_heads, self.size.head_size)
-            out, memory = wkv5(*(y.unflatten(-1, heads) for y in (r, k, v)), w, self.time_faaaa, memory)
+            with torch.autocast(x.device.type, enabled=False):
+                out, memory = wkv5(*(y.unflatten(-1, heads) for y in (r, k, v)), w, self.time_faaaa, memory)
             out = F.group_norm(
                 out.flatten(0, 1).flatten(1), heads[0], self.ln_x.weight, self.ln_x.bias, GROUP_NORM_EPSILON
             ).view_as(x)

@@ -14,24 +14,22 @@ MEASURED, MEASURED_SEED = 500, 1_000_037
 ASKED, ENDED = "=", "\n"
 
 
-def string(rng: random.Random, length: int) -> str:
-    """Digits drawn independently."""
-    return "".join(rng.choices("0123456789", k=length))
+def string(rng: random.Random, most: int = MOST_DIGITS) -> str:
+    """Digits drawn independently; every length from 1 to ``most`` is as likely."""
+    return "".join(rng.choices("0123456789", k=rng.randint(1, most)))
 
 
-def growing_strings(seed: int, steps: int, batch: int) -> Iterator[str]:
-    """Strings to learn from, each ``batch`` of one length: short ones at first, and all lengths alike after ``steps``."""
+def growing_strings(seed: int, until: int) -> Iterator[str]:
+    """Strings to learn from: of at most ``FIRST_DIGITS`` at first, and of all lengths after ``until`` of them."""
     rng = random.Random(seed)
-    for step in count():
-        length = rng.randint(1, min(MOST_DIGITS, FIRST_DIGITS + (MOST_DIGITS - FIRST_DIGITS) * step // steps))
-        for _ in range(batch):
-            yield string(rng, length)
+    for i in count():
+        yield string(rng, min(MOST_DIGITS, FIRST_DIGITS + (MOST_DIGITS - FIRST_DIGITS) * i // until))
 
 
 def measured(number: int = MEASURED) -> list[str]:
-    """The first of the strings that models are measured on, whose lengths are all as likely."""
+    """The first of the strings that models are measured on."""
     rng = random.Random(MEASURED_SEED)
-    return [string(rng, rng.randint(1, MOST_DIGITS)) for _ in range(number)]
+    return [string(rng) for _ in range(number)]
 
 
 def answered(digits: str) -> str:

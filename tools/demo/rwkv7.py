@@ -110,8 +110,9 @@ class TimeMixing(nn.Module):
         else:
             v = torch.lerp(v, v_first, torch.sigmoid(self.v_lora(xv)))
         kk, k = k * self.k_k, k * (1 + (a - 1) * self.k_a)
-        r, w, k, v, kk, a = (y.unflatten(-1, self.heads) for y in (r, w, k, v, kk, a))
-        out, memory = wkv7(r, w, k, v, F.normalize(kk, dim=-1), a, memory)
+        r, w, k, v, kk, a = (y.float().unflatten(-1, self.heads) for y in (r, w, k, v, kk, a))
+        with torch.autocast(x.device.type, enabled=False):
+            out, memory = wkv7(r, w, k, v, F.normalize(kk, dim=-1), a, memory)
         out = F.group_norm(
             out.flatten(0, 1).flatten(1), self.heads[0], self.g_norm.weight, self.g_norm.bias, GROUP_NORM_EPSILON
         ).view_as(x)

@@ -85,7 +85,7 @@ class ReversalTask:
         self.began, self.ended = (self.vocabulary.encode(text)[0] for text in (reversal.ASKED, reversal.ENDED))
 
     def rows(self, seed: int, steps: int, batch: int) -> Iterator[list[int]]:
-        return map(self.row, reversal.growing_strings(seed, steps // 3, batch))
+        return map(self.row, reversal.growing_strings(seed, steps * batch * 2 // 5))
 
     def row(self, digits: str) -> list[int]:
         return self.vocabulary.encode(reversal.answered(digits))
