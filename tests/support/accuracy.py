@@ -8,7 +8,7 @@ from rwkv_mlc.tokenizer import load_tokenizer
 from support.paths import DEMOS
 from support.synthetic import synthetic_checkpoint
 
-DEMO_MODELS = sorted(path.parent.name for path in DEMOS.glob("*/config.json"))
+DEMO_MODELS = sorted(path.parent.name for path in DEMOS.glob("*-village/config.json"))
 PROMPTS = ("Once upon a time", "User: Hello.\n\nAssistant:")
 TOKENS = np.random.default_rng(0).integers(0, 97, 200).tolist()
 BOUND = 2e-5  # of the largest logit

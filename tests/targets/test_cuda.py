@@ -19,10 +19,10 @@ from rwkv_mlc.compiler.cuda import find_compiler
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.graph.ops import gpu as ops
 from rwkv_mlc.verification.run import agreement
-from support.accuracy import DEMO_MODELS, PROMPTS, trained_like_weights
+from support.accuracy import PROMPTS, trained_like_weights
 from support.breakdown import check_parts
 from support.cuda_device import CpuCompiler
-from support.paths import DEMOS, ROOT
+from support.paths import DEMO, ROOT
 
 TARGET = "cuda -arch=sm_80"
 TOKENS = np.random.default_rng(0).integers(0, 97, 12).tolist()
@@ -63,7 +63,7 @@ def artifact(cuda_device, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "find_compiler", lambda _: CpuCompiler(cuda_device, real))
         patch.setattr(ops, "PEAK_SIZE", 256)
-        command = ["build", "--model", str(DEMOS / DEMO_MODELS[-1]), "--quantization", "q0f16", "--target", TARGET]
+        command = ["build", "--model", str(DEMO), "--quantization", "q0f16", "--target", TARGET]
         assert main([*command, "--artifact-path", str(folder)]) == 0
     (built,) = folder.iterdir()
     return built
@@ -96,7 +96,7 @@ def test_generate(artifact, demo, run, device):
 
 def test_debug(artifact, run):
     """The kernels of ``decode`` one by one, and the graph of them beside."""
-    report = run("debug", str(artifact), "--against", str(DEMOS / DEMO_MODELS[-1]), "--device", "cuda")
+    report = run("debug", str(artifact), "--against", str(DEMO), "--device", "cuda")
     assert "A and B agree" in report and "gives other logits" not in report
 
 
