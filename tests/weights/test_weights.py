@@ -422,15 +422,25 @@ PRESETS = {
     **{f"rwkv-4-world-{size}": ("4", *shape) for size, shape in WORLD.items()},
     "rwkv-4-pile-14b": ("4", 40, 5120),
     **{f"rwkv-5-world-{size}": ("5.2", *shape) for size, shape in WORLD.items()},
+    "rwkv-6-world-1.6b": ("6", 24, 2048, 32, 64),
+    "rwkv-6-world-3b": ("6", 32, 2560, 32, 64),
+    "rwkv-6-world-7b": ("6", 32, 4096, 64, 128),
+    "rwkv-7-g1-0.1b": ("7", 12, 768, 64, 64, 32, 128),
+    "rwkv-7-g1-0.4b": ("7", 24, 1024, 64, 64, 32, 128),
+    "rwkv-7-g1-1.5b": ("7", 24, 2048, 96, 96, 64, 256),
+    "rwkv-7-g1-2.9b": ("7", 32, 2560, 96, 96, 64, 320),
+    "rwkv-7-g1-7.2b": ("7", 32, 4096, 128, 128, 96, 480),
+    "rwkv-7-g1-13.3b": ("7", 61, 4096, 192, 192, 128, 384),
 }
-"""Generation, layers and channels by name."""
+"""Generation, layers, channels and ranks by name."""
 
 
 def test_presets():
     assert set(config_names("models")) == set(PRESETS)
     for name, expected in PRESETS.items():
         config = load_preset(name)
-        assert (config.generation, config.num_hidden_layers, config.hidden_size) == expected
+        ranks = config.own.values()
+        assert (config.generation, config.num_hidden_layers, config.hidden_size, *ranks) == expected
         assert config.vocab_size == (50277 if "pile" in name else 65536)
         inner = 3.5 if config.generation in ("5.2", "6") else 4
         assert config.intermediate_size == int(config.hidden_size * inner) // 32 * 32
