@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rwkv_mlc import Engine, models
+from rwkv_mlc import Engine
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.building.precision import float32_patterns, wide_values
 from rwkv_mlc.cli.main import main
@@ -21,7 +21,7 @@ from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.inspection import KEPT
 from rwkv_mlc.interfaces.module import float16_values
-from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve, rwkv7
+from rwkv_mlc.models import ModelOptions, resolve
 from rwkv_mlc.models.values import LARGEST_FLOAT16
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.reference import load
@@ -91,13 +91,6 @@ def test_wide_values_are_found_in_one_reading():
     assert not wide_values(config, parameters, TOKENS, {"ln_out"})
 
 
-@pytest.fixture
-def known(monkeypatch) -> None:
-    """RWKV-7 is registered meanwhile."""
-    monkeypatch.setattr(models, "UNSUPPORTED", {}, raising=False)
-    monkeypatch.setitem(GENERATIONS, "7", rwkv7.GENERATIONS[0])
-
-
 def wide_channel() -> dict[str, np.ndarray]:
     """RWKV-7, of which one input of the first layer's output is far beyond float16, as it is far beyond the others in trained
     models; the output makes it small again."""
@@ -107,7 +100,7 @@ def wide_channel() -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_a_wide_channel_of_rwkv_7_on_a_gpu(compiled, within, known):
+def test_a_wide_channel_of_rwkv_7_on_a_gpu(compiled, within):
     """Its logits are wrong as it is and right with what is found."""
     checkpoint, runner = in_memory(wide_channel()), partial(Runner, device=vulkan_device())
     config, parameters = load(checkpoint, np.float32)
@@ -123,7 +116,7 @@ def test_a_wide_channel_of_rwkv_7_on_a_gpu(compiled, within, known):
     within("kept in float32", errors[1], 2e-3)
 
 
-def test_inspect_says_what_stays_in_floats(tmp_path, capsys, known):
+def test_inspect_says_what_stays_in_floats(tmp_path, capsys):
     """Found, decided and recorded by a build without a library."""
     save_file(wide_channel(), checkpoint := tmp_path / "wide.safetensors")
     write_vocabulary(tmp_path / "rwkv_vocab.txt")
