@@ -98,8 +98,11 @@ def test_logits(generation, scheme, on_gpu, within):
         assert np.array_equal(array[[1, 2]], then[[1, 2]])
 
 
-@on_vulkan
-@pytest.mark.parametrize("generation, scheme", PLAIN["vulkan"])
+@pytest.mark.parametrize(
+    "on_gpu, generation, scheme",
+    [*(("vulkan", *pair) for pair in PLAIN["vulkan"]), ("cuda", *PLAIN["cuda"][0])],
+    indirect=["on_gpu"],
+)
 def test_logits_of_the_plain_family(generation, scheme, on_gpu, within):
     model = on_gpu(trained_like_weights(generation), scheme, functions=ALONE, family="plain")
     tokens = TOKENS[:16]
@@ -149,9 +152,16 @@ def test_values_that_float16_cannot_hold(patterns, on_gpu, within):
 
 
 @pytest.mark.parametrize(
-    "on_gpu, name", [*(("vulkan", name) for name in DEMO_MODELS), ("cuda", DEMO_MODELS[0])], indirect=["on_gpu"]
+    "on_gpu, name, family",
+    [
+        *(("vulkan", name, "fused") for name in DEMO_MODELS),
+        ("cuda", DEMO_MODELS[0], "fused"),
+        ("vulkan", DEMO_MODELS[1], "plain"),
+    ],
+    indirect=["on_gpu"],
 )
-def test_demo_text_is_that_of_the_cpu(name, on_gpu, compiled):
+def test_demo_text_is_that_of_the_cpu(name, family, on_gpu, compiled):
+    """That of our kernels there."""
     checkpoint = open_checkpoint(str(DEMOS / name))
     tokenizer = load_tokenizer(DEMOS / name / "rwkv_vocab_demo.txt")
 
@@ -163,8 +173,9 @@ def test_demo_text_is_that_of_the_cpu(name, on_gpu, compiled):
 
         return greedy(step, [0, *tokenizer.encode(PROMPTS[0])], 48)
 
-    models = (build(checkpoint, "q0f16", functions=["prefill", "decode"]) for build in (on_gpu, compiled))
-    assert answer(next(models)) == answer(next(models))
+    functions = ["prefill", "decode"]
+    found = answer(on_gpu(checkpoint, "q0f16", functions=functions, family=family))
+    assert found == answer(compiled(checkpoint, "q0f16", functions=functions))
 
 
 def graph(generation: str, scheme: str, target: str, **options):

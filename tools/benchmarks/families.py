@@ -3,7 +3,7 @@ the same values.
 
     python tools/benchmarks/families.py dist/NAME-fused dist/NAME-plain [--device vulkan] [--tokens 16] [--rounds 3]
 
-The runs take turns in one process. Where the kernels of ``decode`` are merged into few, as those of ours on CPUs, they are timed
+The runs take turns in one process. Where the kernels of ``decode`` are merged into few, as ours on CPUs are, they are timed
 in ``batch_decode``. A device is waited for before and after each kernel.
 """
 

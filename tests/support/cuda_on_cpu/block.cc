@@ -209,6 +209,12 @@ void multiply_matrices(float* sums, const unsigned* left, const unsigned* right,
   wait(Waiting::warp, line);
 }
 
+unsigned shuffled(unsigned word, unsigned source, int line) {
+  current->operation = WarpOperation::shuffle(&word, source);
+  wait(Waiting::warp, line);
+  return word;
+}
+
 cudaError_t run_blocks(const Kernel& launched, void** given, dim3 grid, dim3 block) {
   const FaultHandler handler;
   kernel = &launched;

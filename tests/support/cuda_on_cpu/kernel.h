@@ -29,6 +29,7 @@ void async_commit();
 void async_wait(int pending);
 void load_matrices(unsigned* fragments, const void* row, int line);
 void multiply_matrices(float* sums, const unsigned* left, const unsigned* right, int line);
+unsigned shuffled(unsigned word, unsigned source, int line);  // of thread `source` of the warp
 
 }  // namespace cuda_on_cpu
 

@@ -46,18 +46,45 @@ void multiply(WarpOperation* const* operations) {
     }
 }
 
+void shuffle(WarpOperation* const* operations) {
+  unsigned words[warp_size];
+  for (size_t thread = 0; thread < warp_size; ++thread) words[thread] = *operations[thread]->word;
+  for (size_t thread = 0; thread < warp_size; ++thread) *operations[thread]->word = words[operations[thread]->source];
+}
+
 }  // namespace
 
 WarpOperation WarpOperation::load(unsigned* fragments, const void* row) {
-  return {load_kind, fragments, row, nullptr, nullptr, nullptr};
+  WarpOperation operation = {load_kind};
+  operation.fragments = fragments;
+  operation.row = row;
+  return operation;
 }
 
 WarpOperation WarpOperation::multiply(float* sums, const unsigned* left, const unsigned* right) {
-  return {multiply_kind, nullptr, nullptr, sums, left, right};
+  WarpOperation operation = {multiply_kind};
+  operation.sums = sums;
+  operation.left = left;
+  operation.right = right;
+  return operation;
+}
+
+WarpOperation WarpOperation::shuffle(unsigned* word, unsigned source) {
+  WarpOperation operation = {shuffle_kind};
+  operation.word = word;
+  operation.source = source;
+  return operation;
 }
 
 void perform(WarpOperation* const* operations) {
-  operations[0]->kind == WarpOperation::load_kind ? load(operations) : multiply(operations);
+  switch (operations[0]->kind) {
+    case WarpOperation::load_kind:
+      return load(operations);
+    case WarpOperation::multiply_kind:
+      return multiply(operations);
+    case WarpOperation::shuffle_kind:
+      return shuffle(operations);
+  }
 }
 
 void AsyncCopies::begin(bool early) {

@@ -11,15 +11,18 @@ constexpr size_t async_copy_size = 16;
 
 // The operands of one thread, in registers as the PTX ISA lays them out.
 struct WarpOperation {
-  enum Kind { load_kind, multiply_kind } kind;
+  enum Kind { load_kind, multiply_kind, shuffle_kind } kind;
   unsigned* fragments;    // 4, of two halves each
   const void* row;        // of 8 halves in shared memory
   float* sums;            // 4
   const unsigned* left;   // 4
   const unsigned* right;  // 2
+  unsigned* word;         // becomes that of the thread `source` of the warp
+  unsigned source;
 
   static WarpOperation load(unsigned* fragments, const void* row);
   static WarpOperation multiply(float* sums, const unsigned* left, const unsigned* right);
+  static WarpOperation shuffle(unsigned* word, unsigned source);
 };
 
 // The operation that all threads of a warp wait at.

@@ -26,9 +26,27 @@
 
 #define load_matrices(...) cuda_on_cpu::load_matrices(__VA_ARGS__, __LINE__)
 #define multiply_matrices(...) cuda_on_cpu::multiply_matrices(__VA_ARGS__, __LINE__)
+#define __activemask() 0xFFFFFFFFu
+#define __shfl_sync(mask, value, lane, width) shuffled(value, first_lane(width) + (lane), width, __LINE__)
+#define __shfl_down_sync(mask, value, delta, width) shuffled(value, this_lane() + (delta), width, __LINE__)
 using cuda_on_cpu::async_commit;
 using cuda_on_cpu::async_copy;
 using cuda_on_cpu::async_wait;
+
+inline unsigned this_lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32; }
+inline unsigned first_lane(unsigned width) { return this_lane() / width * width; }
+
+// The value of another thread among `width` of the warp, or the thread's own where there is none.
+template <typename T>
+T shuffled(T value, unsigned source, unsigned width, int line) {
+  static_assert(sizeof(T) == sizeof(unsigned));
+  unsigned word;
+  memcpy(&word, &value, sizeof word);
+  const bool inside = source < first_lane(width) + width;
+  word = cuda_on_cpu::shuffled(word, inside ? source : this_lane(), line);
+  memcpy(&value, &word, sizeof value);
+  return value;
+}
 
 inline void load_where(unsigned* to, const void* from, bool inside) {
   if (inside) *reinterpret_cast<uint4*>(to) = *static_cast<const uint4*>(from);
