@@ -59,6 +59,23 @@ def checkpoint_summary(checkpoint: Checkpoint, options: ModelOptions = ModelOpti
     }
 
 
+def artifact_row(path: Path) -> dict[str, Any]:
+    """What tells an artifact from the others in its folder; for a damaged one the ``problem``."""
+    try:
+        artifact = Artifact.open(path)
+        config = artifact.config
+        return {
+            "path": str(path),
+            "model": f"RWKV-{config.generation}, {config.num_hidden_layers} layers of {config.hidden_size}",
+            "quantization": artifact.scheme.name,
+            "bytes": sum(shard.nbytes for shard in artifact.shards),
+            "libraries": list(artifact.libraries()),
+            "problem": None,
+        }
+    except UserError as error:
+        return {"path": str(path), "problem": str(error)}
+
+
 def artifact_summary(artifact: Artifact) -> dict[str, Any]:
     """Model, tokenizer, scheme, parameters and bytes by group, what it was built from, and its libraries, each with
     whether this machine can run it. Raises UserError for a damaged artifact."""

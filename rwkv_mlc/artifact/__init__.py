@@ -10,9 +10,10 @@ params/initial_state.safetensors   the state before the first token, where state
 """
 
 from ..schema import LibraryRecord
-from .artifact import Artifact, is_artifact
+from .artifact import Artifact
 from .chat_config import chat_config
 from .disk import staging, write_json
+from .finding import artifacts_in, is_artifact, no_artifact
 from .initial_state import write_initial_state
 from .names import CHAT_CONFIG, PARAMS, artifact_name, library_name
 from .record import BuildRecord, add_library, package_versions
@@ -27,9 +28,11 @@ __all__ = [
     "ShardWriter",
     "add_library",
     "artifact_name",
+    "artifacts_in",
     "chat_config",
     "is_artifact",
     "library_name",
+    "no_artifact",
     "package_versions",
     "staging",
     "write_initial_state",

@@ -17,6 +17,7 @@ from ..regular_files import check_inside, check_name
 from ..schema import ChatConfig, LibraryRecord
 from ..typed_json import read
 from .disk import digest
+from .finding import no_artifact
 from .initial_state import AGAIN, read_initial_state
 from .names import CHAT_CONFIG, PARAMS, TENSOR_INDEX
 from .record import BuildRecord
@@ -53,9 +54,7 @@ class Artifact:
             path = path.resolve().parent
         params = path / PARAMS
         if not (params / CHAT_CONFIG).is_file() and not (params / TENSOR_INDEX).is_file():
-            raise UserError(
-                f"{path} is no artifact: it has no {PARAMS}/{CHAT_CONFIG}; name a folder written by rwkv-mlc build."
-            )
+            raise no_artifact(path)
         chat_config = read(ChatConfig, params / CHAT_CONFIG, "write it again with rwkv-mlc gen-config")
         scheme = get_scheme(chat_config.quantization)
         tokenizer_files = [params / name for name in chat_config.tokenizer_files]
@@ -168,9 +167,3 @@ class Artifact:
         if found != library.sha256:
             raise UserError(f"The library {library.path} is damaged: its checksum differs; run {command}.")
         return library
-
-
-def is_artifact(path: Path | str) -> bool:
-    """Whether a path looks like an artifact, be it a damaged one, and not like a checkpoint."""
-    folder = Path(path)
-    return (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder / CHAT_CONFIG).is_file())

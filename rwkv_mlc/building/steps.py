@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..artifact import CHAT_CONFIG, PARAMS, Artifact, BuildRecord, LibraryRecord, artifact_name
+from ..artifact.finding import ARTIFACTS
 from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
 from ..errors import UserError
 from ..escaping import quoted
@@ -30,7 +31,6 @@ from .staged import Staged, staged
 if TYPE_CHECKING:
     from ..compiler.targets import CompileTarget
 
-ARTIFACTS = Path("dist")
 MODELS = "models"  # the folder of checkpoints among the artifacts
 
 

@@ -75,6 +75,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    options.check_before_loading(args)
     session = Session(args)
     for line in _lines(session):
         if not session.handle(line):

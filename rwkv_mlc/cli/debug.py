@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
 from .arguments import named_path, path_or_name
 from .compare import DIFFER, add_output, check_outputs, show
 from .dump import add_family, add_recipe, recipe_of
@@ -36,7 +35,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..artifact import Artifact, is_artifact
+    from ..artifact import Artifact
     from ..debug.diagnosis import diagnose
     from ..debug.dump import check_folder
     from ..weights import open_checkpoint
@@ -45,8 +44,6 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     for folder in ("library", "reference", "rwkv") if args.out else ():
         check_folder(args.out / folder)
-    if not is_artifact(args.model):
-        raise UserError(f"{args.model} is no artifact; name a folder written by rwkv-mlc build.")
     artifact = Artifact.open(args.model)
     checkpoint = open_checkpoint(args.against)
     if lora := artifact.record.lora:

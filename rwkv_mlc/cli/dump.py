@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def _dump(args: argparse.Namespace) -> Dump:
     import numpy as np
 
-    from ..artifact import Artifact, is_artifact
+    from ..artifact import Artifact, artifacts_in, is_artifact, no_artifact
     from ..debug.family import runner_of
     from ..debug.library import dump_library
     from ..debug.package import dump_package
@@ -115,7 +115,9 @@ def _dump(args: argparse.Namespace) -> Dump:
             return dump_artifact(artifact, recipe, dtype)
         return dump_library(artifact, runner_of(artifact, args.device, args.family), recipe)
     if not (args.reference or args.peer):
-        raise UserError(f"{args.path} is a checkpoint: give --reference or --with rwkv, or the artifact built from it.")
+        if artifacts_in(path := Path(args.path)) or not path.exists():
+            raise no_artifact(path)
+        raise UserError(f"{path} is no artifact; of a checkpoint --reference or --with rwkv gives a dump.")
     options = ModelOptions(head_size_divisor=args.head_size_divisor)
     checkpoint = open_checkpoint(args.path)
     recipe = recipe_of(args, checkpoint)

@@ -51,9 +51,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--think is said in the model's chat template; give --chat, too.")
     if args.save_state:
         check_output(args.save_state)
+    settings = options.given_settings(args)
+    options.check_before_loading(args)
     prompt = _prompt(args)
     engine = Engine(args.model, args.device, options.prompt_progress(), args.threads)
-    settings = options.given_settings(args)
     if args.chat:
         chat = Chat(engine, engine.chat_params(**settings), args.think)
         if args.state:
@@ -95,8 +96,8 @@ def _prompt(args: argparse.Namespace) -> str:
         source = args.prompt_file
         try:
             data = Path(source).read_bytes()
-        except (OSError, ValueError) as error:
-            raise UserError(f"The prompt {source} cannot be read: {error}.") from None
+        except OSError as error:
+            raise UserError(f"The prompt {source} cannot be read: {error.strerror}.") from None
     return in_utf8(data, source).decode("utf-8", "surrogateescape")
 
 

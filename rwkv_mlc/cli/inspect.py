@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
@@ -23,7 +24,7 @@ def add_parser(subparsers) -> None:
         "path",
         metavar="PATH",
         type=path_or_name,
-        help="artifact folder; checkpoint file, folder or hub repository",
+        help="artifact folder, or a folder of them; checkpoint file, folder or hub repository",
     )
     parser.add_argument(
         "--errors",
@@ -49,13 +50,37 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..artifact import is_artifact
+    from ..artifact import artifacts_in, is_artifact
 
+    if not is_artifact(args.path) and (artifacts := artifacts_in(Path(args.path))):
+        return _list(args, artifacts)
     summary = (_artifact if is_artifact(args.path) else _checkpoint)(args)
     if args.json:
         say(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         _print(escaped_values(summary))
+    return 0
+
+
+def _list(args: argparse.Namespace, artifacts: list[Path]) -> int:
+    """The artifacts in a folder, a row each. Raises UserError for what is asked of one of them."""
+    from .. import inspection
+
+    if args.errors is not None or args.quantization or args.head_size_divisor is not None:
+        raise UserError(f"{args.path} holds {len(artifacts)} artifacts; name one, or leave the flags out.")
+    rows = [inspection.artifact_row(path) for path in artifacts]
+    if args.json:
+        say(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    table = Table("artifact", "model", "scheme", "bytes", "libraries", justify="left")
+    whole = [row for row in escaped_values(rows) if not row["problem"]]
+    for row in whole:
+        table.add_row(row["path"], row["model"], row["quantization"], f"{row['bytes']:,}", ", ".join(row["libraries"]))
+    if whole:
+        console().print(table)
+    for row in rows:
+        if row["problem"]:
+            say(row["problem"])
     return 0
 
 

@@ -64,10 +64,28 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling settings that the command line gives, by the names of ``SamplingParams``. Raises UserError for a stop
-    string that cannot be."""
+    """The sampling settings that the command line gives, by the names of ``SamplingParams``. Raises UserError for a value that
+    none of them takes."""
+    from ..engine.sampler import SamplingParams
+
     settings = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    return settings | ({"stop": tuple(map(stop_strings.parse, args.stop))} if args.stop else {})
+    settings |= {"stop": tuple(map(stop_strings.parse, args.stop))} if args.stop else {}
+    SamplingParams(**settings)
+    return settings
+
+
+def check_before_loading(args: argparse.Namespace) -> None:
+    """Raises UserError for a device, a think mode and a saved state with which no model, or not this one, could be used."""
+    from ..artifact import Artifact
+    from ..engine.devices import check_name
+    from ..engine.state_file import check_state
+    from ..engine.templates import Template
+
+    check_name(args.device)
+    if args.think is not None:
+        Template.of(Artifact.open(args.model).chat_config.conv_template).think_mode(args.think, "--think ")
+    if args.state:
+        check_state(args.state)
 
 
 def speed(engine: Engine) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -72,31 +74,23 @@ def load_state(
     """The arrays in the order of ``shapes``. A state of the same checkpoint in another quantization is accepted.
 
     Raises UserError for a file that is no state, and for a state of another model."""
-    try:
-        size_of(Path(path))
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise UserError(f"{path} holds no saved state; give a file written by /save or Engine.save_state.")
-            if metadata.get("model") != artifact.record.source_sha256:
-                maker = shortened(str(metadata.get("name")))
-                raise UserError(
-                    f"{path} is a state of {maker}, another model than {artifact.name}; a state means something only to "
-                    "the model that made it."
-                )
-            expected = {name: (shape, "F32") for name, shape in shapes.items()}
-            if LOGITS in file.keys():  # noqa: SIM118  it is no dictionary
-                (count,) = file.get_slice(IDS).get_shape()[:1] or (0,)
-                counted = min(count, vocab_size)
-                expected |= {LOGITS: ((vocab_size,), "F32"), IDS: ((counted,), "I32"), COUNTS: ((counted,), "F32")}
-            slices = {name: file.get_slice(name) for name in expected}
-            if {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()} != expected:
-                raise UserError(f"The state {path} does not have this model's shapes; it is damaged.")
-            arrays = {name: file.get_tensor(name) for name in expected}
-    except OSError as error:
-        raise UserError(f"The state {path} cannot be read: {error.strerror or error}.") from None
-    except SafetensorError as error:
-        raise UserError(f"The state {path} cannot be read: {shortened(str(error))}.") from None
+    with _opened(path) as file:
+        metadata = file.metadata()
+        if metadata.get("model") != artifact.record.source_sha256:
+            maker = shortened(str(metadata.get("name")))
+            raise UserError(
+                f"{path} is a state of {maker}, another model than {artifact.name}; a state means something only to "
+                "the model that made it."
+            )
+        expected = {name: (shape, "F32") for name, shape in shapes.items()}
+        if LOGITS in file.keys():  # noqa: SIM118  it is no dictionary
+            (count,) = file.get_slice(IDS).get_shape()[:1] or (0,)
+            counted = min(count, vocab_size)
+            expected |= {LOGITS: ((vocab_size,), "F32"), IDS: ((counted,), "I32"), COUNTS: ((counted,), "F32")}
+        slices = {name: file.get_slice(name) for name in expected}
+        if {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()} != expected:
+            raise UserError(f"The state {path} does not have this model's shapes; it is damaged.")
+        arrays = {name: file.get_tensor(name) for name in expected}
     states = {name: arrays.pop(name) for name in shapes}
     try:
         length = integer(metadata.get("tokens", "0"))
@@ -105,6 +99,29 @@ def load_state(
     if not arrays:
         return SavedState(states, length=length)
     return SavedState(states, arrays[LOGITS], _counts(path, arrays, vocab_size), length)
+
+
+def check_state(path: Path | str) -> None:
+    """Raises UserError for a file that is no state of any model."""
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    """The file of a state, as safetensors opens it. Raises UserError where it is none, and where reading it fails."""
+    try:
+        size_of(Path(path))
+        with safe_open(path, "numpy") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise UserError(f"{path} holds no saved state; give a file written by /save or --save-state.")
+            yield file
+    except OSError as error:
+        raise UserError(f"The state {path} cannot be read: {error.strerror or error}.") from None
+    except SafetensorError as error:
+        raise UserError(
+            f"The state {path} cannot be read ({shortened(str(error))}); give a file written by /save or --save-state."
+        ) from None
 
 
 def _counts(path: Path | str, arrays: Mapping[str, np.ndarray], vocab_size: int) -> Counts:

@@ -55,19 +55,19 @@ class Template(Conversation):
         form for functions."""
         return self.user_turn(text) + self._before_answer + self.tools().call_begin
 
-    def think_mode(self, name: str | None) -> ThinkMode | None:
+    def think_mode(self, name: str | None, option: str = "think=") -> ThinkMode | None:
         """The mode of this name, the template's own for None; None where models of the template do not think first. Raises
-        UserError for a name that the template does not have."""
+        UserError for a name that the template does not have; ``option`` is what the user has written before it."""
         if self.think is None:
             if name is not None:
                 raise UserError(
-                    f"The model's template, {shortened(self.name)}, has no think mode; leave out think={shortened(name)}, or "
+                    f"The model's template, {shortened(self.name)}, has no think mode; leave out {option}{shortened(name)}, or "
                     "build it with the template of a model that thinks (--template)."
                 )
             return None
         name = self.think.default if name is None else name
         if name not in self.think.modes:
-            raise UserError(f"think must be one of {', '.join(self.think.modes)}, not {quoted(name)}.")
+            raise UserError(f"{option.rstrip('= ')} must be one of {', '.join(self.think.modes)}, not {quoted(name)}.")
         return self.think.modes[name]
 
     def tools(self) -> ToolUse:

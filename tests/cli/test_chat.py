@@ -301,7 +301,7 @@ def test_think_modes_that_are_not_there(monkeypatch, capsys, thinker, reciter):
     out, err = chat(monkeypatch, capsys, "/set think=much;max_tokens=1\nIs it?\n", thinker, "--think", "on")
     assert err == "error: think must be one of off, on, a bit, a lot, not 'much'.\n" and out[-1] == "Yes."
     assert main(["chat", str(reciter), "--think", "on"]) == 2
-    assert "The model's template, rwkv_world, has no think mode; leave out think=on" in capsys.readouterr().err
+    assert "The model's template, rwkv_world, has no think mode; leave out --think on" in capsys.readouterr().err
     out, err = chat(monkeypatch, capsys, "/set think=off\nhello\n", reciter, "--temperature", "0", "--max-tokens", "4")
     assert "has no think mode" in err and out == ["Assistant: ?"]
     assert main(["generate", str(thinker), "--prompt", "x", "--think", "on"]) == 2

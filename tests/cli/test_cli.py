@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from rwkv_mlc import Chat, Engine, SamplingParams, UserError, __version__, refer
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.cli import chat, options, stop_strings
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.engine.templates import load_template
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.weights import open_checkpoint
 from support.paths import DEMO
@@ -198,7 +200,9 @@ def test_generate_reads_prompts_from_everywhere(run, stdin, reciter, tmp_path):
         code, out, _ = run("generate", *options, *arguments, "--json")
         assert code == 0
         assert json.loads(out)["prompt"] == "\ufffd\ufffd\r\n:" and json.loads(out)["prompt_tokens"] == 5
-    assert_refused(run("generate", *options, "--prompt-file", tmp_path / "none"), "cannot be read")
+    none = tmp_path / "none"
+    reason = f"The prompt {none} cannot be read: No such file or directory."
+    assert_refused(run("generate", *options, "--prompt-file", none), reason)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
@@ -309,6 +313,34 @@ def test_generate_refuses(run, demo, reciter, tmp_path):
         main(["generate", str(reciter), "--prompt", "x", "--seed", "x"])
 
 
+@pytest.mark.parametrize("command", [("chat",), ("generate", "--prompt", "x", "--chat"), ("generate", "--prompt", "x")])
+def test_what_needs_no_model_is_refused_before_it_is_loaded(capsys, demo, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(Engine, "__init__", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "junk").write_bytes(b"he who has no state to go on from")
+    for arguments, message in (
+        (("--device", "gpu"), "Unknown device 'gpu'"),
+        (("--top-p", "2"), "top_p must be a number from 0.0 to 1.0, not 2.0."),
+        (("--stop", r"\q"), "which means nothing"),
+        (("--state", "/nowhere"), "The state /nowhere cannot be read: No such file or directory."),
+        (("--state", tmp_path / "junk"), "give a file written by /save or --save-state."),
+        (
+            ("--think", "banana"),
+            "--think is said in the model's chat template; give --chat, too."
+            if command[-1] == "x"
+            else "has no think mode; leave out --think banana, or build it with",
+        ),
+    ):
+        assert main([command[0], str(demo), *command[1:], *map(str, arguments)]) == 2
+        out, err = capsys.readouterr()
+        assert message in err and out == ""
+
+
+def test_a_think_mode_that_there_is_not():
+    template = load_template("rwkv_g1")
+    with pytest.raises(UserError, match=r"^--think must be one of off, on, a bit, a lot, not 'banana'\.$"):
+        template.think_mode("banana", "--think ")
+
+
 def test_a_library_for_another_cpu_is_refused_before_it_is_loaded(run, reciter, tmp_path):
     folder = Path(shutil.copytree(reciter, tmp_path / "reciter-q0f32"))
     record = json.loads((folder / "build-record.json").read_text(encoding="utf-8"))
@@ -383,6 +415,40 @@ def test_inspect_an_artifact(run, demo):
     assert library["prefill_activations"] == "float32"
     assert library["bytes"] == (demo / library["file"]).stat().st_size
     assert set(library["versions"]) == {"rwkv_mlc", "apache-tvm", "numpy"}
+
+
+def test_inspect_a_folder_of_artifacts(run, demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "one")
+    (tmp_path / "two" / "params").mkdir(parents=True)
+    code, out, _ = run("inspect", tmp_path)
+    assert code == 0 and re.search(r"one +RWKV-5\.2, 6 layers of 128 +q0f32 +5,943,296 +llvm", out)
+    assert f"{tmp_path / 'two'} is no artifact: it has no params/mlc-chat-config.json" in out
+    _, out, _ = run("inspect", tmp_path, "--json")
+    assert [(Path(row["path"]).name, row["problem"] is None) for row in json.loads(out)] == [
+        ("one", True),
+        ("two", False),
+    ]
+    assert_refused(run("inspect", tmp_path, "--errors"), "holds 2 artifacts; name one, or leave the flags out")
+
+
+def test_what_is_no_artifact(run, demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ("logits", "--tokens", "1", "--out", "x.npy")
+    for path, advice in (
+        ("village", "there is no such folder; rwkv-mlc build --model CHECKPOINT writes one."),
+        (demo / "build-record.json", f"it is a file; name the folder {demo}."),
+        (demo.parent, f"it holds some; name one: {', '.join(map(str, sorted(demo.parent.glob('*-q0f32'))))}."),
+        (demo.parent / "rwkv-5-vilage-q0f32", f"there is no such folder; did you mean {demo}?"),
+    ):
+        assert_refused(run(*command, path), f"{path} is no artifact: {advice}")
+    shutil.copytree(demo, Path("dist") / demo.name)
+    for path, advice in (
+        (demo.name, f"did you mean dist/{demo.name}?"),
+        ("other", f"there are dist/{demo.name}, and rwkv-mlc build writes others."),
+    ):
+        assert_refused(run(*command, path), f"{path} is no artifact: there is no such folder; {advice}")
+    assert_refused(run("dump", "nowhere"), "nowhere is no artifact: there is no such folder")
+    assert_refused(run("dump", DEMO), "is no artifact; of a checkpoint --reference or --with rwkv gives a dump")
 
 
 def test_inspect_prints_everything_where_there_is_no_terminal(run, demo, monkeypatch):
