@@ -190,14 +190,20 @@ def low_rank(name: str, source: str, part: str, inputs: int, outputs: int) -> Pa
 
 
 def transposed(tensor: LazyTensor) -> LazyTensor:
-    """A matrix the other way round."""
-    return dataclasses.replace(tensor, shape=tensor.shape[::-1], read=lambda: np.ascontiguousarray(tensor.read().T))
+    """A matrix, or several, the other way round."""
+    shape = (*tensor.shape[:-2], *tensor.shape[-2:][::-1])
+    return dataclasses.replace(tensor, shape=shape, read=lambda: np.ascontiguousarray(tensor.read().swapaxes(-1, -2)))
 
 
-def oriented(tensor: LazyTensor, inputs: int) -> LazyTensor:
-    """A matrix [inputs, outputs], which web-rwkv's converter transposes."""
-    turned = len(tensor.shape) == 2 and tensor.shape[0] != inputs and tensor.shape[1] == inputs
-    return transposed(tensor) if turned else tensor
+def oriented(tensors: dict[str, LazyTensor], halves: tuple[str, ...], inputs: int) -> dict[str, LazyTensor]:
+    """The tensors with the low-rank matrices, whose names end in ``halves``, as BlinkDL stores them. web-rwkv's converter
+    transposes all of them, which the first halves tell, [inputs, rank] if they are not: all but square ones."""
+    pairs = {name for name in tensors if name.endswith(halves)}
+    firsts = [tensors[name].shape for name in pairs if name.endswith("1")]
+    lengths = [shape for shape in firsts if len(shape) == 2 and shape[0] != shape[1]]
+    if not lengths or any(shape[1] != inputs for shape in lengths):
+        return tensors
+    return {name: transposed(tensor) if name in pairs else tensor for name, tensor in tensors.items()}
 
 
 def heads_of(shapes: Shapes, name: str, channels: int) -> int:

@@ -36,6 +36,8 @@ TARGETS = {"decay": "w", "key": "k", "value": "v", "receptance": "r", "gate": "g
 BlinkDL calls each."""
 
 MATRICES = ("key", "value", "receptance", "gate")
+HALVES = ("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2")
+"""The matrices of low rank."""
 
 
 LLAMA_CPP = LlamaCpp(
@@ -49,7 +51,7 @@ LLAMA_CPP = LlamaCpp(
         (r"(blocks\.\d+)\.time_mix_first\.weight$", r"\1.att.time_faaaa"),
         (r"(blocks\.\d+)\.channel_mix_lerp_([kr])\.weight$", r"\1.ffn.time_maa_\2"),
     ),
-    transposed=("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2"),
+    transposed=HALVES,
     by_head=("time_faaaa",),
     fused={"time_maa_wkvrg": tuple(f"time_maa_{letter}" for letter in TARGETS.values())},
 )
@@ -64,30 +66,28 @@ class RWKV6(BlockGeneration):
     llama_cpp = LLAMA_CPP
     state_parameters = 0
 
-    # web-rwkv's converter calls BlinkDL's time_maa time_mix
-    hugging_face_names = (*HUGGING_FACE_NAMES, (r"(blocks\.\d+\.(?:att|ffn)\.)time_mix_(\w+)$", r"\1time_maa_\2"))
+    # web-rwkv's converter calls BlinkDL's time_maa time_mix, and time_faaaa time_first
+    hugging_face_names = (
+        *HUGGING_FACE_NAMES,
+        (r"(blocks\.\d+\.(?:att|ffn)\.)time_mix_(\w+)$", r"\1time_maa_\2"),
+        (r"(blocks\.\d+\.att\.)time_first$", r"\1time_faaaa"),
+    )
 
     def recognizes(self, shapes: Shapes) -> bool:
         return "blocks.0.att.time_maa_x" in shapes
 
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
         (_, hidden_size), bonus = shapes["emb.weight"], "blocks.0.att.time_faaaa"
-        second, decay = (shapes.get(f"blocks.0.att.{name}", ()) for name in ("time_maa_w2", "time_decay_w1"))
+        mixes, decay = (prod(shapes.get(f"blocks.0.att.{name}", ())) for name in ("time_maa_w1", "time_decay_w1"))
         other = attention_size(shapes).get("own", {})
         head_size = heads_of(shapes, bonus, other.get("attention_size", hidden_size))
-        ranks = {
-            "mix_rank": second[1] if len(second) == 3 else 0,
-            "decay_rank": prod(decay) // hidden_size,
-        }
+        ranks = {"mix_rank": mixes // (len(TARGETS) * hidden_size), "decay_rank": decay // hidden_size}
         return {"head_size": head_size, "own": {**other, **ranks}}
 
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Low-rank matrices as BlinkDL stores them, [inputs, outputs]."""
         _, hidden_size = tensors["emb.weight"].shape
-        return {
-            name: oriented(tensor, hidden_size) if name.endswith(("time_maa_w1", "time_decay_w1")) else tensor
-            for name, tensor in tensors.items()
-        }
+        return oriented(tensors, HALVES, hidden_size)
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
@@ -140,7 +140,7 @@ class RWKV6(BlockGeneration):
         """rwkv.cpp transposes the last two axes of what is of low rank and gives decay and bonus a trailing axis of
         length 1."""
         part = name.rpartition(".")[2]
-        if part in ("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2"):
+        if part in HALVES:
             return (*shape[:-2], shape[-1], shape[-2]), "transpose"
         if part == "time_decay":
             return (1, 1, prod(shape)), None

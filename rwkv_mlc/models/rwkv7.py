@@ -34,6 +34,8 @@ RANKS = {"decay_rank": "w", "rate_rank": "a", "value_rank": "v", "gate_rank": "g
 HIDDEN = {"w": "tanh", "a": None, "v": None, "g": "sigmoid"}
 """What is applied between the halves of a pair."""
 
+HALVES = tuple(f"{letter}{half}" for letter in HIDDEN for half in "12")
+
 # flash-linear-attention's modeling_rwkv7.py; a pair's matrices are torch's Linear there, [outputs, inputs]
 FLA_NAMES = (
     (r"model\.norm\.", "ln_out."),
@@ -63,7 +65,7 @@ LLAMA_CPP = LlamaCpp(
         (r"(blocks\.\d+)\.time_mix_([wavg][012]|k_k|k_a|r_k)\.weight$", r"\1.att.\2"),
         (r"(blocks\.\d+)\.channel_mix_lerp_k\.weight$", r"\1.ffn.x_k"),
     ),
-    transposed=tuple(f"{letter}{half}" for letter in RANKS.values() for half in "12"),
+    transposed=HALVES,
     by_head=("r_k",),
     fused={"x_rwkvag": tuple(f"x_{letter}" for letter in "rwkvag")},
 )
@@ -99,11 +101,8 @@ class RWKV7(BlockGeneration):
         size = math.prod(shapes["blocks.0.att.r_k"])
         own = {} if size == hidden_size else {"attention_size": size}
         for field, letter in RANKS.items():
-            first = next((shapes[n] for i in (0, 1) if (n := f"blocks.{i}.att.{letter}1") in shapes), None)
-            first = first or next(
-                (shapes[n] for i in (0, 1) if (n := f"blocks.{i}.att.{letter}1.weight") in shapes), ()
-            )
-            own[field] = math.prod(first) // hidden_size if first else 0
+            half = f"blocks.{1 if letter == 'v' else 0}.att.{letter}1"  # what the first layer has of v nothing reads
+            own[field] = math.prod(shapes.get(half) or shapes.get(f"{half}.weight", (0,))) // hidden_size
         if self.embedded:
             own["embedding_rank"] = math.prod(shapes.get("blocks.0.ffn.s1", (0,))) // hidden_size
         return {"head_size": heads_of(shapes, "blocks.0.att.r_k", size), "own": own}
@@ -122,11 +121,10 @@ class RWKV7(BlockGeneration):
                 parts = {letter: _row(tensor, i, hidden_size) for i, letter in enumerate("rwkvag")}
                 result |= {name.replace(part, f"x_{letter}"): row for letter, row in parts.items()}
                 continue
-            if part in (f"{letter}{half}.weight" for letter in HIDDEN for half in "12"):
+            if part.removesuffix(".weight") in HALVES and part not in HALVES:
                 name, tensor = name.removesuffix(".weight"), transposed(tensor)
-            elif part in (f"{letter}1" for letter in HIDDEN):
-                tensor = oriented(tensor, hidden_size)
             result[name] = tensor
+        result = oriented(result, tuple(f".att.{half}" for half in HALVES), hidden_size)
         return _folded(result) if self.embedded else result
 
     # Parameters
@@ -200,10 +198,7 @@ class RWKV7(BlockGeneration):
         self, name: str, shape: tuple[int, ...], hidden_size: int
     ) -> tuple[tuple[int, ...], str | None]:
         """rwkv.cpp transposes what is of low rank."""
-        part = name.rpartition(".att.")[2]
-        if part in (f"{letter}{half}" for letter in HIDDEN for half in "12"):
-            return shape[::-1], "transpose"
-        return shape, None
+        return (shape[::-1], "transpose") if name.rpartition(".att.")[2] in HALVES else (shape, None)
 
     # The graph
 

@@ -20,6 +20,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from ..errors import UserError
 from ..escaping import listed, quoted, shortened
 from ..models import GENERATIONS
+from ..models.block import transposed
 from ..models.llama_cpp import OTHER_MODELS, LlamaCpp
 from .checkpoint import LazyTensor, row_of
 from .ggml import FORMATS, Format
@@ -194,7 +195,7 @@ def _blinkdl_tensors(
             continue
         block, _, part = name.rpartition(".")
         if part in layout.transposed and len(tensor.shape) > 1:
-            tensor = _swapped(tensor)
+            tensor = transposed(tensor)
         if part in layout.by_head and head_size and tensor.shape[-1] % head_size == 0:
             tensor = _reshaped(tensor, (prod(tensor.shape) // head_size, head_size))
         if (match := RESCALED.fullmatch(name)) and rescale > 0:
@@ -205,11 +206,6 @@ def _blinkdl_tensors(
         else:
             result[name] = tensor
     return result
-
-
-def _swapped(tensor: LazyTensor) -> LazyTensor:
-    shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2])
-    return dataclasses.replace(tensor, shape=shape, read=lambda: np.ascontiguousarray(tensor.read().swapaxes(-1, -2)))
 
 
 def _reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:

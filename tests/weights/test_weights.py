@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from rwkv_mlc import reference
 from rwkv_mlc.config import RWKVConfig
 from rwkv_mlc.data_files import config_names
 from rwkv_mlc.errors import UserError
@@ -23,6 +22,7 @@ from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.parameters import map_parameters
 from rwkv_mlc.weights.random import load_preset, random_checkpoint
 from support.build_inputs import huggingface_name, write_index
+from support.checkpoint_layouts import DTYPES, LAYOUTS
 from support.compiled import in_memory
 from support.hub_server import serve_hub
 from support.rwkv_cpp import write_rwkv_cpp
@@ -62,59 +62,19 @@ def test_folder(tmp_path, generation):
     assert resolve(checkpoint, ModelOptions(head_size_divisor=1))[0].head_size_divisor == 1
 
 
-def renamed(tensors: dict[str, np.ndarray], changes: dict[str, str], turned: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The tensors with parts of their names changed, those that end so the other way round."""
-    result = {}
-    for name, array in tensors.items():
-        array = np.ascontiguousarray(array.swapaxes(-1, -2)) if name.endswith(turned) else array
-        for old, new in changes.items():
-            name = name.replace(old, new)
-        result[name] = array
-    return result
-
-
-@pytest.mark.parametrize("ranks", [(12, 10, 14, 20), (128, 128, 128, 128)])
-def test_rwkv_7_of_flash_linear_attention(ranks, tmp_path):
+@pytest.mark.parametrize("generation, layout", [(g, name) for name, (built, *_) in LAYOUTS.items() for g in built])
+@pytest.mark.parametrize("ranks", [(12, 10, 14, 20), (128, 96, 128, 128)])
+def test_layouts(generation, layout, ranks, tmp_path):
     """Whose matrices of low rank are the other way round, which square ones do not show."""
-    tensors = synthetic_checkpoint("7", ranks=ranks)
-    expected, _ = reference.forward(*reference.load(in_memory(tensors)), [5, 1, 90, 3, 3, 17])
-    names = {
-        f".att.{s}{i}": f".attn.{s}_lora.lora.{p}"
-        for s in "wavg"
-        for i, p in enumerate(("2.bias", "0.weight", "2.weight"))
-    }
-    names |= {
-        "blocks.": "model.layers.",
-        "emb.": "model.embeddings.",
-        "head.": "lm_head.",
-        "ln_out.": "model.norm.",
-        ".ln0.": ".pre_norm.",
-        ".ln1.": ".attn_norm.",
-        ".ln2.": ".ffn_norm.",
-        ".att.ln_x.": ".attn.g_norm.",
-        ".att.output.": ".attn.o_proj.",
-        **{f".att.{name}.": f".attn.{name[0]}_proj." for name in ("receptance", "key", "value")},
-        ".att.": ".attn.",
-    }
-    halves = tuple(f".att.{s}{i}" for s in "wavg" for i in "12")
-    save_file(renamed(tensors, names, halves), tmp_path / "model.safetensors")
-    found, _ = reference.forward(
-        *reference.load(open_checkpoint(str(tmp_path / "model.safetensors"))), [5, 1, 90, 3, 3, 17]
-    )
-    assert np.array_equal(found, expected)
-
-
-def test_rwkv_6_of_web_rwkv_and_of_transformers(tmp_path):
-    tensors = synthetic_checkpoint("6")
-    expected, _ = reference.forward(*reference.load(in_memory(tensors)), [5, 1, 90, 3, 3, 17])
-    web = renamed(tensors, {"time_maa": "time_mix"}, ("time_maa_w1", "time_decay_w1"))
-    names = {"blocks.": "rwkv.blocks.", "emb.": "rwkv.embeddings.", "ln_out.": "rwkv.ln_out.", ".ln0.": ".pre_ln."}
-    folder = renamed(tensors, names | {".att.": ".attention.", ".ffn.": ".feed_forward."}, ("no name ends so",))
-    for name, given in {"web": web, "folder": folder}.items():
-        path = tmp_path / f"{name}.safetensors"
-        save_file(given, path)
-        found, _ = reference.forward(*reference.load(open_checkpoint(str(path))), [5, 1, 90, 3, 3, 17])
-        assert np.array_equal(found, expected), name
+    _, dtypes, write = LAYOUTS[layout]
+    tensors = {name: a.astype(DTYPES[dtypes[-1]]) for name, a in synthetic_checkpoint(generation, ranks=ranks).items()}
+    tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
+    config, parameters, found = resolve(open_checkpoint(str(write(tmp_path / "model", tensors, dtypes[-1]))))
+    expected, _, originals = resolve(in_memory(tensors))
+    assert config == expected
+    for p in parameters:
+        ours, theirs = (p.convert(each[p.source].read()) for each in (found, originals))
+        np.testing.assert_array_equal(ours, theirs, err_msg=p.source)
 
 
 def test_folder_without_lengths(tmp_path):

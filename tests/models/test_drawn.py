@@ -1,0 +1,16 @@
+"""Checkpoints as nobody has made them yet: a dozen draws, and hundreds by ``python -m support.drawn``."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.drawn import Draw, check
+
+NUMBERS = (22, 25, 45, 55, 90, 94, 109, 111, 124, 128, 129, 206, 152, 192, 359, 10, 54)
+"""Small ones of every layout and generation that one is written of; the last two cannot be built."""
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_drawn_checkpoints(number, tmp_path, libraries):
+    draw = Draw.of(number)
+    print(draw, check(draw, tmp_path, libraries))
