@@ -1,7 +1,7 @@
 """The plain family: what every word of ``models.vocabulary`` means, in Relax's own operators and nothing fused by hand.
 
 All is float32 here, and a parameter is the matrix or vector that it stands for. How that is stored, what is in float16, which
-operators share a kernel and how it runs is up to ``compiler.pipeline.OPERATORS``. The recurrence alone is a kernel of ours.
+operators share a kernel and how it runs is up to ``compiler.pipeline.OPERATORS``. Only what writes states is kernels of ours.
 """
 
 from __future__ import annotations
