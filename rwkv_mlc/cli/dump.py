@@ -49,8 +49,8 @@ def add_family(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--family",
         choices=FAMILIES,
-        help="compile a library of this family for the dump, where the artifact's is of the other: plain keeps no value to "
-        "itself (the artifact's)",
+        help="compile a library of this family for the dump, where the artifact's is of the other: plain shows what fused "
+        "kernels keep to themselves (the artifact's)",
     )
 
 

@@ -25,11 +25,11 @@ def runner_of(artifact: Artifact, device: str = "auto", family: Family | None = 
     own = libraries.get(target_of(device))
     if family is None or (own and own.family == family):
         return Engine(artifact.path, device).runner
-    target = resolve_target(target_of(device))
+    opened, target = open_device(device), resolve_target(target_of(device))
     check_tools(target, target.suffix)
     module = build_module(artifact.config, artifact.scheme, target, family=family)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / f"{family}{target.suffix}"
         export_library(compile_module(module, target), target, library)
         stored, chunk = artifact.stored_tensors(), artifact.chat_config.prefill_chunk_size
-        return Runner(library, stored, open_device(device), chunk)
+        return Runner(library, stored, opened, chunk)

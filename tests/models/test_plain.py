@@ -17,9 +17,11 @@ from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import TARGETS, resolve_target
 from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.errors import UserError
+from rwkv_mlc.graph.marks import VALUES
 from rwkv_mlc.graph.ops import FAMILIES
 from rwkv_mlc.interfaces.module import build_module
 from rwkv_mlc.models import GENERATIONS, generation_of, resolve
+from rwkv_mlc.models.values import place
 from rwkv_mlc.quantization.group import GroupForm
 from rwkv_mlc.quantization.schemes import SCHEMES
 from support.compiled import in_memory, only
@@ -78,6 +80,18 @@ def test_passes_are_in_the_dump(tmp_path):
     rounded = 4 + 1 + 2 + 1 + 1  # mixed inputs of both half blocks, the gated wkv, the squares, what the head reads
     assert narrow.count("R.astype(") == 2 * rounded and narrow.count("R.matmul(") == len(products)
     assert "R.matmul(" not in fused and fused.count("call_tir(cls.fused_") >= len(products)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_value_has_a_name(generation):
+    """But for what a gate is applied to in the same breath."""
+    inside = {"4": {"att.wkv"}, "7a": {"ffn.scale"}}.get(generation, set())
+    config, _, _ = resolve(in_memory(synthetic_checkpoint(generation, layers=2)))
+    with only(["decode"]):
+        module = build_module(config, SCHEMES["q0f32"], resolve_target("vulkan"), family="plain")
+    named = [str(name) for name in module["decode"].attrs[VALUES] if name]
+    values = [name for name in generation_of(config).values(config) if place(name)[1] not in inside]
+    assert named == [name for name in values if ".state." not in name]
 
 
 def test_build_says_which_family(tmp_path, capfd):
