@@ -38,7 +38,7 @@ that training never saw):
 
 8 and 4 bits are simulated (symmetric groups of 32 inputs, as q8f16_1 and q4f16_1).
 
-Greedy, under the World system prompt:
+It chats in World's form (`--template rwkv_world`). Greedy, under the World system prompt:
 
 {chat}"""
 
