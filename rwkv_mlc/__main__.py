@@ -4,13 +4,17 @@ import sys
 
 
 def start(arguments: list[str] | None = None) -> int:
-    """The command line, or other arguments; Ctrl-C is an exit code while it is still being loaded, and when it is done, too."""
+    """The command line, or other arguments; Ctrl-C is an exit code while it is still being loaded, and when it is done, too, and
+    so is too little memory."""
     try:
         from .cli.main import main
 
         return main(arguments)
     except KeyboardInterrupt:
         return 130
+    except MemoryError:
+        print("error: There is not enough memory for this; free some, or raise the limit (ulimit -v).", file=sys.stderr)
+        return 2
     finally:
         import signal
 

@@ -9,6 +9,7 @@ import tempfile
 import traceback
 
 from ..escaping import LAYOUT, MESSAGE_LENGTH, escaped, shortened
+from .memory_limit import is_reached
 
 TRACEBACKS = "RWKV_MLC_TRACEBACKS"
 """The variable of the environment that has such exceptions end the process as Python ends it, for developers and tests."""
@@ -32,9 +33,11 @@ def sentence(error: Exception) -> str:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether there was no memory, or none for the stack of a thread or a library that was to be loaded."""
+    """Whether there was no memory, or none for the stack of a thread or a library that was to be loaded. Where so much was
+    taken that any other exception may come of it, that is one, but for developers."""
     return (
         isinstance(error, MemoryError)
+        or (not os.environ.get(TRACEBACKS) and is_reached())
         or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
         or (isinstance(error, (ImportError, OSError)) and "failed to map segment" in str(error))
     )

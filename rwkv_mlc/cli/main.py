@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import UserError
 from . import bench, build, chat, compare, debug, dump, generate, inspect, logits, verify
 from .faults import lacks_memory, say_error, sentence
+from .memory_limit import check_limit
 from .parser import Parser
 
 EXIT_USAGE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 70, 130, 141
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
+        check_limit()
         return args.run(args)
     finally:
         sys.stdout.flush()

@@ -174,12 +174,12 @@ def test_too_little_memory(monkeypatch, capsys, run):
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="a limit of memory")
-@pytest.mark.parametrize("gigabytes", [0.25, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("gigabytes", [0.08, 0.13, 0.145, 0.155, 0.5, 1.5])
 def test_a_limit_of_memory(demo, gigabytes):
     """No traceback, wherever the memory ends."""
     limit = int(gigabytes * (1 << 20))
     result = shell(f"ulimit -v {limit}; rwkv-mlc inspect {demo}")
-    assert result.returncode in (0, 2, 70) and "Traceback" not in result.stderr
+    assert result.returncode in (0, 2) and "Traceback" not in result.stderr and "OpenBLAS" not in result.stderr
 
 
 # Faults of ours
