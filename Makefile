@@ -31,7 +31,7 @@ lint: .venv/lint
 	$(BIN)/mypy
 
 $(BIN)/rwkv-mlc: pyproject.toml
-	@echo "Installing into .venv: 39 packages, 140 MB to download, 450 MB on disk. It takes one to three minutes,"
+	@echo "Installing into .venv: 39 packages, 140 MB to download, about 500 MB on disk. It takes one to three minutes,"
 	@echo "and after pip's line \"Installing collected packages\" there is nothing to see for most of one."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --editable .

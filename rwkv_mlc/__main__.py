@@ -4,8 +4,8 @@ import sys
 
 
 def start(arguments: list[str] | None = None) -> int:
-    """The command line, or other arguments; Ctrl-C is an exit code while it is still being loaded, and when it is done, too, and
-    so is too little memory."""
+    """The command line, or other arguments; Ctrl-C is an exit code while it is still being loaded, and when it is done, too,
+    and so is too little memory."""
     try:
         from .cli.main import main
 

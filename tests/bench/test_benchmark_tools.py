@@ -27,9 +27,17 @@ import engines
 import families
 import participants
 import peers
+import perplexity
 import sweep
 from participants import expand, parse_llama_bench, parse_rates
 from rwkv_cpp import write_model
+
+
+def test_perplexity_is_the_readmes(demo, capsys):
+    perplexity.main([str(demo)])
+    assert capsys.readouterr().out == f"{demo.name}: 1.4182\n"
+    table = (TOOLS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "| `q0f32` | float32 | 32.0 | 6.31 GB | 1.4182 |" in table
 
 
 def test_families_side_by_side(demo, capsys):
