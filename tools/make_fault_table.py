@@ -1,5 +1,5 @@
 """Builds every library with a deliberate bug (``tests/support/faults.py``) and writes what the comparison says of it into
-``docs/debugging.md``, between the two marks. Needs a Vulkan device; takes two minutes."""
+``docs/debugging.md``, between the two marks. Needs a Vulkan device; takes four minutes."""
 
 from __future__ import annotations
 

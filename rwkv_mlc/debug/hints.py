@@ -52,8 +52,8 @@ class Case:
         return self.b.tensors.get(f"{self.call}/{value}")
 
     def beside(self, role: str) -> np.ndarray | None:
-        """B's value of another role of the same block."""
-        return self.right(f"{self.value.removesuffix(self.role)}{role}")
+        """B's value of another role of the same block, or of a whole name."""
+        return self.right(role if role.startswith("blocks.") else f"{self.value.removesuffix(self.role)}{role}")
 
     def explained(self, guess: np.ndarray) -> bool:
         """Whether ``guess`` is what A holds."""
@@ -177,15 +177,15 @@ def mistaken(case: Case) -> Iterator[str]:
 
 def normalized(case: Case) -> Iterator[str]:
     """Group norms of another kind. Weight and bias are found from B's own norm, channel by channel."""
-    normed_value, gate_value = case.value, None
-    if case.operation == "gate":
-        normed_value, gate_value = case.inputs
+    normed_value, *rest = case.inputs if case.operation == "gate" else (case.value,)
     if case.graph[normed_value].operation != "group norm":
         return
     wkv, ln_x = case.right(case.graph[normed_value].inputs[0]), case.right(normed_value)
-    gate = np.float64(1.0) if gate_value is None else case.right(gate_value)
-    if wkv is None or ln_x is None or gate is None or len(wkv) < 2:
+    others = [value for name in rest if (value := case.right(name)) is not None]
+    if wkv is None or ln_x is None or len(others) < len(rest) or len(wkv) < 2:
         return
+    gate = others[0] if others else np.float64(1.0)
+    added = others[1] if others[1:] else np.float64(0.0)
     config = case.b.header.config
     heads = wkv.astype(np.float64).reshape(len(wkv), config.num_heads, config.head_size)
 
@@ -203,7 +203,9 @@ def normalized(case: Case) -> Iterator[str]:
         "the statistics over the tokens as well": normed(epsilon, 0, 2),
         "the statistics across the heads": normed(epsilon, 1),
     }
-    guesses = ((f"it is what a group norm with {text} gives", (n * weight + bias) * gate) for text, n in kinds.items())
+    guesses = (
+        (f"it is what a group norm with {text} gives", (n * weight + bias + added) * gate) for text, n in kinds.items()
+    )
     yield from case.best(guesses)
 
 

@@ -25,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Device = Literal["cpu", "gpu"]
 
 Beside = Callable[[str], "np.ndarray | None"]
-"""The right value [T, C] of a role of the same block, None where it is not known."""
+"""The right value [T, C] of a role of the same block, or of a whole name, None where it is not known."""
 
 ReferenceForward = Callable[
     [RWKVConfig, Mapping[str, np.ndarray], np.ndarray, dict, "Trace", np.ndarray], tuple[np.ndarray, dict]
@@ -176,7 +176,7 @@ class Generation(ABC):
     @abstractmethod
     def mistakes(self, config: RWKVConfig, role: str, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
         """What known mistakes make of a value in the first rows of a prefill: a sentence, and rows [n, C]. ``beside`` gives the
-        right value [T, C] of a role of the same block, None where it is not known."""
+        right value [T, C] of a role of the same block, or of a whole name, None where it is not known."""
 
     # The reference and its peer
 

@@ -94,7 +94,8 @@ class RWKV7(BlockGeneration):
         return None
 
     def recognizes(self, shapes: Shapes) -> bool:
-        return "blocks.0.att.r_k" in shapes and (not self.embedded or "blocks.0.ffn.s_emb.weight" in shapes)
+        embedded = any(name.endswith(".ffn.s_emb.weight") for name in shapes)
+        return "blocks.0.att.r_k" in shapes and (embedded or not self.embedded)
 
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
         _, hidden_size = shapes["emb.weight"]
@@ -329,6 +330,32 @@ class RWKV7(BlockGeneration):
             yield "the decay is not between exp(-exp(-1/2)) and 1: its exponent lost the minus sign", np.exp(-exponent)
         elif role == "att.wkv":
             yield "the state is read before its update: the first token puts out nothing", np.zeros_like(right[:1])
+            yield from self._of_other_values(config, right[:1], beside)
+        elif role == "att.gated":
+            yield from _product("the bonus is not added to the group norm", beside("att.ln_x"), beside("att.g2"))
+        elif role == "ffn.scaled":
+            yield from _product("s0 is not added to the scale", beside("ffn.k_squared"), beside("ffn.s2"))
+
+    def _of_other_values(
+        self, config: RWKVConfig, right: np.ndarray, beside: Beside
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """The first token's output, (r k') v' in every head, with v' from the values of another layer than the first."""
+        own, first, share = (beside(name) for name in ("att.value", "blocks.0.att.value", "att.value_mix"))
+        if own is None or first is None or share is None:
+            return
+
+        def heads(values: np.ndarray) -> np.ndarray:
+            return values[0].astype(np.float64).reshape(config.num_heads, config.head_size)
+
+        def mixed(values: np.ndarray) -> np.ndarray:
+            return heads(own) + (heads(values) - heads(own)) * heads(share)
+
+        value = mixed(first)
+        asked = (heads(right) * value).sum(1, keepdims=True) / (value**2).sum(1, keepdims=True)
+        for layer in range(1, config.num_hidden_layers):
+            if (other := beside(f"blocks.{layer}.att.value")) is not None:
+                text = f"the values of blocks.{layer} take the place of the first layer's"
+                yield text, (asked * mixed(other)).reshape(1, -1)
 
     @property
     def reference(self) -> ReferenceForward:
@@ -350,6 +377,12 @@ def mix(name: str, source: str, target: str, letter: str, size: int) -> Paramete
     return Parameter(*names, (1, 1, size), "vector", NORMS, drawn, lambda part: 1.0 - part)
 
 
+def _product(text: str, a: np.ndarray | None, b: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
+    """What a gate gives of two values, where they are known."""
+    if a is not None and b is not None:
+        yield text, a.astype(np.float64) * b
+
+
 def _row(tensor: LazyTensor, index: int, size: int) -> LazyTensor:
     """One of the vectors of ``size`` that lie below each other."""
     return dataclasses.replace(tensor, shape=(size,), read=lambda: tensor.read().reshape(-1, size)[index])
@@ -357,8 +390,8 @@ def _row(tensor: LazyTensor, index: int, size: int) -> LazyTensor:
 
 def _folded(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """With each table of 7a plus ln0(emb) s_emb_x^T, computed in float32 when it is read, in place of the two. Raises
-    UserError for a table that has not a row of a square number of values for each token."""
-    result, (vocab_size, _) = dict(tensors), tensors["emb.weight"].shape
+    UserError for a table that has not a row of a square number of values for each token, or whose ``s_emb_x`` does not fit."""
+    result, (vocab_size, hidden_size) = dict(tensors), tensors["emb.weight"].shape
 
     def table(own: LazyTensor, projection: LazyTensor) -> LazyTensor:
         def read() -> np.ndarray:
@@ -381,9 +414,12 @@ def _folded(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
             raise UserError(
                 f"{name} is {list(tensors[name].shape)}; RWKV-7a has a square matrix for each of {vocab_size} tokens there."
             )
-        projection = result.pop(name.replace("s_emb.", "s_emb_x."), None)
-        if projection is not None:
-            result[name] = table(tensors[name], projection)
+        projection = result.pop(added := name.replace("s_emb.", "s_emb_x."), None)
+        if projection is None:
+            continue
+        if projection.shape != (size, hidden_size):
+            raise UserError(f"{added} is {list(projection.shape)}; beside {name} it should be {[size, hidden_size]}.")
+        result[name] = table(tensors[name], projection)
     return result
 
 

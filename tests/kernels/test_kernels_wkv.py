@@ -106,6 +106,16 @@ def test_wkv4_keys_beyond_the_range_of_exp(cpu):
         assert np.isfinite(state).all() and error(state, expected) < 1e-5
 
 
+def test_wkv7_of_a_key_of_zeros(cpu):
+    """Its direction is none: nothing is removed, and nothing is divided by zero."""
+    scan, rng = Scan(7, 3, 12), np.random.default_rng(8)
+    tokens, constants, start = scan.tokens(rng, 3), scan.constants(rng), scan.states(rng, 1)
+    tokens[2][1] = 0
+    out, states = scan.run(cpu[name(scan, "prefill", False)], tokens, constants, start, [3])
+    expected_out, expected_states = scan.expected(tokens, constants, start, [3])
+    assert error(out, expected_out) < 2e-6 and error(states[0], expected_states[0]) < 2e-6
+
+
 def declare(function: tirx.PrimFunc, axes: str) -> tirx.PrimFunc:
     """The same kernel with other iteration types on its wkv blocks' axes, of which there must be some."""
     assert wkv_blocks(function)[0]

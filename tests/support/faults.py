@@ -16,7 +16,7 @@ from rwkv_mlc.schema import Family
 from tir_kernels.cpu.halve import halve as halve_on_cpu
 from tir_kernels.gpu.halve import halve as halve_on_gpu
 
-GENERATIONS, TARGETS = ("4", "5.2"), ("llvm", "vulkan")
+GENERATIONS, TARGETS = ("4", "5.2", "6", "7"), ("llvm", "vulkan")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Fault:
     """``edits`` by target. ``first`` is the value that must be named first, ``role`` the one at fault: it, or among those that
     the tool says lie between; ``hint`` a part of what it must suggest. ``chunk`` is that of the prefill; a fault of
     ``integer_dot`` is there only where a CPU has such products. One of the ``family`` plain is in what fused kernels keep to
-    themselves."""
+    themselves. It takes a model of so many ``layers`` to see it."""
 
     name: str
     generation: str
@@ -47,6 +47,7 @@ class Fault:
     chunk: int = 512
     integer_dot: bool = False
     family: Family = "fused"
+    layers: int = 2
 
     def __str__(self) -> str:
         return f"{self.generation}-{self.name.replace(' ', '-')}"
@@ -81,6 +82,33 @@ LN0 = 'ops.layer_norm(x, weights.norm("model.blocks.0.pre_ln"))'
 CHANNEL_MIXING = "x = self.channel_mixing(config, ops, block, x)"
 ROW_BLOCKS = "    return _in_blocks(array, rows).transpose(0, 2, 1)"
 """The last line of ``quantization.layouts._row_blocks``, in which both fields and scales of a matrix are laid out for CPUs."""
+
+
+ONE_GROUP = {
+    "llvm": Edit(
+        "tir_kernels.cpu.group_norm",
+        "span(start + j, width)], group_size, width",
+        "span(j, width)], channels, width",
+    ),
+    "vulkan": Edit(
+        "tir_kernels.gpu.group_norm",
+        "span(start + c, width)]], group_size, thread",
+        "span(c, width)]], channels, thread",
+    ),
+}
+"""The group norm over all heads."""
+TRANSPOSED_AFTER_PREFILL = (
+    "        with T.parallel(0, batch * heads) as bh:",
+    """\
+            if phase == "prefill":
+                with T.serial(0, size) as i, T.serial(0, i) as j:
+                    one, other = T.bind(state[slot, h, i, j]), T.bind(state[slot, h, j, i])
+                    T.buffer_store(state, other, [slot, h, i, j])
+                    T.buffer_store(state, one, [slot, h, j, i])
+
+        with T.parallel(0, batch * heads) as bh:""",
+)
+"""At the end of a CPU's kernel of a matrix-valued state. A GPU's of 6 and 7 shares a head out among blocks, which could not."""
 
 
 def _in_every_generation(generation: str) -> list[Fault]:
@@ -220,6 +248,222 @@ def _in_every_generation(generation: str) -> list[Fault]:
     ]
 
 
+def _of_6() -> list[Fault]:
+    model = "rwkv_mlc.models.rwkv6"
+    return [
+        Fault(
+            "five mixes in another order",
+            "6",
+            "q0f32",
+            everywhere(
+                model,
+                'mixes = {target: w.vector(f"time_maa_{target}") for target in TARGETS}',
+                'order = ("receptance", "key", "value", "gate", "decay")\n'
+                '        mixes = dict(zip(order, (w.vector(f"time_maa_{target}") for target in TARGETS)))',
+            ),
+            first="prefill/blocks.0.att.mixed_decay",
+            role="blocks.0.att.mixed_decay",
+            hint="it is what blocks.0.att.mixed_gate should be",
+        ),
+        Fault(
+            "mixes of a token without their tanh",
+            "6",
+            "q0f32",
+            everywhere(model, 'w.matrix("time_maa_w1"), "tanh")', 'w.matrix("time_maa_w1"), None)'),
+            first="prefill/blocks.0.att.mixed_decay",
+            role="blocks.0.att.time_maa_w1_tanh",
+        ),
+        Fault(
+            "decay without its tanh",
+            "6",
+            "q0f32",
+            everywhere(model, 'w.matrix("time_decay_w1"), "tanh")', 'w.matrix("time_decay_w1"), None)'),
+            first="prefill/blocks.0.att.decay",
+            role="blocks.0.att.time_decay_w1_tanh",
+        ),
+        Fault(
+            "decay without its second exp",
+            "6",
+            "q0f32",
+            everywhere(
+                "tir_kernels.activations",
+                "return exp(constant(0.0, width) - exp(x, width), width)",
+                "return exp(x, width)",
+            ),
+            first="prefill/blocks.0.att.decay",
+            role="blocks.0.att.decay",
+            hint="exp(-exp(w)) became exp(w)",
+        ),
+        Fault(
+            "bonus added after the update",
+            "6",
+            "q0f32",
+            {
+                "llvm": Edit(
+                    "tir_kernels.cpu.wkv6",
+                    "(s + splat(u[vh, vk], width) * kv)",
+                    "(s * splat(w[0, at, vh * size + vk], width) + kv + splat(u[vh, vk], width) * kv)",
+                ),
+                "vulkan": Edit(
+                    "tir_kernels.gpu.wkv6",
+                    "(s[j] + bonus[j] * kv[j])",
+                    "(s[j] * decay[j] + kv[j] + bonus[j] * kv[j])",
+                ),
+            },
+            first="prefill/blocks.0.att.wkv",
+            role="blocks.0.att.wkv",
+            hint="the state is read after its update",
+        ),
+    ]
+
+
+def _of_7() -> list[Fault]:
+    model, activations, wkv = "rwkv_mlc.models.rwkv7", "tir_kernels.activations", "blocks.0.att.wkv"
+
+    def in_wkv(name: str, cpu: tuple[str, str], gpu: tuple[str, str], first: str = wkv, hint: str | None = None):
+        edits = {"llvm": Edit("tir_kernels.cpu.wkv7", *cpu), "vulkan": Edit("tir_kernels.gpu.wkv7", *gpu)}
+        return Fault(name, "7", "q0f32", edits, f"prefill/{first}", first, hint)
+
+    def in_model(name: str, old: str, new: str, first: str, hint: str | None = None, **more):
+        role = first.partition("/")[2]
+        return Fault(name, "7", "q0f32", everywhere(model, old, new), first, more.pop("role", role), hint, **more)
+
+    def in_decay(name: str, new: str, hint: str):
+        edits = everywhere(activations, "constant(-math.exp(-0.5), width)", new)
+        return Fault(name, "7", "q0f32", edits, "prefill/blocks.0.att.decay", "blocks.0.att.decay", hint)
+
+    return [
+        in_model(
+            "six mixes in another order",
+            'mixes = {target: w.vector(f"time_mix_{target}") for target in MIXES}',
+            'order = ("receptance", "decay", "key", "value", "rate", "gate")\n'
+            '        mixes = dict(zip(MIXES, (w.vector(f"time_mix_{target}") for target in order)))',
+            "prefill/blocks.0.att.mixed_key",
+            "it is what blocks.0.att.mixed_decay should be",
+        ),
+        in_decay("decay without exp(-1/2)", "constant(-1.0, width)", "lacks its factor exp(-1/2)"),
+        in_decay("decay with a growing state", "constant(math.exp(-0.5), width)", "lost the minus sign"),
+        in_wkv(
+            "removed with the wrong sign",
+            ("- removed * rate[j, lanes]", "+ removed * rate[j, lanes]"),
+            ("- gone * removal[j]", "+ gone * removal[j]"),
+            hint="agrees for the first token only",
+        ),
+        in_wkv(
+            "rate not applied to the removal key",
+            ("kk * of_head(a, j)", "kk"),
+            ("(again, unit * a)", "(again, unit)"),
+            hint="agrees for the first token only",
+        ),
+        in_wkv(
+            "state read before its update",
+            ("read + new * of_row(r, j)", "read + s[j] * of_row(r, j)"),
+            (
+                """\
+                    for j in range(keys):
+                        T.buffer_store(s, s[j] * decay[j] - gone * removal[j] + value * addition[j], [j])
+                    T.buffer_store(read, total([s[j] * asked[j] for j in range(keys)]), [token, row, part])
+""",
+                """\
+                    T.buffer_store(read, total([s[j] * asked[j] for j in range(keys)]), [token, row, part])
+                    for j in range(keys):
+                        T.buffer_store(s, s[j] * decay[j] - gone * removal[j] + value * addition[j], [j])
+""",
+            ),
+            hint="the state is read before its update",
+        ),
+        in_wkv(
+            "bonus of the key as it was",
+            ("of_head(r, j) * new * r_k[h, own]", "of_head(r, j) * given * r_k[h, own]"),
+            (
+                """added, a, r * r_k[h, keys])
+
+                    each(size, lane, lanes, wide, vector)
+
+                def add_up() -> None:
+                    for i in range(2):
+                        T.buffer_store(acc, T.float32(0.0), [i])
+
+                    def add(_, removes, adds, _a, reads) -> None:
+                        for i, products in enumerate((removes * removes, reads * adds)):""",
+                """added, a, r * r_k[h, keys] * k)
+
+                    each(size, lane, lanes, wide, vector)
+
+                def add_up() -> None:
+                    for i in range(2):
+                        T.buffer_store(acc, T.float32(0.0), [i])
+
+                    def add(_, removes, adds, _a, reads) -> None:
+                        for i, products in enumerate((removes * removes, reads)):""",
+            ),
+            first="blocks.0.att.bonus",
+        ),
+        Fault(
+            "state transposed after prefill",
+            "7",
+            "q0f32",
+            {"llvm": Edit("tir_kernels.cpu.wkv7", *TRANSPOSED_AFTER_PREFILL)},
+            first="prefill/blocks.0.state.att_kv",
+            role="blocks.0.state.att_kv",
+            hint="after a transpose of the last two axes",
+        ),
+        in_model(
+            "first layer's values left out of decoding",
+            "[first, *share]",
+            '[v if ops.phase == "decode" else first, *share]',
+            "decode.0/blocks.1.att.wkv",
+            "it agrees in prefill and not in decode",
+        ),
+        in_model(
+            "values of the layer before for the first's",
+            "first = value if first is None else first",
+            "first = value",
+            "prefill/blocks.2.att.wkv",
+            "the values of blocks.1 take the place of the first layer's",
+            layers=3,
+        ),
+        Fault(
+            "group norm over all heads",
+            "7",
+            "q0f32",
+            ONE_GROUP,
+            first="prefill/blocks.0.att.gated",
+            role="blocks.0.att.ln_x",
+            hint="all heads together as one group",
+        ),
+        in_model(
+            "bonus left out",
+            "config.group_norm_epsilon, gate, bonus)",
+            "config.group_norm_epsilon, gate)",
+            "prefill/blocks.0.att.gated",
+            "the bonus is not added",
+        ),
+        Fault(
+            "table row of the next token",
+            "7a",
+            "q0f32",
+            {
+                "llvm": Edit(
+                    "tir_kernels.cpu.token_matrix", 'T.cast(tokens[t], "int64")', 'T.cast(tokens[t] + 1, "int64")'
+                ),
+                "vulkan": Edit("tir_kernels.gpu.token_matrix", "T.min(tokens[t],", "T.min(tokens[t] + 1,"),
+            },
+            first="prefill/blocks.0.ffn.s_emb",
+            role="blocks.0.ffn.s_emb",
+        ),
+        Fault(
+            "scale without s0",
+            "7a",
+            "q0f32",
+            everywhere(model, 'w.matrix("s2"), w.vector("s0"), None)', 'w.matrix("s2"), None, None)'),
+            first="prefill/blocks.0.ffn.scaled",
+            role="blocks.0.ffn.scale",
+            hint="s0 is not added",
+        ),
+    ]
+
+
 FAULTS = [
     *_in_every_generation("4"),
     Fault(
@@ -262,16 +506,7 @@ FAULTS = [
         "5.2",
         "q0f32",
         {
-            "llvm": Edit(
-                "tir_kernels.cpu.wkv5",
-                "        with T.parallel(0, batch * heads) as bh:",
-                '            if phase == "prefill":\n'
-                "                with T.serial(0, size) as i, T.serial(0, i) as j:\n"
-                "                    one, other = T.bind(state[slot, h, i, j]), T.bind(state[slot, h, j, i])\n"
-                "                    T.buffer_store(state, other, [slot, h, i, j])\n"
-                "                    T.buffer_store(state, one, [slot, h, j, i])\n\n"
-                "        with T.parallel(0, batch * heads) as bh:",
-            ),
+            "llvm": Edit("tir_kernels.cpu.wkv5", *TRANSPOSED_AFTER_PREFILL),
             "vulkan": Edit(
                 "tir_kernels.gpu.wkv5",
                 "[slot, h, key_of(j), i])\n\n",
@@ -286,18 +521,7 @@ FAULTS = [
         "group norm over all heads",
         "5.2",
         "q0f32",
-        {
-            "llvm": Edit(
-                "tir_kernels.cpu.group_norm",
-                "span(start + j, width)], group_size, width",
-                "span(j, width)], channels, width",
-            ),
-            "vulkan": Edit(
-                "tir_kernels.gpu.group_norm",
-                "span(start + c, width)]], group_size, thread",
-                "span(c, width)]], channels, thread",
-            ),
-        },
+        ONE_GROUP,
         first="prefill/blocks.0.att.gated",
         role="blocks.0.att.ln_x",
         hint="all heads together as one group",
@@ -341,6 +565,8 @@ FAULTS = [
         role="blocks.0.att.wkv",
         hint="the state is read after its update",
     ),
+    *_of_6(),
+    *_of_7(),
     _inside(
         "ln1 without its bias",
         "4",

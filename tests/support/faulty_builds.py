@@ -74,9 +74,9 @@ class Build:
         return compare(Dump(header, tensors), trusted, weights=self.weights)
 
 
-def checkpoint_of(generation: str) -> Checkpoint:
-    """Two layers of two heads. Keys are small, as in trained models, so that the group norm's epsilon has a say."""
-    tensors = synthetic_checkpoint(generation, hidden_size=64, layers=2, head_size=32)
+def checkpoint_of(generation: str, layers: int = 2) -> Checkpoint:
+    """A few layers of two heads. Keys are small, as in trained models, so that the group norm's epsilon has a say."""
+    tensors = synthetic_checkpoint(generation, hidden_size=64, layers=layers, head_size=32)
     for name, array in tensors.items():
         if name.endswith("att.key.weight"):
             array *= 0.3
@@ -86,7 +86,7 @@ def checkpoint_of(generation: str) -> Checkpoint:
 def compared(fault: Fault, target: str, right: Path, scratch: Path, family: Family | None = None) -> Comparison:
     """A build with the fault against the reference without it. Its library is among the ``right`` ones where the fault is
     in how weights are made; otherwise it lies in ``scratch``. It is of the ``family``, where that is not the fault's own."""
-    checkpoint, edit = checkpoint_of(fault.generation), fault.edits[target]
+    checkpoint, edit = checkpoint_of(fault.generation, fault.layers), fault.edits[target]
     with injected(edit):
         folder, decodes = (scratch, fault.decodes) if edit.compiled else (right, True)
         build = Build.of(checkpoint, fault.scheme, target, folder, decodes, family or fault.family)

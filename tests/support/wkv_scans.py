@@ -126,7 +126,7 @@ SCANS = [
 ]
 CPU_SCANS = [*SCANS, Scan(6, 2, 64), Scan(6, 3, 12), Scan(6, 2, 5), Scan(7, 2, 64), Scan(7, 3, 12), Scan(7, 2, 5)]
 GPU_SCANS = [
-    *(*SCANS, Scan(6, 2, 64), Scan(6, 3, 12)),
+    *(*SCANS, Scan(6, 2, 64), Scan(6, 1, 128), Scan(6, 3, 12)),
     *(Scan(7, 2, 64), Scan(7, 1, 128), Scan(7, 3, 16)),
 ]
 FORMS = [(phase, in_place) for phase in ("prefill", "decode") for in_place in (False, True)]
