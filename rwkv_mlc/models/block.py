@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from .generation import Generation, Shapes
+from .generation import Beside, Generation, Shapes
 from .parameter import NORMS, Parameter, Range, StateTensor, Transform
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
@@ -204,6 +204,29 @@ def oriented(tensors: dict[str, LazyTensor], halves: tuple[str, ...], inputs: in
     if not lengths or any(shape[1] != inputs for shape in lengths):
         return tensors
     return {name: transposed(tensor) if name in pairs else tensor for name, tensor in tensors.items()}
+
+
+def states_of_heads(config: RWKVConfig) -> list[StateTensor]:
+    """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_kv`` is a matrix S[h] of every head, whose
+    axes are those of the generation's wkv."""
+    c, size = config.hidden_size, config.head_size
+    return [
+        StateTensor("att_x", (c,)),
+        StateTensor("att_kv", (config.num_heads, size, size)),
+        StateTensor("ffn_x", (c,)),
+    ]
+
+
+def read_after_update(config: RWKVConfig, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
+    """A mistake in the wkv of generations 5 and 6: the first token's output, r (u k v), with the k v that belongs into the next
+    state."""
+    out, r, k, v = (beside(f"att.{name}") for name in ("wkv", "receptance", "key", "value"))
+    if out is None or r is None or k is None or v is None:
+        return
+    heads = [array[0].astype(np.float64).reshape(config.num_heads, config.head_size) for array in (r, k, v)]
+    once_more = ((heads[0] * heads[1]).sum(1, keepdims=True) * heads[2]).reshape(1, -1)
+    text = "the state is read after its update: the first token counts once more than its bonus"
+    yield text, out[:1] + once_more
 
 
 def heads_of(shapes: Shapes, name: str, channels: int) -> int:

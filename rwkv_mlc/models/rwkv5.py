@@ -12,7 +12,16 @@ import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from .block import BlockGeneration, attention_size, matrix, mix, mixed_roles, norm
+from .block import (
+    BlockGeneration,
+    attention_size,
+    matrix,
+    mix,
+    mixed_roles,
+    norm,
+    read_after_update,
+    states_of_heads,
+)
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, norm_role, product_role
@@ -104,10 +113,8 @@ class RWKV5(BlockGeneration):
         ]
 
     def states(self, config: RWKVConfig) -> list[StateTensor]:
-        """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_kv`` is S[h, k, v], key before value."""
-        c, size = config.hidden_size, config.head_size
-        kv = StateTensor("att_kv", (config.num_heads, size, size))
-        return [StateTensor("att_x", (c,)), kv, StateTensor("ffn_x", (c,))]
+        """``att_kv`` is S[h, k, v], key before value."""
+        return states_of_heads(config)
 
     def rwkv_cpp_tensor(
         self, name: str, shape: tuple[int, ...], hidden_size: int
@@ -158,14 +165,8 @@ class RWKV5(BlockGeneration):
         ]
 
     def mistakes(self, config: RWKVConfig, role: str, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
-        """The first token's output, r (u k v), with the k v that belongs into the next state."""
-        out, r, k, v = (beside(f"att.{name}") for name in ("wkv", "receptance", "key", "value"))
-        if role != "att.wkv" or out is None or r is None or k is None or v is None:
-            return
-        heads = [array[0].astype(np.float64).reshape(config.num_heads, config.head_size) for array in (r, k, v)]
-        once_more = ((heads[0] * heads[1]).sum(1, keepdims=True) * heads[2]).reshape(1, -1)
-        text = "the state is read after its update: the first token counts once more than its bonus"
-        yield text, out[:1] + once_more
+        if role == "att.wkv":
+            yield from read_after_update(config, beside)
 
     @property
     def reference(self) -> ReferenceForward:

@@ -21,6 +21,8 @@ from .block import (
     mixed_roles,
     norm,
     oriented,
+    read_after_update,
+    states_of_heads,
 )
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
 from .llama_cpp import LLAMA_CPP_NAMES, LlamaCpp
@@ -129,10 +131,8 @@ class RWKV6(BlockGeneration):
         return static_mix(name, source, target, size)
 
     def states(self, config: RWKVConfig) -> list[StateTensor]:
-        """As of generation 5: ``att_kv`` is S[h, k, v], key before value."""
-        c, size = config.hidden_size, config.head_size
-        kv = StateTensor("att_kv", (config.num_heads, size, size))
-        return [StateTensor("att_x", (c,)), kv, StateTensor("ffn_x", (c,))]
+        """``att_kv`` is S[h, k, v], key before value, as of generation 5."""
+        return states_of_heads(config)
 
     def rwkv_cpp_tensor(
         self, name: str, shape: tuple[int, ...], hidden_size: int
@@ -212,18 +212,12 @@ class RWKV6(BlockGeneration):
         return [*mixes, *super().channel_mixing_roles(config, layer)[len(mixes) :]]
 
     def mistakes(self, config: RWKVConfig, role: str, beside: Beside) -> Iterator[tuple[str, np.ndarray]]:
-        """Rows of the decay, and the first token's output, r (u k v), with the k v that belongs into the next state."""
         right = beside(role)
         if role == "att.decay" and right is not None:
             once = -np.log(np.maximum(right.astype(np.float64), 1e-300))
             yield "the decay lacks its outer exponential: exp(-exp(w)) became exp(w)", once
-        out, r, k, v = (beside(f"att.{name}") for name in ("wkv", "receptance", "key", "value"))
-        if role != "att.wkv" or out is None or r is None or k is None or v is None:
-            return
-        heads = [array[0].astype(np.float64).reshape(config.num_heads, config.head_size) for array in (r, k, v)]
-        once_more = ((heads[0] * heads[1]).sum(1, keepdims=True) * heads[2]).reshape(1, -1)
-        text = "the state is read after its update: the first token counts once more than its bonus"
-        yield text, out[:1] + once_more
+        elif role == "att.wkv":
+            yield from read_after_update(config, beside)
 
     @property
     def reference(self) -> ReferenceForward:

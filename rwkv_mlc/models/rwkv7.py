@@ -14,7 +14,17 @@ import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
-from .block import HUGGING_FACE_NAMES, BlockGeneration, heads_of, low_rank, matrix, norm, oriented, transposed
+from .block import (
+    HUGGING_FACE_NAMES,
+    BlockGeneration,
+    heads_of,
+    low_rank,
+    matrix,
+    norm,
+    oriented,
+    states_of_heads,
+    transposed,
+)
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
 from .llama_cpp import LLAMA_CPP_NAMES, LlamaCpp
 from .parameter import NORMS, Parameter, StateTensor
@@ -189,11 +199,8 @@ class RWKV7(BlockGeneration):
         ]
 
     def states(self, config: RWKVConfig) -> list[StateTensor]:
-        """``att_x`` and ``ffn_x`` are the layer-normed inputs of the last token; ``att_kv`` is S[h, v, k], value before
-        key."""
-        c, size = config.hidden_size, config.head_size
-        kv = StateTensor("att_kv", (config.num_heads, size, size))
-        return [StateTensor("att_x", (c,)), kv, StateTensor("ffn_x", (c,))]
+        """``att_kv`` is S[h, v, k], value before key."""
+        return states_of_heads(config)
 
     def rwkv_cpp_tensor(
         self, name: str, shape: tuple[int, ...], hidden_size: int
