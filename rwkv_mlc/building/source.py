@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import reference
+from ..artifact import is_artifact
 from ..config import RWKVConfig
 from ..data_files import config_names
 from ..engine.templates import Template, load_template
@@ -128,6 +129,8 @@ def find_checkpoint(
     source = str(local) if not Path(model).exists() and local.exists() else model
     if source in config_names("models") and not Path(source).exists():
         raise UserError(f"{model} is a preset, which has no weights of its own; add --random-weights to draw some.")
+    if is_artifact(source):
+        raise UserError(f"{source} is an artifact, built already; give the checkpoint that it was built from.")
     return open_checkpoint(source, revision=revision)
 
 

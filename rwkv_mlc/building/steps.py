@@ -146,6 +146,7 @@ def compile_artifact(
 ) -> LibraryRecord:
     """Add the library for a target to the artifact ``folder``. Raises UserError as ``build``."""
     artifact = Artifact.open(folder)
+    BuildRecord.read(artifact.path)  # a damaged one is refused where the user has it
     chosen = _choose_target(target, artifact.scheme, options, observe)
     with staged(artifact.path, _is_any, observe) as stage:
         return stage.compile(artifact.config, artifact.scheme, chosen, options)

@@ -16,7 +16,12 @@ WIDE = 1000  # columns where stdout is no terminal
 def console() -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            """As everywhere: where nobody reads any more the command line ends, and not as if something had failed."""
+            raise BrokenPipeError
+
+    return Pipe(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
 
 
 def pairs(facts: Iterable[tuple[str, str]]) -> RichTable:

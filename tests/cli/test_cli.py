@@ -447,6 +447,12 @@ def test_what_is_no_artifact(run, demo, tmp_path, monkeypatch):
         ("other", f"there are dist/{demo.name}, and rwkv-mlc build writes others."),
     ):
         assert_refused(run(*command, path), f"{path} is no artifact: there is no such folder; {advice}")
+    assert_refused(
+        run("gen-config", "--model", demo, "-o", "x"), f"{demo} is an artifact, built already; give the check"
+    )
+    record = Path("dist") / demo.name / "build-record.json"
+    record.unlink()
+    assert_refused(run("compile", record.parent, "--target", "llvm"), f"{record} is missing; build the artifact again")
     assert_refused(run("dump", "nowhere"), "nowhere is no artifact: there is no such folder")
     assert_refused(run("dump", DEMO), "is no artifact; of a checkpoint --reference or --with rwkv gives a dump")
 

@@ -152,6 +152,13 @@ def test_a_full_output(demo, command):
     assert result.stderr.count("\n") == 1
 
 
+def test_nobody_reads_any_more(demo):
+    """``verify`` and ``compare`` say 1 for what they find."""
+    for command in ("inspect", "verify"):
+        result = shell(f"(rwkv-mlc {command} {demo}; echo $? >&2) | true")
+        assert result.stderr == "141\n"
+
+
 def test_closed_streams(demo):
     assert_sentence(shell(f"rwkv-mlc generate {demo} <&-"), "Standard input is closed; give the prompt with --prompt")
     assert shell(f"rwkv-mlc chat {demo} <&-").returncode == 0
