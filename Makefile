@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make chat` and `make test`. `make lint` holds the style.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := rwkv-5-village
+DEMO := rwkv-7-village
 
 # What the tests run code of other machines with, of Debian: a linker; aarch64; Vulkan on the CPU with its loader, headers,
 # validation layer, validator and a compiler of shaders; a parser of OpenCL C, Metal and C++. Before them what Debian's own
@@ -13,7 +13,7 @@ chat: dist/$(DEMO)-q4f16_1
 	$(BIN)/rwkv-mlc chat $<
 
 dist/$(DEMO)-q4f16_1: $(BIN)/rwkv-mlc
-	$(BIN)/python build.py --model configs/demo/$(DEMO) --target llvm --quantization q4f16_1
+	$(BIN)/python build.py --model configs/demo/$(DEMO) --target llvm --quantization q4f16_1 --template rwkv_world
 
 # Where the tools are missing and cannot be installed, the tests end with a table of what they did not prove. Every core has a
 # process that tests; threads of numpy's and torch's beside it would wait for one another most of the time.

@@ -35,7 +35,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="DIST",
         type=named_path,
-        help="artifact folder, such as dist/rwkv-5-village-q4f16_1; its library is code, which runs with your rights",
+        help="artifact folder, such as dist/rwkv-7-village-q4f16_1; its library is code, which runs with your rights",
     )
     parser.add_argument(
         "--device",

@@ -88,7 +88,7 @@ class Answer(Sequence):
 class Engine:
     """A model with its tokenizer and prompt template.
 
-        engine = Engine("dist/rwkv-5-village-q4f16_1")
+        engine = Engine("dist/rwkv-7-village-q4f16_1")
         print(engine.generate("Tom the cat", max_tokens=20).text)
 
     ``artifact``, ``library``, ``config``, ``tokenizer``, ``template`` and ``defaults`` (sampling) describe the model;

@@ -10,7 +10,7 @@ from support.paths import ROOT
 def test_the_page_does_what_it_says(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dist").mkdir()
-    (tmp_path / "dist" / "rwkv-5-village-q4f16_1").symlink_to(demo)  # their greedy answers are the same
+    (tmp_path / "dist" / "rwkv-7-village-q4f16_1").symlink_to(demo)  # their greedy answers are the same
     page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
     printed, names = "".join(re.findall(r"```text\n(.*?)```", page, re.DOTALL)), {}
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

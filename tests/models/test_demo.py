@@ -29,8 +29,8 @@ from demo.vocabulary import Vocabulary
 from demo.world import CAST, PLACES, THINGS
 
 DEMO = ROOT / "configs" / "demo"
-MODELS = {"rwkv-5-village": "5.2", "rwkv-4-village": "4"}
-PERPLEXITY = {"rwkv-5-village": (1.40, 1.60), "rwkv-4-village": (1.40, 1.60)}
+MODELS = {"rwkv-7-village": "7", "rwkv-5-village": "5.2", "rwkv-4-village": "4"}
+PERPLEXITY = dict.fromkeys(MODELS, (1.40, 1.60))
 
 
 def documents(seed: int, count: int, held_out: bool = False) -> list[str]:
