@@ -274,6 +274,17 @@ def _of_6() -> list[Fault]:
             role="blocks.0.att.time_maa_w1_tanh",
         ),
         Fault(
+            "mixes of a token alone",
+            "6",
+            "q0f32",
+            {
+                "llvm": Edit("tir_kernels.cpu.expand_mix", "change * (start + y)", "change * y"),
+                "vulkan": Edit("tir_kernels.gpu.expand_mix", "(mixes[j][0, 0, channel] + mine)", "mine"),
+            },
+            first="prefill/blocks.0.att.mixed_decay",
+            role="blocks.0.att.mixed_decay",
+        ),
+        Fault(
             "decay without its tanh",
             "6",
             "q0f32",
@@ -343,6 +354,32 @@ def _of_7() -> list[Fault]:
         ),
         in_decay("decay without exp(-1/2)", "constant(-1.0, width)", "lacks its factor exp(-1/2)"),
         in_decay("decay with a growing state", "constant(math.exp(-0.5), width)", "lost the minus sign"),
+        Fault(
+            "biases added after the activation",
+            "7",
+            "q0f32",
+            {
+                "llvm": Edit(
+                    "tir_kernels.cpu.expand",
+                    "y = ACTIVATIONS[product.activation](y if start is None else y + start, LANES, exp)",
+                    "y = ACTIVATIONS[product.activation](y, LANES, exp)\n"
+                    "                y = y if start is None else y + start",
+                ),
+                "vulkan": Edit(
+                    "tir_kernels.gpu.expand",
+                    """\
+                    y = mine if bias is None else T.bind(mine + bias[0, 0, row])
+                    y = ACTIVATIONS[product.activation](y, 1, exp)
+""",
+                    """\
+                    y = ACTIVATIONS[product.activation](mine, 1, exp)
+                    y = y if bias is None else y + bias[0, 0, row]
+""",
+                ),
+            },
+            first="prefill/blocks.0.att.decay",
+            role="blocks.0.att.decay",
+        ),
         in_wkv(
             "removed with the wrong sign",
             ("- removed * rate[j, lanes]", "+ removed * rate[j, lanes]"),
