@@ -46,7 +46,8 @@ HIDDEN = {"w": "tanh", "a": None, "v": None, "g": "sigmoid"}
 
 HALVES = tuple(f"{letter}{half}" for letter in HIDDEN for half in "12")
 
-# flash-linear-attention's modeling_rwkv7.py; a pair's matrices are torch's Linear there, [outputs, inputs]
+# flash-linear-attention's modeling_rwkv7.py; a pair's matrices are torch's Linear there, [outputs, inputs], and its first version
+# has one x_x of all mixes
 FLA_NAMES = (
     (r"model\.norm\.", "ln_out."),
     (r"lm_head\.", "head."),
@@ -55,6 +56,7 @@ FLA_NAMES = (
     (r"(blocks\.\d+)\.attn_norm\.", r"\1.ln1."),
     (r"(blocks\.\d+)\.ffn_norm\.", r"\1.ln2."),
     (r"(blocks\.\d+)\.attn\.", r"\1.att."),
+    (r"(blocks\.\d+\.att)\.x_x$", r"\1.x_rwkvag"),
     (r"(blocks\.\d+\.att)\.g_norm\.", r"\1.ln_x."),
     (r"(blocks\.\d+\.att)\.r_proj\.", r"\1.receptance."),
     (r"(blocks\.\d+\.att)\.k_proj\.", r"\1.key."),
@@ -120,7 +122,7 @@ class RWKV7(BlockGeneration):
 
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Low-rank matrices as BlinkDL stores them, [inputs, outputs], without those of the first layer's value, which
-        nothing reads; mixes one by one, which rwkv.cpp puts below each other; the tables of 7a with what ``s_emb_x`` adds
+        nothing reads; mixes one by one, which rwkv.cpp and fla stack; the tables of 7a with what ``s_emb_x`` adds
         to them."""
         _, hidden_size = tensors["emb.weight"].shape
         result: dict[str, LazyTensor] = {}
@@ -128,7 +130,7 @@ class RWKV7(BlockGeneration):
             part = name.rpartition(".att.")[2]
             if name.startswith("blocks.0.att.v") and part.removesuffix(".weight") in ("v0", "v1", "v2"):
                 continue
-            if part == "x_rwkvag":
+            if part == "x_rwkvag" and math.prod(tensor.shape) == len(MIXES) * hidden_size:
                 parts = {letter: _row(tensor, i, hidden_size) for i, letter in enumerate("rwkvag")}
                 result |= {name.replace(part, f"x_{letter}"): row for letter, row in parts.items()}
                 continue

@@ -57,6 +57,10 @@ def columns(count: int):
             "blocks.2.att.time_decay_w1 is [64, 9], expected [64, 10]",
         ),
         (with_changed("6", att_of_time_maa_w1=columns(55)), "blocks.2.att.time_maa_w1 is [64, 55], expected [64, 60]"),
+        (
+            {**with_changed("7"), "blocks.2.att.x_x": np.ones((5, 64))},
+            "unknown blocks.2.att.x_rwkvag",
+        ),
         (with_changed("7", att_of_r_k=np.ravel), "blocks.2.att.r_k is [64], expected [2, 32]"),
         (
             {n: a.ravel() if n.endswith(".r_k") else a for n, a in model("7").items()},

@@ -71,7 +71,7 @@ def write_web_rwkv(path: Path, tensors: Tensors, dtype: str) -> Path:
 
 def write_fla(path: Path, tensors: Tensors, dtype: str) -> Path:
     """A folder."""
-    result = {}
+    result: Tensors = {}
     for name, array in tensors.items():
         array = _swapped(array) if name.endswith(FLA_TRANSPOSED) else array
         array = array.reshape(-1) if array.shape[:2] == (1, 1) and ".att.x_" not in name else array
@@ -79,6 +79,16 @@ def write_fla(path: Path, tensors: Tensors, dtype: str) -> Path:
             name = name.replace(old, new)
         result[name] = array
     return _folder(path, result, dtype, "rwkv7")
+
+
+def _first_fla(path: Path, tensors: Tensors, dtype: str) -> Path:
+    """A folder of its first version, whose mixes of a layer are one tensor."""
+    mixes: dict[str, list[np.ndarray]] = {}
+    for name in tensors:
+        if ".att.x_" in name:
+            mixes.setdefault(f"{name[:-1]}x", []).append(tensors[name][None])
+    others = {name: array for name, array in tensors.items() if ".att.x_" not in name}
+    return write_fla(path, others | {name: np.concatenate(parts) for name, parts in mixes.items()}, dtype)
 
 
 def write_remote_code(path: Path, tensors: Tensors, dtype: str) -> Path:
@@ -112,6 +122,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[Path, Tenso
     "web-rwkv": (("6", "7"), ("float16",), write_web_rwkv),
     "remote code": (("6",), tuple(DTYPES), write_remote_code),
     "fla": (("7",), tuple(DTYPES), write_fla),
+    "first fla": (("7",), tuple(DTYPES), _first_fla),
     "gguf": (("6", "7"), tuple(GGUF_KINDS), _gguf),
     "rwkv.cpp": (("6", "7"), tuple(RWKV_CPP_KINDS), _rwkv_cpp),
 }

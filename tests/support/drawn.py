@@ -82,7 +82,7 @@ class Draw:
             intermediate_size=rng.choice((4 * hidden, int(3.5 * hidden), rng.randint(16, 4 * hidden))),
             layers=layers,
             ranks=tuple(rng.choice((32, 64, rng.randint(1, largest))) for _ in range(4)),
-            values_of_layer_0=generation != "6" and layout != "fla" and rng.random() < 0.5,
+            values_of_layer_0=generation != "6" and "fla" not in layout and rng.random() < 0.5,
             refused=rng.choice(list(REFUSED)[:layers]) if rng.random() < 0.15 else None,
         )
 
