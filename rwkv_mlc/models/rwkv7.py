@@ -46,8 +46,8 @@ HIDDEN = {"w": "tanh", "a": None, "v": None, "g": "sigmoid"}
 
 HALVES = tuple(f"{letter}{half}" for letter in HIDDEN for half in "12")
 
-# flash-linear-attention's modeling_rwkv7.py; a pair's matrices are torch's Linear there, [outputs, inputs], and its first version
-# has one x_x of all mixes
+# flash-linear-attention's modeling_rwkv7.py; a pair's matrices are torch's Linear there, [outputs, inputs], and its first
+# version has one x_x of all mixes
 FLA_NAMES = (
     (r"model\.norm\.", "ln_out."),
     (r"lm_head\.", "head."),
