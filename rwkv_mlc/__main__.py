@@ -13,7 +13,9 @@ def start(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except MemoryError:
-        print("error: There is not enough memory for this; free some, or raise the limit (ulimit -v).", file=sys.stderr)
+        from .errors import NO_MEMORY
+
+        print(f"error: {NO_MEMORY}", file=sys.stderr)
         return 2
     finally:
         import signal

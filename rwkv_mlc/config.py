@@ -40,7 +40,7 @@ class RWKVConfig:
     head_size: Count = 0
     """Channels of a head; 0 for generation 4, whose state has no heads."""
     head_size_divisor: Extent = 8
-    """Scales the group norm of generation 5: eps = 1e-5 * divisor ** 2, as in RWKV-LM's ``RWKV-v5/src/model.py``, where
+    """Scales the group norm of heads: eps = 1e-5 * divisor ** 2, as in RWKV-LM's ``RWKV-v5/src/model.py``, where
     ``ln_x`` is applied to ``x / head_size_divisor``."""
     layer_norm_epsilon: Epsilon = 1e-5
     """The epsilon of every layer norm but ``ln_out``, whose is 1e-5 (transformers' ``modeling_rwkv.py``)."""

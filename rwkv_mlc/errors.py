@@ -2,6 +2,8 @@
 
 from .escaping import with_short_words
 
+NO_MEMORY = "There is not enough memory for this; free some, or raise the limit (ulimit -v)."
+
 
 class UserError(Exception):
     """What a user gave cannot be used: one sentence on what was expected and found, and what to do next.

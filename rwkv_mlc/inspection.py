@@ -30,7 +30,7 @@ BLOCKS = {"float64": (1, 8)} | {form.name: (form.block, form.block_bytes) for fo
 """Elements and bytes of a block, by ``LazyTensor.dtype``."""
 
 KEPT: dict[ParameterRole, str] = {
-    "kept": "one of its inputs has millions of times the energy of the others, and enlarges errors as much",
+    "kept": "in trained models one of its inputs has millions of times the energy of the others, and enlarges errors as much",
     "low_rank": "thin ones, which few bits would harm more than make smaller",
     "table": "a token reads one row",
 }

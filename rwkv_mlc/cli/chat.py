@@ -161,7 +161,7 @@ class Session:
         if answer.finish_reason == "length":
             print(f"The {count} tokens were thoughts alone; /set max_tokens={4 * count} allows more.", file=sys.stderr)
         elif answer.finish_reason == "stop":
-            print("The answer ended amid its thoughts; /retry begins it once more.", file=sys.stderr)
+            print("The answer has thoughts alone; /retry begins it once more.", file=sys.stderr)
 
     def _name_calls(self) -> None:
         if self.tools and (calls := self.chat.calls):
@@ -236,9 +236,14 @@ class Session:
 
         if argument:
             tools = [] if argument == "none" else read_tools(_path(argument))
-            self.chat.tools = self.tools = tools
-            self.chat.reset()
-            self.warned = False
+            before = self.chat.tools
+            self.chat.tools = tools
+            try:
+                self.chat.reset()
+            except BaseException:
+                self.chat.tools = before
+                raise
+            self.tools, self.warned = tools, False
         names = ", ".join(map(tool_name, self.tools))
         say(f"The model may call {names}" if names else "The model is offered no functions")
 

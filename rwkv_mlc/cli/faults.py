@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 
+from ..errors import NO_MEMORY
 from ..escaping import LAYOUT, MESSAGE_LENGTH, escaped, shortened
 from .memory_limit import is_reached
 
@@ -25,7 +26,7 @@ def sentence(error: Exception) -> str:
     """What happened, in one sentence with the path of a log that holds the traceback; raises ``error`` again where
     ``RWKV_MLC_TRACEBACKS`` is set."""
     if lacks_memory(error):
-        return "There is not enough memory for this; free some, or raise the limit (ulimit -v)."
+        return NO_MEMORY
     if os.environ.get(TRACEBACKS):
         raise error
     what = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -34,13 +35,17 @@ def sentence(error: Exception) -> str:
 
 def lacks_memory(error: Exception) -> bool:
     """Whether there was no memory, or none for the stack of a thread or a library that was to be loaded. Where so much was
-    taken that any other exception may come of it, that is one, but for developers."""
+    taken that what libraries raise may come of it, that is one, but for developers."""
     return (
         isinstance(error, MemoryError)
-        or (not os.environ.get(TRACEBACKS) and is_reached())
+        or (isinstance(error, (SystemError, ImportError, OSError, RuntimeError)) and _may_be_for_memory())
         or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
         or (isinstance(error, (ImportError, OSError)) and "failed to map segment" in str(error))
     )
+
+
+def _may_be_for_memory() -> bool:
+    return not os.environ.get(TRACEBACKS) and is_reached()
 
 
 def _log(error: Exception) -> str:

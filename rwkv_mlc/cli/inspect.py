@@ -51,8 +51,10 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..artifact import artifacts_in, is_artifact
+    from ..weights.huggingface import holds_weights
 
-    if not is_artifact(args.path) and (artifacts := artifacts_in(Path(args.path))):
+    folder = Path(args.path)
+    if not is_artifact(folder) and not holds_weights(folder) and (artifacts := artifacts_in(folder)):
         return _list(args, artifacts)
     summary = (_artifact if is_artifact(args.path) else _checkpoint)(args)
     if args.json:

@@ -20,13 +20,14 @@ from torch.overrides import TorchFunctionMode
 from ..errors import UserError
 from ..models import ModelOptions, PackageHooks, Parameter, generation_of, resolve
 from ..models.values import LAST_ROW, Value
-from ..quantization.schemes import Scheme
+from ..quantization.schemes import FloatForm, Scheme
 from ..weights.checkpoint import Checkpoint, LazyTensor
 from ..weights.parameters import read_parameter
 from .dump import Dump, record
 from .recipe import Recipe
 from .reference import header
 
+INSTEAD = "compare with the reference instead (dump --reference, or debug without --with)"
 SWITCHES = ("RWKV_JIT_ON", "RWKV_CUDA_ON")  # read when the package is imported
 
 
@@ -41,25 +42,21 @@ def dump_chatrwkv(
     generation = generation_of(config)
     hooks = generation.package
     if hooks is None:
-        raise UserError(
-            f"The rwkv package shows nothing of what it computes of RWKV-{config.generation}; compare {checkpoint.name} with "
-            "--reference instead."
-        )
+        raise UserError(f"The rwkv package shows nothing of what it computes of RWKV-{config.generation}; {INSTEAD}.")
     if hooks.head_size_divisor not in (None, config.head_size_divisor):
         raise UserError(
             f"The rwkv package divides heads by {hooks.head_size_divisor} and {checkpoint.name} by "
-            f"{config.head_size_divisor}; compare it with --reference instead."
+            f"{config.head_size_divisor}; {INSTEAD}."
         )
     if config.layer_norm_epsilon != config.norm_epsilon("ln_out"):
-        raise UserError(
-            f"The rwkv package knows no layer norms of epsilon {config.layer_norm_epsilon}; compare {checkpoint.name} with "
-            "--reference instead."
-        )
+        raise UserError(f"The rwkv package knows no layer norms of epsilon {config.layer_norm_epsilon}; {INSTEAD}.")
     if config.attention_size != config.hidden_size:
         raise UserError(
             f"The rwkv package reads no prompts of a time mixing of {config.attention_size} channels in a model of "
-            f"{config.hidden_size}; compare {checkpoint.name} with --reference instead."
+            f"{config.hidden_size}; {INSTEAD}."
         )
+    if config.num_heads and config.num_hidden_layers == 1:
+        raise UserError(f"The rwkv package finds no heads in a model of one layer; {INSTEAD}.")
     recipe.check(config)
     model = _load(_rounded(checkpoint, scheme) if scheme else checkpoint, hooks)
     weights = {id(tensor): name for name, tensor in model.w.items()}
@@ -87,6 +84,10 @@ def _rounded(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
         tensor = tensors[p.source]
 
         def read() -> np.ndarray:
+            if isinstance(form := scheme.form(p.role), FloatForm):
+                return tensor.read().astype(
+                    form.dtype
+                )  # of the checkpoint's layout, which is not always the parameter's
             return scheme.dequantize(p, scheme.quantize(p, read_parameter(p, tensor)))
 
         return dataclasses.replace(tensor, dtype="float32", read=read)

@@ -51,6 +51,8 @@ class Chat:
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
+        """The functions that the model may call. Others are offered from the next ``reset`` on; setting them raises UserError
+        for a template without tools."""
         return self._tools
 
     @tools.setter

@@ -234,7 +234,7 @@ class Engine:
         of the caller's has read what later turns have of it when it has left the scheduler; the system prompt is the
         caller's to be read before. Raises UserError for a mode that the template has not."""
         template, mode = self.template, self.template.think_mode(think)
-        params = dataclasses.replace(params or self.chat_params(), **changes)
+        params = dataclasses.replace(params, **changes) if params else self.chat_params(**changes)
         tokens, rules = self.encode(template.user_turn(message, mode)), (self.tokenizer, self.valid_ids, self.end_ids)
         return Sequence(tokens, params, *rules, template.after_answer, thinking=template.thinking_turn(message, mode))
 

@@ -95,7 +95,7 @@ def detect_config(shapes: Shapes, options: ModelOptions = ModelOptions()) -> RWK
         raise UserError("This is not an RWKV checkpoint: emb.weight and blocks.0.ffn.key.weight should be matrices.")
     generation = recognize(shapes)
     if generation is None:
-        raise UserError("This is not an RWKV checkpoint: it has no blocks.0.att.time_decay.")
+        raise UserError("This is not an RWKV checkpoint: it has neither blocks.0.att.time_decay nor blocks.0.att.r_k.")
     vocab_size, hidden_size = shapes["emb.weight"]
     layers = {int(match[1]) for match in (re.match(r"blocks\.(\d{1,9})\.", name) for name in shapes) if match}
     if max(layers) >= len(shapes):
@@ -130,6 +130,7 @@ def resolve(
     if checkpoint.layer_norm_epsilon is not None:
         config = dataclasses.replace(config, layer_norm_epsilon=checkpoint.layer_norm_epsilon)
     generation = generation_of(config)
+    generation.check_norms(config, bool(checkpoint.stated))
     _check_stated(checkpoint, config)
     tensors, parameters = generation.sanitize(checkpoint.tensors), generation.parameters(config)
     check_tensors(parameters, {name: tensor.shape for name, tensor in tensors.items()})

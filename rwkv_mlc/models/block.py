@@ -43,6 +43,9 @@ class BlockGeneration(Generation):
     state_parameters = 1
     """How many of the parameters of wkv, the first ones, the state depends on."""
 
+    def check_norms(self, config: RWKVConfig, of_folder: bool) -> None:
+        """Every epsilon is built as it is given."""
+
     # Parameters
 
     @abstractmethod
@@ -197,7 +200,8 @@ def transposed(tensor: LazyTensor) -> LazyTensor:
 
 def oriented(tensors: dict[str, LazyTensor], halves: tuple[str, ...], inputs: int) -> dict[str, LazyTensor]:
     """The tensors with the low-rank matrices, whose names end in ``halves``, as BlinkDL stores them. web-rwkv's converter
-    transposes all of them, which the first halves tell, [inputs, rank] if they are not: all but square ones."""
+    transposes all of them, which a first half tells that is not square: it is [inputs, rank] where they are not transposed.
+    Where all are square they are taken as BlinkDL's."""
     pairs = {name for name in tensors if name.endswith(halves)}
     firsts = [tensors[name].shape for name in pairs if name.endswith("1")]
     lengths = [shape for shape in firsts if len(shape) == 2 and shape[0] != shape[1]]

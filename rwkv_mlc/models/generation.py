@@ -96,6 +96,11 @@ class Generation(ABC):
         """The tensors under the names and with the values of ``Parameter.source``, where checkpoints differ in either."""
 
     @abstractmethod
+    def check_norms(self, config: RWKVConfig, of_folder: bool) -> None:
+        """Raises UserError for epsilons with which the norms would not be those of the checkpoint; ``of_folder`` says that
+        Hugging Face's ``config.json`` gave them."""
+
+    @abstractmethod
     def parameters(self, config: RWKVConfig) -> list[Parameter]:
         """Every parameter in the order in which the compiled functions take them."""
 

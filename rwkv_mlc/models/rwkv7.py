@@ -41,6 +41,9 @@ MATRICES = ("receptance", "key", "value")
 RANKS = {"decay_rank": "w", "rate_rank": "a", "value_rank": "v", "gate_rank": "g"}
 """The sizes of the low-rank pairs by BlinkDL's letter."""
 
+EPSILON = 1e-5
+"""Of BlinkDL's layer norms."""
+
 HIDDEN = {"w": "tanh", "a": None, "v": None, "g": "sigmoid"}
 """What is applied between the halves of a pair."""
 
@@ -139,6 +142,21 @@ class RWKV7(BlockGeneration):
             result[name] = tensor
         result = oriented(result, tuple(f".att.{half}" for half in HALVES), hidden_size)
         return _folded(result) if self.embedded else result
+
+    def check_norms(self, config: RWKVConfig, of_folder: bool) -> None:
+        """flash-linear-attention has ``head_dim * norm_eps`` in the norm of heads (``fla/layers/rwkv7.py``), and the tables of
+        7a are folded with the epsilon that BlinkDL's have."""
+        theirs, ours = config.head_size * config.layer_norm_epsilon, config.group_norm_epsilon
+        if of_folder and not math.isclose(theirs, ours, rel_tol=1e-6):
+            raise UserError(
+                f"The config.json means an epsilon of {theirs:g} for the norm of heads, head_dim times norm_eps, where "
+                f"{ours:g} is what is built; only heads of 64 with a norm_eps of 1e-5 have that."
+            )
+        if self.embedded and config.layer_norm_epsilon != EPSILON:
+            raise UserError(
+                f"An RWKV-7a with layer norms of epsilon {config.layer_norm_epsilon:g} is not built: its tables go with "
+                f"{EPSILON:g}."
+            )
 
     # Parameters
 
@@ -406,7 +424,7 @@ def _folded(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         def read() -> np.ndarray:
             x = tensors["emb.weight"].read().astype(np.float32)
             x -= x.mean(1, keepdims=True)
-            x /= np.sqrt((x**2).mean(1, keepdims=True) + np.float32(1e-5))
+            x /= np.sqrt((x**2).mean(1, keepdims=True) + np.float32(EPSILON))
             x *= tensors["blocks.0.ln0.weight"].read().astype(np.float32)
             x += tensors["blocks.0.ln0.bias"].read().astype(np.float32)
             folded = x @ projection.read().astype(np.float32).T

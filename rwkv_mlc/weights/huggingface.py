@@ -130,6 +130,11 @@ class WeightFiles:
             )
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has files of weights, whatever is in them."""
+    return any(next(folder.glob(pattern), None) for pattern in (*WEIGHT_FILES, *OTHER_FILES))
+
+
 def weights_of_folder(folder: Path) -> WeightFiles:
     """The weights that transformers would load from a folder; where it holds none by the names that transformers knows, its
     only file in one of ``OTHER_FILES``. An index whose shards are not all there gives way to a whole file.

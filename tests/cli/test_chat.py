@@ -317,7 +317,7 @@ def test_a_stop_string_amid_the_thoughts(monkeypatch, capsys, thinker):
     """Nothing is answered, which is said; without it, the message is answered once more."""
     out, err = chat(monkeypatch, capsys, "Is it?\n/set stop=,\n", thinker, "--think", "on", "--stop", "see")
     assert out[:2] == ["Assistant: <think>", "Let me\x1b[0m"] and out[2].startswith("temperature=")
-    assert err == "The answer ended amid its thoughts; /retry begins it once more.\n"
+    assert err == "The answer has thoughts alone; /retry begins it once more.\n"
     _, err = chat(monkeypatch, capsys, "Is it?\n", thinker, "--think", "on")
     assert err == ""
 

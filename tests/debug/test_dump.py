@@ -151,6 +151,19 @@ def test_the_rwkv_package_shows_nothing_of_what_it_compiles(generation, checkpoi
         dump_chatrwkv(checkpoint(generation), RECIPE)
 
 
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("generation", ["5.2", "6"])
+def test_agrees_with_rwkv_package_on_rounded_weights(generation, scheme, checkpoint, dump_chatrwkv):
+    opened, rounding = checkpoint(generation), get_scheme(scheme)
+    comparison = compare(dump_chatrwkv(opened, RECIPE, rounding), dump_checkpoint(opened, RECIPE, rounding), rtol=1e-4)
+    assert comparison.agrees, comparison.finding.sentences()
+
+
+def test_the_rwkv_package_finds_no_heads_in_one_layer(checkpoint, dump_chatrwkv):
+    with pytest.raises(UserError, match="finds no heads in a model of one layer"):
+        dump_chatrwkv(checkpoint("5.2", layers=1), RECIPE)
+
+
 def test_the_rwkv_package_cannot_divide_heads_otherwise(checkpoint, dump_chatrwkv):
     opened = checkpoint("5.2")
     with pytest.raises(UserError, match="divides heads by 8"):

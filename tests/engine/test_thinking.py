@@ -354,6 +354,7 @@ def test_settings_of_a_turn(engine, thinking):
     turn = engine.turn("Hi", temperature=0)
     assert turn.params == engine.chat_params(temperature=0) and turn.params.stop == engine.template.stop_str
     assert engine.tokenizer.decode(turn.prompt) == "User: Hi\n\nAssistant: <think></think"
+    assert engine.turn("Hi", stop=("END",)).params.stop == (*engine.template.stop_str, "END")
     params = engine.chat_params(stop=("x",), seed=3)
     assert engine.turn("Hi", params, max_tokens=5).params == dataclasses.replace(params, max_tokens=5)
     with pytest.raises(UserError, match="think must be one of"):

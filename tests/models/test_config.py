@@ -197,8 +197,9 @@ def test_every_missing_tensor_is_listed(generation):
     config = detect_config(shapes)
     for name in shapes:
         assert problems({n: s for n, s in shapes.items() if n != name}, config) == {f"missing {name}"}
-    gone = {name for name in shapes if name.startswith("blocks.1.att.")}
-    assert problems({n: s for n, s in shapes.items() if n not in gone}, config) == {f"missing {name}" for name in gone}
+    part = "blocks.2.att." if generation in ("7", "7a") else "blocks.1."  # of more than 32 not all are listed
+    gone = {name for name in shapes if name.startswith(part)}
+    assert problems({n: s for n, s in shapes.items() if n not in gone}) == {f"missing {name}" for name in gone}
 
 
 def test_missing_unknown_and_misshapen_are_one_list():

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from rwkv_mlc.models import GENERATIONS, ModelOptions, generation_of, resolve
+from rwkv_mlc.models.rwkv7 import MIXES
 from rwkv_mlc.reference import forward, initial_state, load, rwkv4, rwkv5
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.checkpoint import Checkpoint, LazyTensor
+from support.accuracy import BOUND, trained_like_weights
 from support.paths import GOLDEN
 from support.rwkv_package import DECAY, SWITCHES, run_package
 from support.synthetic import synthetic_checkpoint
@@ -211,6 +214,15 @@ def test_swapped_projections_show(model, first, second):
     first, second = (f"model.blocks.1.attention.{name}.weight" for name in (first, second))
     swapped = {**parameters, first: parameters[second], second: parameters[first]}
     assert relative(forward(config, swapped, TOKENS)[0], forward(config, parameters, TOKENS)[0]) > 1e-2
+
+
+@pytest.mark.parametrize("first, second", list(itertools.pairwise(MIXES)))
+def test_swapped_mixes_of_rwkv_7_show(first, second):
+    config, parameters = load(in_memory(trained_like_weights("7")))
+    expected, _ = forward(config, parameters, TOKENS)
+    first, second = (f"model.blocks.1.attention.time_mix_{target}" for target in (first, second))
+    swapped = parameters | {first: parameters[second], second: parameters[first]}
+    assert relative(forward(config, swapped, TOKENS)[0], expected) > 100 * BOUND
 
 
 def test_transposed_or_swapped_state_shows(model):

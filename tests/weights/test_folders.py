@@ -428,3 +428,17 @@ def test_dtypes_and_views(tmp_path, dtype, file):
     checkpoint = open_checkpoint(str(tmp_path / file))
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {dtype}
     assert_holds(checkpoint, {name: tensor.double().numpy() for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("head_size, norm_eps, right", [(64, 1e-5, True), (32, 1e-5, False), (64, 1e-6, False)])
+def test_the_epsilon_of_heads_in_folders_of_rwkv_7(head_size, norm_eps, right, tmp_path):
+    """flash-linear-attention's is head_dim times norm_eps."""
+    save_file(synthetic_checkpoint("7", head_size=head_size), tmp_path / "model.safetensors")
+    config = {"model_type": "rwkv7", "head_dim": head_size, "norm_eps": norm_eps}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    checkpoint = open_checkpoint(str(tmp_path))
+    if right:
+        assert resolve(checkpoint)[0].group_norm_epsilon == pytest.approx(64e-5)
+    else:
+        with pytest.raises(UserError, match="means an epsilon of .* for the norm of heads"):
+            resolve(checkpoint)

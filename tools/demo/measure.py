@@ -24,7 +24,7 @@ def is_matrix(name: str) -> bool:
 
 
 def is_low_rank(name: str) -> bool:
-    """The pairs of RWKV-7, which no scheme stores in less than 8 bits."""
+    """Whether a tensor is of a pair of RWKV-7's, which every scheme stores as floats."""
     return ".lora." in name and name.endswith(".weight")
 
 
