@@ -471,7 +471,7 @@ def test_bad_checkpoints(kind, rwkv, tmp_path):
         (["--max-seq-len", "0"], "--max-seq-len must be at least 1"),
         (["--hf-path", "me/other"], "name different models"),
         (["--tokenizer", "/nowhere.txt"], "/nowhere.txt"),
-        (["--random-weights"], "valid names are rwkv-4-world-0.1b"),
+        (["--random-weights"], "valid names are rwkv-4-pile-14b"),
         (["--build-model-only"], "is no artifact"),
     ],
 )

@@ -37,12 +37,15 @@ VOCABULARIES = {300: 300, 65529: 128, 65536: 128}
 TOKENS = 24
 REFUSED = {"flat bonus": "should be [heads, channels of a head]", "last layer of other ranks": "blocks.{}.att."}
 """Checkpoints that cannot be built, and what must be said of them, with the number of the last layer."""
+OTHER_HEADS = "heads with another epsilon"
+REFUSED_FOLDERS = {OTHER_HEADS: "for the norm of heads"}
+"""The same of folders, whatever their tensors are."""
 
 
 @dataclass(frozen=True)
 class Draw:
     """One checkpoint. ``values_of_layer_0`` says that it has the pair of the first layer's value, which nothing reads; it is
-    ``refused`` where it is one of ``REFUSED``."""
+    ``refused`` where it is one of ``REFUSED`` or ``REFUSED_FOLDERS``."""
 
     number: int
     generation: str
@@ -69,6 +72,7 @@ class Draw:
         attention = rng.choice((hidden, hidden, head_size * rng.randint(1, 2 * hidden // head_size)))
         largest = 64 if hidden > 512 else 160
         layers = rng.randint(1, 3) if hidden <= 512 else 1
+        other_heads = OTHER_HEADS if "fla" in layout and head_size != 64 else None
         return cls(
             number,
             generation,
@@ -83,7 +87,7 @@ class Draw:
             layers=layers,
             ranks=tuple(rng.choice((32, 64, rng.randint(1, largest))) for _ in range(4)),
             values_of_layer_0=generation != "6" and "fla" not in layout and rng.random() < 0.5,
-            refused=rng.choice(list(REFUSED)[:layers]) if rng.random() < 0.15 else None,
+            refused=rng.choice(list(REFUSED)[:layers]) if rng.random() < 0.15 else other_heads,
         )
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -124,7 +128,10 @@ def hold(draw: Draw, folder: Path, libraries: Path) -> float:
 def refusal(draw: Draw, folder: Path) -> str:
     """What is said of a drawn checkpoint that cannot be built."""
     tensors = draw.tensors()
-    if draw.refused == "flat bonus":
+    write = write_safetensors
+    if draw.refused == OTHER_HEADS:
+        write = LAYOUTS[draw.layout][2]
+    elif draw.refused == "flat bonus":
         for name in tensors:
             if name.endswith(("r_k", "time_faaaa")):
                 tensors[name] = tensors[name].reshape(-1)
@@ -133,7 +140,7 @@ def refusal(draw: Draw, folder: Path) -> str:
         block = f"blocks.{draw.layers - 1}.att"
         tensors[f"{block}.{first}"] = tensors[f"{block}.{first}"].repeat(2, 1)
         tensors[f"{block}.{second}"] = tensors[f"{block}.{second}"].repeat(2, 0)
-    path = write_safetensors(folder / "drawn", tensors, draw.dtype)
+    path = write(folder / "drawn", tensors, draw.dtype)
     try:
         resolve(open_checkpoint(str(path)))
     except UserError as refused:
@@ -145,7 +152,7 @@ def check(draw: Draw, folder: Path, libraries: Path) -> str:
     """What came of a draw. Raises what is wrong with it."""
     if draw.refused:
         said = refusal(draw, folder)
-        assert REFUSED[draw.refused].format(draw.layers - 1) in said and "\n" not in said, said
+        assert (REFUSED | REFUSED_FOLDERS)[draw.refused].format(draw.layers - 1) in said and "\n" not in said, said
         return "refused"
     found = hold(draw, folder, libraries)
     assert found < BOUND, f"{found:.1e}"
