@@ -7,11 +7,12 @@ import re
 import numpy as np
 import pytest
 import tvm
-from tvm import te
+from tvm import relax, te, tirx
 
 from rwkv_mlc.artifact import Artifact
 from rwkv_mlc.building import BuildOptions, build
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.compiler.passes.schedule import check_threads, schedule
 from rwkv_mlc.compiler.passes.stored import dequantize
 from rwkv_mlc.compiler.pipeline import compile_module
 from rwkv_mlc.compiler.targets import TARGETS, resolve_target
@@ -80,6 +81,19 @@ def test_passes_are_in_the_dump(tmp_path):
     rounded = 4 + 1 + 2 + 1 + 1  # mixed inputs of both half blocks, the gated wkv, the squares, what the head reads
     assert narrow.count("R.astype(") == 2 * rounded and narrow.count("R.matmul(") == len(products)
     assert "R.matmul(" not in fused and fused.count("call_tir(cls.fused_") >= len(products)
+
+
+def test_no_part_of_a_kernel_is_left_to_the_host():
+    """Where it would compute with the addresses of a GPU."""
+    target, builder = resolve_target("vulkan"), relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([tirx.Var("n", "int64"), 64], "float32"))
+    with builder.function("add", [x]):
+        builder.emit_func_output(builder.emit(relax.op.add(x, x)))
+    unscheduled = relax.transform.LegalizeOps()(builder.get())
+    with pytest.raises(ValueError, match="add1: a part of the kernel belongs to no thread"):
+        check_threads(unscheduled)
+    with target.tvm:
+        schedule(target)(unscheduled)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

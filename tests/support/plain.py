@@ -12,7 +12,7 @@ from rwkv_mlc.quantization.schemes import SCHEMES
 PLAIN: dict[str, list[tuple[str, str]]] = {
     "llvm": [("4", "q0f32"), ("5.0", "q4f16_0"), ("5.1", "q3f16_1"), ("5.2", "q4f16_1")],
     "android-cpu": [("4", "q0f16")],
-    "vulkan": [("5.2", "q8f16_1")],
+    "vulkan": [("7", "q8f16_1")],
     "cuda": [("5.2", "q4f16_1"), ("4", "q0f16")],
     "metal": [("5.0", "q4f32_1")],
     "opencl": [("5.1", "q4f16_2")],

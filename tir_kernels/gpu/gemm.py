@@ -133,7 +133,8 @@ def gemm(
                 load_x(plane, tile, chunk, thread, xs)
                 choose(block, starts, lambda i: load_weights(i, (block - starts[i]) * TILE, chunk, thread, ws))
                 barrier()
-                multiply(xs, ws, token, row, acc)
+                with T.If(tile * TILE + token < rows), T.Then():  # short prompts leave most threads without tokens
+                    multiply(xs, ws, token, row, acc)
                 barrier()
             choose(block, starts, lambda i: finish(i, tile * TILE + token, (block - starts[i]) * TILE + row, acc))
 

@@ -65,7 +65,22 @@ class Parallel(ScheduleRule):
 
 
 def schedule(target: CompileTarget) -> tvm.transform.Pass:
-    """DLight's rules for GPUs, and our own for CPUs."""
+    """DLight's rules for GPUs, and our own for CPUs. Raises ValueError for a kernel of which a rule leaves a part to the host, which
+    would compute with the addresses of a GPU."""
     gpu = dlight.gpu
     rules = [Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), Transpose(), gpu.Fallback()]
-    return dlight.ApplyDefaultSchedule(*(rules if target.device == "gpu" else [Parallel()]))
+    if target.device == "cpu":
+        return dlight.ApplyDefaultSchedule(Parallel())
+    return tvm.transform.Sequential([dlight.ApplyDefaultSchedule(*rules), check_threads])
+
+
+@tvm.transform.module_pass(opt_level=0)
+def check_threads(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Every loop around a block of a kernel that TVM has made is begun by threads."""
+    for name, function in mod.functions_items():
+        if isinstance(function, tirx.PrimFunc) and "kernel" not in (function.attrs or {}):
+            outermost = function.body.block.body
+            for part in outermost.seq if isinstance(outermost, tirx.SeqStmt) else [outermost]:
+                if not (isinstance(part, tirx.For) and part.kind == tirx.ForKind.THREAD_BINDING):
+                    raise ValueError(f"{name.name_hint}: a part of the kernel belongs to no thread:\n{part}")
+    return mod
