@@ -13,8 +13,8 @@ from ...graph.marks import NARROW, VALUES
 
 @tvm.transform.module_pass(opt_level=0)
 def keep_in_float16(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-    """The values of the mark ``NARROW`` are rounded to float16, and each operator that reads one widens it for itself; all else,
-    and every sum, stays float32."""
+    """The values of the mark ``NARROW`` are rounded to float16, and each operator that reads one widens it for itself; all
+    else, and every sum, stays float32."""
     rewriter = KeepInFloat16(mod)
     for name, function in mod.functions_items():
         if isinstance(function, relax.Function) and function.attrs and VALUES in function.attrs:

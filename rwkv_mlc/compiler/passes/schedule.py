@@ -65,8 +65,8 @@ class Parallel(ScheduleRule):
 
 
 def schedule(target: CompileTarget) -> tvm.transform.Pass:
-    """DLight's rules for GPUs, and our own for CPUs. Raises ValueError for a kernel of which a rule leaves a part to the host, which
-    would compute with the addresses of a GPU."""
+    """DLight's rules for GPUs, and our own for CPUs. Raises ValueError for a kernel of which a rule leaves a part to the host,
+    which would compute with the addresses of a GPU."""
     gpu = dlight.gpu
     rules = [Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), Transpose(), gpu.Fallback()]
     if target.device == "cpu":
