@@ -56,7 +56,7 @@ class Plan:
         return self.final_rate + (self.rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-PLANS = {"village": Plan(), "reversal": Plan(steps=1500, batch=48, rate=2e-3, quantized_share=0.0)}
+PLANS = {"village": Plan(), "reversal": Plan(steps=6500, batch=48, rate=2e-3, quantized_share=0.0)}
 
 
 def in_answer(tokens: Tensor, began: int, ended: int) -> Tensor:
