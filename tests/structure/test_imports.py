@@ -85,6 +85,7 @@ def test_models_do_not_know_how_they_are_computed():
 
 def test_running_does_not_know_compiling():
     rooms = sources("rwkv_mlc/engine", "rwkv_mlc/artifact", "rwkv_mlc/tokenizer", "rwkv_mlc/quantization")
+    rooms += sources("rwkv_mlc/mlc_chat")
     rooms += sources(*(f"rwkv_mlc/cli/{verb}.py" for verb in ("chat", "generate", "logits", "inspect")))
     compiling = ("rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.building", "tir_kernels")
     assert importers(rooms, *compiling, "tvm.relax", "tvm.script", "tvm.tirx", "tvm.s_tir") == set()
@@ -93,7 +94,9 @@ def test_running_does_not_know_compiling():
 def test_the_engine_knows_no_model_but_by_what_its_library_says():
     unknown = ("rwkv_mlc.models", "rwkv_mlc.weights", "rwkv_mlc.reference", "rwkv_mlc.interfaces", "rwkv_mlc.debug")
     rooms = sources(
-        "rwkv_mlc/engine", *(f"rwkv_mlc/cli/{verb}.py" for verb in ("chat", "generate", "logits", "options"))
+        "rwkv_mlc/engine",
+        "rwkv_mlc/mlc_chat",
+        *(f"rwkv_mlc/cli/{verb}.py" for verb in ("chat", "generate", "logits", "options")),
     )
     assert importers(rooms, *unknown) == {"rwkv_mlc/engine/older_libraries.py"}
 
