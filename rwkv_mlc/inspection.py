@@ -257,7 +257,7 @@ def _sizes(parameters: list[Parameter], sizes: dict[Parameter, int], nbytes: dic
 def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[str, Any]:
     problem = memory = None
     try:
-        check_library(artifact.library(target))
+        check_library(artifact.library(target), target)
         open_device(device_of(target))
         metadata = read_metadata(library.path)
         settings = artifact.chat_config

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from .errors import UserError
 from .escaping import CONTROL, listed, shortened
-from .regular_files import read_bytes
+from .regular_files import check_inside, read_bytes
 from .text_encoding import in_utf8
 
 LARGEST_FILE = 16 << 20  # bytes; the index of the largest models has one of them
@@ -71,10 +71,15 @@ EXPECTED = {
 T = TypeVar("T")
 
 
-def read(kind: type[T], path: Path, advice: str, extra: Literal["forbid"] | None = None) -> T:
+def read(
+    kind: type[T], path: Path, advice: str, extra: Literal["forbid"] | None = None, inside: Path | None = None
+) -> T:
     """The JSON file ``path`` as ``kind``. Raises UserError for one that is missing, cannot be read or does not fit, which
-    ends in ``advice``; where ``extra`` is "forbid", for one with keys that are not known, too."""
+    ends in ``advice``; where ``extra`` is "forbid", for one with keys that are not known, too; and for a link out of the
+    folder ``inside``, whose files come together."""
     try:
+        if inside is not None:
+            check_inside(path, inside)
         text = in_utf8(read_bytes(path, LARGEST_FILE), path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {advice}.") from None

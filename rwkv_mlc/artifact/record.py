@@ -52,7 +52,7 @@ class BuildRecord(schema.BuildRecord):
     @classmethod
     def read(cls, folder: Path) -> BuildRecord:
         """Raises UserError for a record that is missing or damaged."""
-        record = read(cls, folder / BUILD_RECORD, "build the artifact again")
+        record = read(cls, folder / BUILD_RECORD, "build the artifact again", inside=folder)
         return record.with_libraries(
             {
                 target: library.model_copy(update={"path": folder / library.path})

@@ -119,7 +119,7 @@ class Shard:
 
 def read_index(folder: Path) -> list[Shard]:
     """The shards that the index of ``folder`` describes. Raises UserError for an index that is damaged."""
-    index = read(TensorIndex, folder / TENSOR_INDEX, "build the artifact again")
+    index = read(TensorIndex, folder / TENSOR_INDEX, "build the artifact again", inside=folder)
     return [_shard(folder / entry.file, entry) for entry in index.records]
 
 
@@ -135,7 +135,7 @@ def verify(folder: Path, shards: list[Shard]) -> None:
     stamps = {shard.path.name: _stamp(shard) for shard in shards}
     marker = folder / VERIFIED
     try:
-        verified = read(dict[str, tuple[int, int, str]], marker, "remove it")
+        verified = read(dict[str, tuple[int, int, str]], marker, "remove it", inside=folder)
     except UserError:
         verified = {}
     suspects = [shard for shard in shards if verified.get(shard.path.name) != stamps[shard.path.name]]

@@ -73,7 +73,7 @@ class Dump:
         advice = "write it again with rwkv-mlc dump"
         if not (folder / HEADER).is_file() or not (folder / TENSORS).is_file():
             raise UserError(f"{folder} is no dump; name a folder written by rwkv-mlc dump.")
-        file = read(DumpFile, folder / HEADER, advice)
+        file = read(DumpFile, folder / HEADER, advice, inside=folder)
         layers = file.config.num_hidden_layers
         if layers > len(file.tensors):
             raise UserError(f"The dump {folder} has {layers} layers and {len(file.tensors)} values; {advice}.")

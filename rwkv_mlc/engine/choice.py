@@ -57,6 +57,7 @@ class Chooser:
         device = self.runner.device
         inputs = requests_of(samplers, rows)  # alive until the tokens are there
         with self.runner.calling:
+            self.runner.check_process()
             self.runner.memory.make_room(FUNCTION, 0, len(samplers))
             tokens = view(self.function(call, *(lend(array, device) for array in inputs), self.padding)).tolist()
         return [

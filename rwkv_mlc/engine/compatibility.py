@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..artifact import LibraryRecord
 from ..errors import UserError
+from ..escaping import quoted
 from ..machine.cpu_features import host_architecture, host_features
 from ..regular_files import size_of
 from ..schema import LibraryMetadata
@@ -64,9 +65,10 @@ def read_metadata(path: Path) -> LibraryMetadata:
     raise UserError(f"{path} does not describe itself: it is no library that rwkv-mlc wrote; build it again.")
 
 
-def check_library(library: LibraryRecord) -> None:
+def check_library(library: LibraryRecord, target: str) -> None:
     """Raises UserError for object files, and for a library of another architecture, of a CPU with features that this one
-    lacks, or of another version of TVM, whose runtime format may differ, and for a file that is none or not ours."""
+    lacks, or of another version of TVM, whose runtime format may differ, for a file that is none or not ours, and for one
+    that is not for the ``target`` that it is recorded for."""
     if library.path.suffix == ".tar":
         raise UserError(f"{library.path} is to be linked into a program; write one to load with rwkv-mlc compile.")
     architecture = (library.triple or host_architecture()).partition("-")[0].replace("arm64", "aarch64")
@@ -89,3 +91,7 @@ def check_library(library: LibraryRecord) -> None:
         )
     if sys.platform != "darwin":
         _check_elf(library.path, architecture)
+    if (compiled := read_metadata(library.path).target) != target:
+        raise UserError(
+            f"{library.path} is recorded as the library for {target} and was compiled for {quoted(compiled)}; build it again."
+        )

@@ -114,8 +114,9 @@ class Engine:
         self.artifact = Artifact.open(path)
         self.tokenizer = load_tokenizer(self.artifact.tokenizer_files)
         device = choose_device(device, self.artifact.libraries())
-        self.library = self.artifact.library(target_of(device))
-        check_library(self.library)
+        target = target_of(device)
+        self.library = self.artifact.library(target)
+        check_library(self.library, target)
         settings = self.artifact.chat_config
         stored = self.artifact.stored_tensors()
         self.runner = Runner(

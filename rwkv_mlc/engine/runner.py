@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 import numpy as np
 
@@ -33,8 +34,10 @@ from .tvm_runtime import (
     virtual_machine,
 )
 
-# A virtual machine takes one call at a time, and all of a process have one memory, which a call may clear.
-CALLING = Lock()
+# A virtual machine takes one call at a time, and all of a process have one memory, which a call may clear. A fork waits for
+# the end of a call, so that the child finds that memory whole.
+CALLING = RLock()
+os.register_at_fork(before=CALLING.acquire, after_in_parent=CALLING.release, after_in_child=CALLING.release)
 
 READING = ("prefill", "score", "decode", "batch_decode")
 """The functions that read tokens."""
@@ -69,6 +72,7 @@ class Runner:
         _check_parameters(library, self.metadata.params, parameters)
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
         self.calling = CALLING
+        self.process = os.getpid()
         self.functions = {name: self.vm[name] for name in self.metadata.functions}
         self.layout = tuple((tuple(spec.shape), spec.dtype) for spec in self.metadata.states)
         self.prefill_chunk = self.metadata.prefill_chunk(chunk)
@@ -89,6 +93,7 @@ class Runner:
         return self.state_from(map(before, self.metadata.states))
 
     def state_from(self, arrays: Iterable[np.ndarray]) -> State:
+        self.check_process()
         return State([tensor(array, self.device) for array in arrays])
 
     def state_names(self) -> list[str]:
@@ -100,6 +105,16 @@ class Runner:
         if len(tokens) and not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
             raise UserError(
                 f"Token ids must lie between 0 and {self.config.vocab_size - 1}, found {min(tokens)} to {max(tokens)}."
+            )
+
+    def check_process(self) -> None:
+        """Raises UserError in a process that was forked from the one which loaded the model, where it does not have what runs
+        it: a device's driver, or the threads of TVM's pool. Ours begins anew."""
+        if os.getpid() != self.process and (self.device != CPU or self.pool.owner == "tvm"):
+            what = self.pool if self.device == CPU else self.device
+            raise UserError(
+                f"This process was forked after the model was loaded, and has nothing of what runs it, {what}; load it in the "
+                "process that uses it, as multiprocessing's start method spawn does."
             )
 
     def _check_sequences(
@@ -149,6 +164,7 @@ class Runner:
         ends = list(accumulate(map(len, parts)))
         inputs = [np.array(values, np.int32) for values in (tokens, ends, chosen)]  # alive until the logits are there
         with self.calling:
+            self.check_process()
             state.last.update(dict.fromkeys(chosen))
             state.lengths |= {slot: state.lengths.get(slot, 0) + len(part) for slot, part in zip(chosen, parts)}
             if function == "decode" and self.uses_graphs:

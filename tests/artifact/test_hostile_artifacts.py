@@ -69,7 +69,9 @@ def test_names_that_lead_elsewhere(artifact, file, put, name):
     assert len(str(error.value)) < 600
 
 
-@pytest.mark.parametrize("file", ["params/rwkv_vocab.txt", "params/params_shard_0.bin", "library"])
+@pytest.mark.parametrize(
+    "file", [RECORD, CONFIG, INDEX, "params/rwkv_vocab.txt", "params/params_shard_0.bin", "library"]
+)
 def test_links_out_of_the_artifact(artifact, file):
     path = BuildRecord.read(artifact).libraries["llvm"].path if file == "library" else artifact / file
     path.rename(artifact.parent / "outside")

@@ -12,7 +12,9 @@ import pytest
 
 from rwkv_mlc import UserError
 from rwkv_mlc.engine import threads
+from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.engine.threads import LIBRARY, ThreadPool, start_threads
+from rwkv_mlc.engine.tvm_runtime import tvm_ffi
 from rwkv_mlc.machine.cores import physical_cores, quota, usable_cores
 from support.aarch64 import COMPILER, SYSTEM, find_qemu
 from support.paths import ROOT
@@ -73,6 +75,43 @@ print(os.waitpid(child, 0)[1], generate() == expected)
 """
 
 
+FORK_IN_A_CALL = """
+import threading
+prompt, done = list(range(1, 200)), False
+def read():
+    state = engine.new_state()
+    while not done:
+        engine.prefill(prompt, state)
+def answer():
+    return engine.generate("Tom", max_tokens=9, temperature=0).text
+expected = answer()
+other = threading.Thread(target=read)
+other.start()
+codes = []
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if answer() == expected else 1)
+    codes.append(os.waitpid(child, 0)[1])
+done = True
+other.join()
+print(codes)
+"""
+
+FORK_WITHOUT_THREADS = """
+from rwkv_mlc import UserError
+engine.generate("Tom", max_tokens=2)
+child = os.fork()
+if child == 0:
+    try:
+        engine.generate("Tom", max_tokens=2)
+    except UserError as error:
+        os._exit(3 if "forked after the model was loaded" in str(error) and "of TVM's pool" in str(error) else 4)
+    os._exit(5)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 def run(artifact: Path, code: str, cpus: set[int] | None = None, **environment: str) -> str:
     """What a process prints that has loaded ``engine``, allowed on ``cpus`` alone."""
     start = (
@@ -122,6 +161,25 @@ def test_launches_and_barriers_on_aarch64(tmp_path):
     command = [qemu, "-L", SYSTEM, program, "3", "2", "1000"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_process_forked_amid_another_threads_call(demo):
+    needs_own_pool()
+    assert run(demo, FORK_IN_A_CALL) == "[0, 0, 0, 0, 0]"
+
+
+def test_a_process_forked_without_its_threads_is_told(demo):
+    assert run(demo, FORK_WITHOUT_THREADS, **{threads.POOL: "tvm"}) == "3"
+
+
+def test_a_process_forked_from_one_with_a_gpu_is_told(demo, monkeypatch):
+    runner = Engine(demo, "cpu").runner
+    state = runner.new_state()
+    monkeypatch.setattr(runner, "process", os.getpid() + 1)
+    monkeypatch.setattr(runner, "device", tvm_ffi.device("vulkan", 0))
+    for use in (runner.new_state, lambda: runner.run("decode", [[5]], state)):
+        with pytest.raises(UserError, match="forked after the model was loaded, .* vulkan:0; load it in the process"):
+            use()
 
 
 def test_values_do_not_depend_on_the_threads(demo):

@@ -174,8 +174,8 @@ def artifact(name: str, place: Place, draw: random.Random) -> None:
     (target / name).write_bytes(mutations.json_of(data, draw))
     try:
         opened = Artifact.open(target)
-        for library in opened.libraries().values():
-            check_library(library)
+        for slot, library in opened.libraries().items():
+            check_library(library, slot)
         load_tokenizer(opened.tokenizer_files).valid_ids(opened.config.vocab_size)
         settings = opened.chat_config
         SamplingParams(**settings.sampling)

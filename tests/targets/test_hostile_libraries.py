@@ -17,6 +17,7 @@ from tvm.support import cc
 from rwkv_mlc.artifact import BuildRecord
 from rwkv_mlc.artifact.disk import digest
 from rwkv_mlc.cli.main import main
+from rwkv_mlc.engine import devices
 from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.errors import UserError
 from support.limited import outcome
@@ -128,6 +129,36 @@ def test_a_library_without_a_machine(artifact, constructed):
     replace(artifact, constructed[0])
     with pytest.raises(UserError, match="is no library that rwkv-mlc wrote"):
         Engine(artifact, "cpu")
+
+
+def test_a_library_for_another_device(artifact, capsys):
+    """With the hash that the record gives."""
+    content = library_of(artifact).read_bytes()
+    assert content.count(b'"target":"llvm"') == 1
+    replace(artifact, content.replace(b'"target":"llvm"', b'"target":"cuda"'))
+    code = (
+        "from rwkv_mlc.engine.engine import Engine\n"
+        "    try: Engine(sys.argv[1], 'cpu')\n"
+        "    finally: assert sys.argv[2] not in open('/proc/self/maps').read()"
+    )
+    found = outcome(code, artifact, library_of(artifact))
+    assert found.startswith("UserError: ") and "recorded as the library for llvm and was compiled for 'cuda'" in found
+    assert main(["inspect", str(artifact), "--json"]) == 0
+    (library,) = json.loads(capsys.readouterr().out)["libraries"]
+    assert not library["runs_here"] and "was compiled for 'cuda'" in library["problem"]
+
+
+def test_a_device_that_is_not_there(artifact, capsys, monkeypatch):
+    content = library_of(artifact).read_bytes()
+    replace(artifact, content.replace(b'"target":"llvm"', b'"target":"cuda"'))
+    record = artifact / "build-record.json"
+    data = json.loads(record.read_text(encoding="utf-8"))
+    data["libraries"] = {"cuda": data["libraries"]["llvm"]}
+    record.write_text(json.dumps(data), encoding="utf-8")
+    monkeypatch.setattr(devices, "CUDA_DRIVER", "libnvidia-that-nobody-has.so")
+    assert main(["inspect", str(artifact), "--json"]) == 0
+    (library,) = json.loads(capsys.readouterr().out)["libraries"]
+    assert not library["runs_here"] and "The device cuda needs NVIDIA's driver" in library["problem"]
 
 
 def test_chat_in_the_folder_itself(artifact, monkeypatch):

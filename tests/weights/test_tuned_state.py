@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -210,9 +211,17 @@ def test_what_the_artifact_says_of_it(begins, tmp_path, capsys):
         UserError, match="is damaged: its checksum differs; write it again with rwkv-mlc gen-config --state"
     ):
         Engine(copied)
+    for put, reason in (
+        (lambda path: None, "No such file"),
+        (os.mkfifo, "it is a pipe"),
+        (lambda path: path.symlink_to(artifact / "params" / path.name), "it is a link out of"),
+    ):
+        (copied / "params" / "initial_state.safetensors").unlink()
+        put(copied / "params" / "initial_state.safetensors")
+        with pytest.raises(UserError, match=f"initial_state.safetensors cannot be read .{reason}"):
+            Engine(copied)
+        (copied / "params" / "initial_state.safetensors").touch()
     (copied / "params" / "initial_state.safetensors").unlink()
-    with pytest.raises(UserError, match="initial_state.safetensors cannot be read"):
-        Engine(copied)
     gen_config(DEMO, copied, "q0f32")  # without a state there is none
     assert not Engine(copied).runner.initial
     assert not (copied / "params" / "initial_state.safetensors").exists()
