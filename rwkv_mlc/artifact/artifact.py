@@ -55,9 +55,7 @@ class Artifact:
         params = path / PARAMS
         if not (params / CHAT_CONFIG).is_file() and not (params / TENSOR_INDEX).is_file():
             raise no_artifact(path)
-        chat_config = read(
-            ChatConfig, params / CHAT_CONFIG, "write it again with rwkv-mlc gen-config", inside=params
-        )
+        chat_config = read(ChatConfig, params / CHAT_CONFIG, "write it again with rwkv-mlc gen-config", inside=params)
         scheme = get_scheme(chat_config.quantization)
         tokenizer_files = [params / name for name in chat_config.tokenizer_files]
         for file in tokenizer_files:

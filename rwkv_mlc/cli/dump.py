@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .arguments import integer, integers, named_path, path_or_name, prompt
 from .faults import say
+from .progress import spinner
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -72,14 +74,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from ..debug.dump import check_folder
     from ..debug.nonfinite import first_nonfinite
 
     check_folder(args.out or Path("dumps") / "new")
-    with Console(stderr=True).status("Dumping..."):
-        dump = _dump(args)
+    with spinner() as tell:
+        dump = _dump(args, tell)
     folder = args.out or Path("dumps") / f"{dump.header.name}-{dump.header.source}"
     dump.write(folder)
     say(f"{len(dump.tensors)} values of {', '.join(dump.header.calls)} in {folder}")
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dump(args: argparse.Namespace) -> Dump:
+def _dump(args: argparse.Namespace, tell: Callable[[str], None]) -> Dump:
     import numpy as np
 
     from ..artifact import Artifact, artifacts_in, is_artifact, no_artifact
@@ -112,8 +112,11 @@ def _dump(args: argparse.Namespace) -> Dump:
             )
         recipe = recipe_of(args, artifact)
         if args.reference:
+            tell("computing in NumPy")
             return dump_artifact(artifact, recipe, dtype)
-        return dump_library(artifact, runner_of(artifact, args.device, args.family), recipe)
+        runner = runner_of(artifact, args.device, args.family)
+        tell(f"computing on {runner.device}")
+        return dump_library(artifact, runner, recipe)
     if not (args.reference or args.peer):
         if artifacts_in(path := Path(args.path)) or not path.exists():
             raise no_artifact(path)
@@ -121,6 +124,7 @@ def _dump(args: argparse.Namespace) -> Dump:
     options = ModelOptions(head_size_divisor=args.head_size_divisor)
     checkpoint = open_checkpoint(args.path)
     recipe = recipe_of(args, checkpoint)
+    tell("computing with the rwkv package" if args.peer else "computing in NumPy")
     if args.peer:
         return dump_package(checkpoint, recipe, scheme, options)
     return dump_checkpoint(checkpoint, recipe, scheme, dtype, options)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..errors import UserError
 from ..escaping import escaped_values, listed
 from .arguments import integer, path_or_name
 from .faults import say
+from .progress import counted
 from .tables import Table, console, pairs
 
 ALL = "all"
@@ -97,7 +97,7 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
     artifact = Artifact.open(args.path)
     summary = inspection.artifact_summary(artifact)
     if args.errors is not None:
-        with _progress("Measuring") as progress:
+        with counted("measuring") as progress:
             summary["errors"] = inspection.artifact_errors(artifact, args.errors or None, progress)
     return summary
 
@@ -121,7 +121,7 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         summary["schemes"] = []
     for scheme in schemes:
         try:
-            with _progress(scheme.name) as progress:
+            with counted(f"measuring {scheme.name}") as progress:
                 cost = inspection.scheme_cost(checkpoint, scheme, progress)
         except UserError as error:
             if ALL not in args.quantization:
@@ -131,18 +131,6 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
             cost.pop("tensors", None)
         summary["schemes"].append(cost)
     return summary
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr; the function moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(summary: dict[str, Any]) -> None:

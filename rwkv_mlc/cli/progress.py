@@ -48,5 +48,28 @@ def spinner() -> Iterator[Callable[[str], None]]:
         yield lambda what: status.update(escape(escaped(what)))
 
 
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """The function is told how much of so many is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        begun = False
+
+        def begin(done: int, total: int) -> None:
+            nonlocal begun
+            if not begun:
+                _line(f"{what}, {total} steps")
+            begun = True
+
+        yield begin
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _line(text: str) -> None:
     print(escaped(text), file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from typing import Any
 from ..escaping import escaped_values
 from .arguments import named_path
 from .faults import say
+from .progress import spinner
 from .tables import Table, console, pairs
 
 EXIT_FAILED = 1
@@ -38,7 +39,8 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..verification import verify
 
-    reports = verify(args.path, args.run_it)
+    with spinner() as tell:
+        reports = verify(args.path, args.run_it, tell)
     if args.json:
         say(json.dumps(reports, indent=2, ensure_ascii=False))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from ..errors import UserError
 INSTALL = "pip install 'rwkv_mlc[verify]'"
 
 
-def verify(path: Path, run: bool = False) -> list[dict[str, Any]]:
+def verify(path: Path, run: bool = False, tell: Callable[[str], None] = lambda what: None) -> list[dict[str, Any]]:
     """For an artifact's folder each of its libraries, for a library that one: what is inside, by ``describe``, and the
     ``checks``, each with ``check``, ``status`` ("passed", "failed" or "skipped") and ``detail``. No library is loaded, unless
-    ``run`` asks for it: then those for devices of this machine are run, each in a process of its own.
+    ``run`` asks for it: then those for devices of this machine are run, each in a process of its own. ``tell`` is told which
+    library is looked at.
 
     Raises UserError where there is none, for a file that is no library, and where lief, which reads them, is not installed."""
     if not path.exists():
@@ -23,12 +25,17 @@ def verify(path: Path, run: bool = False) -> list[dict[str, Any]]:
     folder = path if path.is_dir() else path.parent
     artifact = Artifact.open(folder) if path.is_dir() or _lists(folder, path) else None
     if artifact is None:
+        tell(f"checking {path.name}")
         return [_report(path, run=run)]
     records = artifact.libraries().items()
     chosen = [(target, record) for target, record in records if path.is_dir() or record.path.name == path.name]
     if not chosen:
         raise UserError(f"{path} has no library; write one with rwkv-mlc compile {path}.")
-    return [{"target": target, **_report(record.path, artifact, target, run)} for target, record in chosen]
+    reports = []
+    for target, record in chosen:
+        tell(f"checking {record.path.name}")
+        reports.append({"target": target, **_report(record.path, artifact, target, run)})
+    return reports
 
 
 def _lists(folder: Path, library: Path) -> bool:

@@ -52,9 +52,11 @@ def shell(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, timeout=120, **options)
 
 
-def assert_refused(result: tuple[int, str, str], message: str) -> None:
+def assert_refused(result: tuple[int, str, str], message: str, told: str = "") -> None:
+    """In one sentence, after what was ``told`` of the work before it."""
     code, out, err = result
-    assert (code, out) == (2, "")
+    assert (code, out) == (2, "") and err.startswith(told)
+    err = err[len(told) :]
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
@@ -526,10 +528,11 @@ def test_inspect_says_which_schemes_cannot_hold_a_checkpoint(run, tmp_path):
     assert [name for name, problem in problems.items() if problem is None] == ["q0f32", "q4f32_1"]
     _, out, _ = run("inspect", path, "--quantization", "all")
     assert problems["q0f16"].startswith("blocks.0.att.key.weight holds") and f"\nq0f16: {problems['q0f16']}\n" in out
-    assert_refused(run("inspect", path, "--quantization", "q0f16"), problems["q0f16"])
+    assert_refused(run("inspect", path, "--quantization", "q0f16"), problems["q0f16"], "measuring q0f16, 9 steps\n")
     tensors["blocks.0.att.key.weight"][3, 5] = np.nan
     save_file(tensors, path)
-    assert_refused(run("inspect", path, "--quantization", "q0f32"), "blocks.0.att.key.weight holds NaN or infinite")
+    result = run("inspect", path, "--quantization", "q0f32")
+    assert_refused(result, "blocks.0.att.key.weight holds NaN or infinite", "measuring q0f32, 9 steps\n")
 
 
 def test_inspect_refuses(run, quantized, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from rwkv_mlc.building import events
 from rwkv_mlc.cli import build_output
 from rwkv_mlc.cli.build_output import Printer
-from rwkv_mlc.cli.progress import spinner, steps
+from rwkv_mlc.cli.progress import counted, spinner, steps
 
 EVENTS = [
     events.ConversionStarted(Path("params"), 2),
@@ -46,13 +46,21 @@ def test_steps(capsys, monkeypatch):
             begin(2, 2, "timing")
         with spinner() as tell:
             tell("comparing")
+        with counted("measuring") as progress:
+            progress(1, 2)
         out, err = capsys.readouterr()
         assert out == ""
         return err
 
-    assert both() == "[1/2] loading\\u001b\n[2/2] timing\ncomparing\n"
+    assert both() == "[1/2] loading\\u001b\n[2/2] timing\ncomparing\nmeasuring, 2 steps\n"
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     shown = both()
-    assert "[2/2]" in shown and "timing" in shown and "comparing" in shown and "loading\x1b" not in shown
+    assert (
+        "[2/2]" in shown
+        and "timing" in shown
+        and "comparing" in shown
+        and "measuring" in shown
+        and "loading\x1b" not in shown
+    )
