@@ -17,7 +17,7 @@ def verify(path: Path, run: bool = False, tell: Callable[[str], None] = lambda w
     """For an artifact's folder each of its libraries, for a library that one: what is inside, by ``describe``, and the
     ``checks``, each with ``check``, ``status`` ("passed", "failed" or "skipped") and ``detail``. No library is loaded, unless
     ``run`` asks for it: then those for devices of this machine are run, each in a process of its own. ``tell`` is told which
-    library is looked at.
+    is run.
 
     Raises UserError where there is none, for a file that is no library, and where lief, which reads them, is not installed."""
     if not path.exists():
@@ -25,7 +25,6 @@ def verify(path: Path, run: bool = False, tell: Callable[[str], None] = lambda w
     folder = path if path.is_dir() else path.parent
     artifact = Artifact.open(folder) if path.is_dir() or _lists(folder, path) else None
     if artifact is None:
-        tell(f"checking {path.name}")
         return [_report(path, run=run)]
     records = artifact.libraries().items()
     chosen = [(target, record) for target, record in records if path.is_dir() or record.path.name == path.name]
@@ -33,7 +32,8 @@ def verify(path: Path, run: bool = False, tell: Callable[[str], None] = lambda w
         raise UserError(f"{path} has no library; write one with rwkv-mlc compile {path}.")
     reports = []
     for target, record in chosen:
-        tell(f"checking {record.path.name}")
+        if run:
+            tell(f"running {record.path.name}")
         reports.append({"target": target, **_report(record.path, artifact, target, run)})
     return reports
 

@@ -18,6 +18,7 @@ from rwkv_mlc.artifact import BuildRecord
 from rwkv_mlc.artifact.disk import digest
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine import devices
+from rwkv_mlc.engine.compatibility import read_metadata
 from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.errors import UserError
 from support.limited import outcome
@@ -33,6 +34,12 @@ def artifact(demo, tmp_path) -> Path:
 
 def library_of(artifact: Path) -> Path:
     return BuildRecord.read(artifact).libraries["llvm"].path
+
+
+def described(content: bytes, artifact: Path) -> bytes:
+    """The same library, which says of itself what the artifact's does, so that it is loaded."""
+    text = read_metadata(library_of(artifact)).model_dump_json(by_alias=True).encode()
+    return content + struct.pack("<Q", len(text)) + text
 
 
 def replace(artifact: Path, content: bytes) -> None:
@@ -68,7 +75,7 @@ def test_looking_at_a_library_does_not_run_it(artifact, constructed, command, ca
 
 
 def test_a_library_is_run_when_asked_for_and_in_another_process(artifact, constructed, capsys):
-    replace(artifact, constructed[0])
+    replace(artifact, described(constructed[0], artifact))
     assert main(["verify", str(artifact), "--run", "--json"]) == 1
     (report,) = json.loads(capsys.readouterr().out)
     (check,) = (check for check in report["checks"] if check["check"] == "run")
@@ -86,7 +93,7 @@ def test_a_library_that_crashes_is_a_line(artifact, tmp_path, capsys):
         "__attribute__((constructor)) void run(void) { *(volatile int *)0 = 1; }\n"
     )
     subprocess.run([cc.get_cc(), "-x", "c", "-shared", "-fPIC", source, "-o", built], check=True)
-    replace(artifact, built.read_bytes())
+    replace(artifact, described(built.read_bytes(), artifact))
     assert main(["verify", str(artifact), "--run"]) == 1
     assert "ended by signal 11" in " ".join(capsys.readouterr().out.split())
 
@@ -126,7 +133,12 @@ def test_what_is_no_library_of_ours_is_not_loaded(artifact, change, message):
 
 
 def test_a_library_without_a_machine(artifact, constructed):
+    says = described(constructed[0], artifact)
     replace(artifact, constructed[0])
+    with pytest.raises(UserError, match="does not describe itself: it is no library that rwkv-mlc wrote"):
+        Engine(artifact, "cpu")
+    assert not constructed[1].exists()
+    replace(artifact, says)
     with pytest.raises(UserError, match="is no library that rwkv-mlc wrote"):
         Engine(artifact, "cpu")
 
