@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from rwkv_mlc.compiler import pipeline
 from rwkv_mlc.machine.cpu_features import REQUIRED_FEATURES, host_architecture, host_features
 from support.build_inputs import build_command, write_vocabulary
 from support.hub_server import serve_hub
+from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -643,6 +645,18 @@ def test_a_killed_build_leaves_the_old_artifact_or_none(existing, dist, tiny, rw
     assert (dist / f".{NAME}.staged" / "params" / "params_shard_0.bin").exists()
     assert rwkv(*build_command(tiny, dist, "--use-cache", "0", "--convert-weights-only"))[0] == 0
     assert [path.name for path in dist.iterdir()] == [NAME]
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "rwkv_mlc", *build_command(DEMO, tmp_path / "dist")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while "Start compiling" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert list((tmp_path / "dist").iterdir()) == []
 
 
 def test_a_lock_of_a_dead_build_does_not_stop_the_next(dist, tiny, rwkv):

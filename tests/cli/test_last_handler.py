@@ -23,7 +23,7 @@ from rwkv_mlc.cli.faults import TRACEBACKS
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.engine import Engine
 from rwkv_mlc.escaping import escaped, listed, shortened
-from support.paths import ROOT
+from support.paths import DEMO, ROOT
 from support.synthetic import synthetic_checkpoint
 
 COMMAND = [sys.executable, "-m", "rwkv_mlc"]
@@ -181,11 +181,20 @@ def test_too_little_memory(monkeypatch, capsys, run):
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="a limit of memory")
-@pytest.mark.parametrize("gigabytes", [0.08, 0.13, 0.145, 0.155, 0.5, 1.5])
-def test_a_limit_of_memory(demo, gigabytes):
+@pytest.mark.parametrize(
+    "command, gigabytes",
+    [
+        *(("inspect DEMO", limit) for limit in (0.08, 0.13, 0.145, 0.155, 0.5, 1.5)),
+        *(("generate DEMO --prompt Tom --max-tokens 1", limit) for limit in (0.16, 0.25, 0.5)),
+        *((f"build --model {DEMO} --target llvm --artifact-path OUT", limit) for limit in (0.2, 0.32)),
+    ],
+)
+def test_a_limit_of_memory(demo, tmp_path, command, gigabytes):
     """No traceback, wherever the memory ends."""
-    limit = int(gigabytes * (1 << 20))
-    result = shell(f"ulimit -v {limit}; rwkv-mlc inspect {demo}")
+    limit, line = int(gigabytes * (1 << 20)), command.replace("DEMO", str(demo)).replace("OUT", str(tmp_path))
+    result = shell(f"ulimit -v {limit}; rwkv-mlc {line}")
+    assert not command.startswith("build") or result.returncode == 2
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert result.returncode in (0, 2) and "Traceback" not in result.stderr and "OpenBLAS" not in result.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -321,6 +322,20 @@ def test_a_disk_that_is_full(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written to .*No space left on device"):
         dump.write(tmp_path / "dump")
     assert not (tmp_path / "dump").exists()
+
+
+def test_a_disk_that_is_really_full(checkpoint, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with pytest.raises(UserError, match="No space left on device|is full; free some space"):
+            dump_checkpoint(checkpoint("5.2"), Recipe((1,) * 9, 0)).write(disk / "dump")
+        assert not (disk / "dump").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_header_of_more_layers_than_values(checkpoint, tmp_path):

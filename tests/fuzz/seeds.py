@@ -28,6 +28,7 @@ from support.rwkv_cpp import write_rwkv_cpp
 from support.synthetic import synthetic_checkpoint
 
 SHAPE = {"hidden_size": 32, "layers": 2, "head_size": 16, "vocab_size": 40}
+LORA = {f"blocks.0.att.key.lora_{side}": np.ones(shape, np.float32) for side, shape in (("A", (2, 32)), ("B", (32, 2)))}
 
 
 class _Storage:
@@ -127,17 +128,16 @@ def write(folder: Path, artifact: Path) -> None:
     write_rwkv_cpp(folder / "model.bin", tensors)
     write_rwkv_cpp(folder / "quantized.bin", tensors, "Q5_1")
     write_gguf(folder / "model.gguf", "rwkv7", small_model("rwkv7"), "Q4_0")
-    thin = {
-        f"blocks.0.att.key.lora_{side}": np.ones(shape, np.float32) for side, shape in (("A", (2, 32)), ("B", (32, 2)))
-    }
     (folder / "peft").mkdir()
-    save_file(thin, folder / "peft/adapter_model.safetensors")
+    save_file(LORA, folder / "peft/adapter_model.safetensors")
     (folder / "peft/adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "use_rslora": false}')
     states = {f"blocks.{i}.att.time_state": np.ones((2, 16, 16), np.float32) for i in range(SHAPE["layers"])}
     save_file(states, folder / "tuned.safetensors")
     (folder / "config.json").write_text('{"model_type": "rwkv5", "context_length": 64, "head_size_divisor": 8}')
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 5], "bos_token_id": 0, "pad_token_id": 0}')
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>", "special": true}}')
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>", "pad_token": {"content": "x"}}')
+    (folder / "lora.pkl").write_bytes(pickled(LORA))
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "vocab.txt").write_text(

@@ -98,7 +98,7 @@ def gguf(place: Place, draw: random.Random) -> None:
 
 
 def adapter(place: Place, draw: random.Random) -> None:
-    """A LoRA of PEFT's, or a file of state tuning, in which something was changed."""
+    """A LoRA of PEFT's or RWKV-LM's, or a file of state tuning, in which something was changed."""
     from rwkv_mlc.models import resolve
     from rwkv_mlc.weights import open_checkpoint
     from rwkv_mlc.weights.lora import merged
@@ -109,6 +109,7 @@ def adapter(place: Place, draw: random.Random) -> None:
         "tuned.safetensors": mutations.bytes_of,
         "peft/adapter_model.safetensors": mutations.bytes_of,
         "peft/adapter_config.json": mutations.json_of,
+        "lora.pkl": mutations.bytes_of,
     }
     checkpoint, chosen = open_checkpoint(str(place.seeds / "model.pth")), draw.choice(list(changes))
     (place.scratch / "peft").mkdir(exist_ok=True)
@@ -118,7 +119,11 @@ def adapter(place: Place, draw: random.Random) -> None:
     if chosen == "tuned.safetensors":
         read_tuned_state(place.scratch / chosen, resolve(checkpoint)[0])
         return
-    _, parameters, tensors = resolve(merged(checkpoint, place.scratch / "peft"))
+    if chosen == "lora.pkl":
+        lora = place.write("lora.pth", seeds.pth(place.scratch.joinpath(chosen).read_bytes(), seeds.LORA))
+        _, parameters, tensors = resolve(merged(checkpoint, lora, 4.0))
+    else:
+        _, parameters, tensors = resolve(merged(checkpoint, place.scratch / "peft"))
     for parameter in parameters:
         read_parameter(parameter, tensors[parameter.source])
 
@@ -138,6 +143,7 @@ def folder(place: Place, draw: random.Random) -> None:
         "index.json": "model.safetensors.index.json",
         "generation_config.json": "generation_config.json",
         "tokenizer_config.json": "tokenizer_config.json",
+        "special_tokens_map.json": "special_tokens_map.json",
         "tokenizer.json": "tokenizer.json",
     }
     chosen = draw.choice(list(names))
@@ -414,6 +420,7 @@ def quiet() -> Any:
 
 
 CONFIG, RECORD, INDEX = "params/mlc-chat-config.json", "build-record.json", "params/tensor-cache.json"
+VERIFIED = "params/.verified.json"
 
 TARGETS: dict[str, Callable[[Place, random.Random], None]] = {
     "pth": pth,
@@ -427,6 +434,7 @@ TARGETS: dict[str, Callable[[Place, random.Random], None]] = {
     "chat config": partial(artifact, CONFIG),
     "build record": partial(artifact, RECORD),
     "tensor cache": partial(artifact, INDEX),
+    "verified shards": partial(artifact, VERIFIED),
     "metadata": metadata,
     "library": partial(library, "library.so"),
     "objects": partial(library, "library.tar"),
