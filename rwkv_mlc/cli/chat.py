@@ -19,7 +19,7 @@ from ..numerals import number
 from ..regular_files import check_name
 from ..text_encoding import lines_in_utf8
 from . import options, stop_strings
-from .arguments import named_path
+from .arguments import integer, named_path, path_or_name
 from .faults import say, say_error, sentence
 
 HELP = r"""You can use the following special commands:
@@ -47,6 +47,7 @@ HELP = r"""You can use the following special commands:
 Messages may begin with a path, such as /home/me/x; where
 one begins like a command, //help sends "/help".
 Esc and Enter begin a new line, Ctrl-C stops an answer."""
+FILLER, WRITTEN = 2, 6234  # what mlc_chat_cli evaluates with
 COMMANDS = (
     *("help", "exit", "stats", "retry", "reset", "reload", "set", "save", "load"),
     *("tools", "call", "result"),
@@ -60,7 +61,7 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"Talk with a model.\n\n{HELP}",
     )
-    options.add_engine(parser)
+    options.add_engine(parser, required=False)
     options.add_think(parser)
     options.add_sampling(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message, in place of the template's")
@@ -71,16 +72,71 @@ def add_parser(subparsers) -> None:
         metavar="FILE",
         help='JSON list of functions that the model may call, each an object with a "name" and what else it should know of it',
     )
+    group = parser.add_argument_group("flags of mlc_chat_cli")
+    group.add_argument(
+        "--model",
+        type=path_or_name,
+        metavar="NAME",
+        dest="named",
+        help="in place of DIST: a folder, or a name that is looked for in dist/prebuilt/NAME, dist/NAME/params and "
+        "dist/prebuilt/mlc-chat-NAME",
+    )
+    group.add_argument(
+        "--model-lib-path",
+        type=named_path,
+        metavar="FILE",
+        help="the one of the artifact's libraries to run, where not the device's",
+    )
+    group.add_argument(
+        "--evaluate", action="store_true", help="print how fast the model reads and writes, in place of a chat"
+    )
+    group.add_argument(
+        "--eval-prompt-len", type=integer(1), metavar="N", default=128, help="tokens that --evaluate reads (128)"
+    )
+    group.add_argument(
+        "--eval-gen-len", type=integer(1), metavar="N", default=1024, help="tokens that --evaluate writes (1024)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.model is None) == (args.named is None):
+        given = "both were" if args.model else "neither was"
+        raise UserError(f"Give the artifact's folder, or its name with --model NAME; {given} given.")
+    if args.named is not None:
+        from ..mlc_chat.search import find_model
+
+        args.model = find_model(args.named)
     options.check_before_loading(args)
+    if args.model_lib_path is not None:
+        from ..mlc_chat.search import device_for_library
+
+        args.device = device_for_library(args.model, args.device, args.model_lib_path)
+    if args.evaluate:
+        evaluate(args)
+        return 0
     session = Session(args)
     for line in _lines(session):
         if not session.handle(line):
             break
     return 0
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print how fast a prompt is read and tokens are, by themselves, after a first round that does not count; the tokens are
+    those of mlc_chat_cli, or the model's last."""
+    from ..engine.engine import Engine
+    from ..engine.stats import Stats
+
+    engine = Engine(args.model, args.device, options.prompt_progress(), args.threads)
+    last = engine.config.vocab_size - 1
+    prompt = [*engine.encode(""), *[min(FILLER, last)] * (args.eval_prompt_len - 1)]
+    for decoded in (1, args.eval_gen_len):
+        engine.stats, state = Stats(), engine.new_state()
+        engine.prefill(prompt, state)
+        for _ in range(decoded):
+            engine.decode(min(WRITTEN, last), state)
+    print(engine.stats, flush=True)
 
 
 class Session:

@@ -30,10 +30,11 @@ SAMPLING = {
 }
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "model",
         metavar="DIST",
+        nargs=None if required else "?",
         type=named_path,
         help="artifact folder, such as dist/rwkv-7-village-q4f16_1; its library is code, which runs with your rights",
     )

@@ -23,6 +23,7 @@ from rwkv_mlc import Chat, Engine, Thought
 from rwkv_mlc.cli import options
 from rwkv_mlc.cli.main import main
 from rwkv_mlc.engine.engine import Answer
+from rwkv_mlc.engine.runner import Runner
 from rwkv_mlc.engine.templates import load_template
 from rwkv_mlc.text_encoding import lines_in_utf8
 from support.reciter import LONG_TOKEN, RECITED
@@ -635,3 +636,46 @@ def _take_terminal() -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_model_is_named_as_for_mlc_chat_cli(monkeypatch, capsys, reciter, tmp_path):
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / reciter.name).symlink_to(reciter)
+    monkeypatch.chdir(tmp_path)
+    library = next(reciter.glob("*-llvm.so"))
+    flags = ["--model", reciter.name, "--model-lib-path", library, "--temperature", "0", "--max-tokens", "4"]
+    out, err = chat(monkeypatch, capsys, "hello\n", *flags)
+    assert (out, err) == (["Assistant: abc"], "")
+
+
+def test_speeds_in_place_of_a_chat(capsys, reciter, monkeypatch):
+    functions: list[tuple[str, int]] = []
+    call = Runner.call
+    monkeypatch.setattr(
+        Runner,
+        "call",
+        lambda self, name, given, *where: functions.append((name, len(given[0]))) or call(self, name, given, *where),
+    )
+    flags = ["--evaluate", "--eval-prompt-len", "64", "--eval-gen-len", "3", "--device", "cpu"]
+    assert main(["chat", "--model", str(reciter), *flags]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"prefill: \d+\.\d tok/s, decode: \d+\.\d tok/s\n", out) and err == ""
+    assert functions == [("prefill", 64), ("decode", 1), ("prefill", 64), *[("decode", 1)] * 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give the artifact's folder, or its name with --model NAME; neither was given."),
+        (["DIST", "--model", "x"], "Give the artifact's folder, or its name with --model NAME; both were given."),
+        (
+            ["--model", "nothing"],
+            "possible paths: nothing, dist/prebuilt/nothing, dist/nothing/params, dist/prebuilt/mlc-",
+        ),
+        (["DIST", "--model-lib-path", "none.so"], "`model_lib_path` you passed in is not a file: none.so"),
+    ],
+)
+def test_models_that_cannot_be_named_so(capsys, reciter, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["chat", *(str(reciter) if word == "DIST" else word for word in arguments)]) == 2
+    assert message in capsys.readouterr().err

@@ -317,6 +317,7 @@ COMMANDS = [
     "gen-config --model FOLDER --tokenizer VOCAB -o OUT",
     "compile DIST --target vulkan --debug-dump --system-lib",
     "chat DIST --device cpu --temperature 0.5 --top-k 3 --stop x --system hello --state STATE",
+    "chat --model DIST --model-lib-path LIBRARY --device cpu --evaluate --eval-prompt-len 8 --eval-gen-len 2",
     "generate DIST --prompt hi --max-tokens 1 --seed 3 --state STATE --save-state OUT --json --stats",
     "generate DIST --prompt-file VOCAB --chat --top-p 0.5 --presence-penalty 1",
     "logits DIST --tokens 1,2,3 --out OUT --decode",
