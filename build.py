@@ -5,4 +5,4 @@ import sys
 from rwkv_mlc.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(start(["build", *sys.argv[1:]]))
+    sys.exit(start(["build", *sys.argv[1:]], build_program="build.py"))

@@ -3,13 +3,14 @@ from __future__ import annotations
 import sys
 
 
-def start(arguments: list[str] | None = None) -> int:
-    """The command line, or other arguments; Ctrl-C is an exit code while it is still being loaded, and when it is done, too,
-    and so is too little memory."""
+def start(arguments: list[str] | None = None, build_program: str | None = None) -> int:
+    """The command line, or other arguments, of a program that may be ``build`` alone and be called ``build_program``.
+
+    Ctrl-C is an exit code while it is still being loaded, and when it is done, too, and so is too little memory."""
     try:
         from .cli.main import main
 
-        return main(arguments)
+        return main(arguments, build_program)
     except KeyboardInterrupt:
         return 130
     except MemoryError:

@@ -10,6 +10,10 @@ from .escaping import quoted
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 
+DEMO = ROOT / "demo" / "rwkv-7-village"
+DEMO_TEMPLATE = "rwkv_world"
+"""The model that is built where nobody has another, and the prompt template of the chats that it was trained on."""
+
 
 def config_names(kind: str) -> list[str]:
     """The JSON files of a kind (``models``, ``templates``) without their suffix, in alphabetical order."""

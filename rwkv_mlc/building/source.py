@@ -23,6 +23,7 @@ from ..special_tokens import SpecialTokens
 from ..tokenizer import END_OF_TEXT, Tokenizer, find_vocabulary, load_tokenizer
 from ..weights import is_on_hub, open_checkpoint
 from ..weights.checkpoint import Checkpoint
+from ..weights.huggingface import holds_weights
 from ..weights.random import load_preset, random_checkpoint
 from ..weights.tuned_state import read_tuned_state
 from .options import BuildOptions
@@ -30,6 +31,8 @@ from .precision import WideValue, calibration_tokens, float32_patterns, wide_val
 
 if TYPE_CHECKING:
     from ..compiler.targets import CompileTarget
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".st", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,16 @@ def find_checkpoint(
     if is_artifact(source):
         raise UserError(f"{source} is an artifact, built already; give the checkpoint that it was built from.")
     return open_checkpoint(source, revision=revision)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """What looks like a checkpoint in a folder, in alphabetical order: files with the name of one, and folders that
+    hold weights. Raises UserError for a folder that cannot be read."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+        return [path for path in paths if (holds_weights(path) if path.is_dir() else path.suffix in WEIGHT_SUFFIXES)]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); name a checkpoint with --model.") from None
 
 
 def is_download(model: str, models_dir: Path, options: BuildOptions) -> bool:

@@ -7,12 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..escaping import listed
 from .arguments import LARGEST, integer, integers, named_path, path_or_name, positive_number
+from .faults import say
+from .former_flags import FORMER_FLAGS
+
+AUTO = "auto"  # what --model was in mlc_llm where nobody said anything else
 
 
-def add_parsers(subparsers) -> None:
-    """Add the four commands."""
-    parser = subparsers.add_parser("build", help="build an artifact from a checkpoint: convert, configure, compile")
+def add_parsers(subparsers, build_program: str | None = None) -> None:
+    """Add the four commands, of which ``build`` is called ``build_program`` where that is given."""
+    parser = subparsers.add_parser(
+        "build",
+        prog=build_program,
+        help="build an artifact from a checkpoint: convert, configure, compile",
+        description="Build an artifact from a checkpoint: convert, configure, compile. Where none is named, it is the only one "
+        "in <artifact-path>/models, or where there is none the demo model.",
+    )
+    parser.former_flags = FORMER_FLAGS
     _add_source(parser)
     _add_target(parser)
     parser.add_argument("--artifact-path", type=named_path, default=Path("dist"), help="folder of artifacts (dist)")
@@ -151,6 +163,9 @@ def run_build(args: argparse.Namespace) -> int:
     from ..building import BuildOptions, build
     from .build_output import Printer
 
+    args.model = None if args.model == AUTO else args.model
+    if args.model is None and args.hf_path is None and not args.random_weights:
+        args.model = _only_checkpoint(args)
     with Printer(from_hub=bool(args.hf_path)) as printer:
         build(
             _model(args),
@@ -196,6 +211,26 @@ def run_compile(args: argparse.Namespace) -> int:
     with Printer() as printer:
         compile_artifact(args.artifact, args.target, BuildOptions(**_target_options(args)), printer)
     return 0
+
+
+def _only_checkpoint(args: argparse.Namespace) -> str:
+    """The checkpoint in the folder of checkpoints, or where there is none the demo model, whose template is taken where
+    no other is given. Raises UserError where there are several."""
+    from ..building.source import checkpoints_in
+    from ..building.steps import MODELS
+    from ..data_files import DEMO, DEMO_TEMPLATE
+
+    folder = args.artifact_path / MODELS
+    found = checkpoints_in(folder)
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} holds several checkpoints: {listed([path.name for path in found])}; name one with --model."
+        )
+    if found:
+        return str(found[0])
+    say(f"No --model is given and {folder} holds no checkpoint, so that this builds the demo model {DEMO}")
+    args.template = args.template or DEMO_TEMPLATE
+    return str(DEMO)
 
 
 def _model(args: argparse.Namespace) -> str:

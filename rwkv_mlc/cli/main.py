@@ -22,15 +22,15 @@ EXIT_USAGE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 70, 130, 141
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, build_program: str | None = None) -> int:
     """Run a command and return its exit code: 2 for a ``UserError``, whose message goes to stderr in one line, and 70 for a
-    fault of ours, whose traceback goes to a log.
+    fault of ours, whose traceback goes to a log. The command ``build`` is called ``build_program`` where that is given.
 
     Raises SystemExit for ``--help``, ``--version`` and wrong arguments, as argparse does."""
     _open_standard_streams()
     with _noted_interrupt() as was_interrupted:
         try:
-            return _run(argv)
+            return _run(argv, build_program)
         except UserError as error:
             say_error(str(error))
             return EXIT_USAGE
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_INTERRUPTED
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str] | None, build_program: str | None) -> int:
     try:
-        args = _parser().parse_args(argv)
+        args = _parser(build_program).parse_args(argv)
         check_limit()
         return args.run(args)
     finally:
@@ -102,11 +102,11 @@ def _noted_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _parser() -> Parser:
+def _parser(build_program: str | None) -> Parser:
     parser = Parser(prog="rwkv-mlc", description="Compile RWKV language models and run them.")
     parser.add_argument("--version", action="version", version=f"rwkv-mlc {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
-    build.add_parsers(subparsers)
+    build.add_parsers(subparsers, build_program)
     for verb in (chat, generate, logits, inspect, bench, verify, dump, compare, debug):
         verb.add_parser(subparsers)
     parser.commands = subparsers.choices

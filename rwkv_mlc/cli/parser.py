@@ -7,7 +7,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -19,11 +19,13 @@ NUMBER = re.compile(r"-\.?\d")
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags are written in full. Its sentences are as short as those of ``UserError``, whatever they quote."""
+    """Flags are written in full. ``former_flags`` says of flags that there were elsewhere what to do in their place.
+    Its sentences are as short as those of ``UserError``, whatever they quote."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
         self.commands: Collection[str] = ()
+        self.former_flags: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         super().error(with_short_words(message))
@@ -53,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         return flag not in flags and (flag.startswith("--") or flag[:2] not in flags or f"-{flag}" in flags)
 
     def _hint(self, flag: str, word: str, before: str) -> str:
+        if flag in self.former_flags:
+            return f": {self.former_flags[flag]}"
         flags, meant = self._option_string_actions, f"--{flag.lstrip('-').replace('_', '-')}"
         if hint := _suggestion(meant, [name for name in flags if name.startswith("--")]):
             return hint

@@ -21,9 +21,10 @@ import pytest
 from filelock import FileLock
 from safetensors.numpy import save, save_file
 
-from rwkv_mlc import Engine, UserError
+from rwkv_mlc import Engine, UserError, building
 from rwkv_mlc import data_files as configs
 from rwkv_mlc import tokenizer as tokenizer_module
+from rwkv_mlc.__main__ import start
 from rwkv_mlc.artifact import CHAT_CONFIG, Artifact, add_library
 from rwkv_mlc.artifact import record as record_module
 from rwkv_mlc.cli.main import main
@@ -32,7 +33,7 @@ from rwkv_mlc.compiler import pipeline
 from rwkv_mlc.machine.cpu_features import REQUIRED_FEATURES, host_architecture, host_features
 from support.build_inputs import build_command, write_vocabulary
 from support.hub_server import serve_hub
-from support.paths import DEMO
+from support.paths import DEMO, DEMOS
 from support.synthetic import synthetic_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -485,8 +486,47 @@ def test_bad_flags(flags, message, tiny, rwkv, tmp_path):
 
 
 def test_a_checkpoint_must_be_named(rwkv, tmp_path):
-    code, _, err = rwkv("build", "--artifact-path", tmp_path)
-    assert code == 2 and "Give a checkpoint with --model" in err
+    build = ["build", "--artifact-path", tmp_path]
+    for command in (["convert-weight", "-o", tmp_path / "x"], [*build, "--random-weights"], [*build, "--model", ""]):
+        code, _, err = rwkv(*command)
+        assert code == 2 and "Give a checkpoint with --model" in err
+
+
+@pytest.mark.parametrize("named", [[], ["--model", "auto"]])
+def test_a_build_without_a_model_takes_the_only_one(rwkv, tmp_path, monkeypatch, named):
+    """That of ``dist/models``, of several none, and else the demo model."""
+    taken: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(building, "build", lambda model, *rest, **_: taken.append((model, rest[-1].template)))
+    monkeypatch.chdir(tmp_path)
+    command = ["build", "--target", "metal", "--quantization", "q4f16_1", *named]
+    demo = str(DEMOS / "rwkv-7-village")
+    assert rwkv(*command) == (
+        0,
+        f"No --model is given and dist/models holds no checkpoint, so that this builds the demo model {demo}\n",
+        "",
+    )
+    models = tmp_path / "dist" / "models"
+    for name in ("folder", "notes", ".hidden.pth"):
+        (models / name).mkdir(parents=True)
+    (models / "notes" / "README.md").touch()
+    (models / "RWKV-5.txt").touch()
+    (models / "folder" / "pytorch_model.bin").touch()
+    assert rwkv(*command) == (0, "", "")
+    assert rwkv(*command, "--template", "rwkv_g1") == (0, "", "")
+    (models / "other.pth").touch()
+    code, _, err = rwkv(*command)
+    assert code == 2 and "dist/models holds several checkpoints: folder, other.pth; name one with --model." in err
+    only = str(Path("dist", "models", "folder"))
+    assert taken == [(demo, "rwkv_world"), (only, None), (only, "rwkv_g1")]
+
+
+def test_build_py_calls_itself_so(capsys):
+    with pytest.raises(SystemExit) as exit:
+        start(["build", "--help"], build_program="build.py")
+    assert exit.value.code == 0 and capsys.readouterr().out.startswith("usage: build.py [-h] [--model MODEL]")
+    with pytest.raises(SystemExit):
+        start(["build", "--whatever"], build_program="build.py")
+    assert "build.py: error: there is no --whatever; build.py --help lists" in capsys.readouterr().err
 
 
 def test_a_model_of_another_shape_is_not_compiled_for_an_artifact(dist, rwkv, tmp_path):

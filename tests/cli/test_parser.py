@@ -24,6 +24,12 @@ def refused(capsys, line: str) -> str:
         ("conv", "rwkv-mlc: error: there is no command conv; did you mean convert-weight?"),
         ("serve", "rwkv-mlc: error: there is no command serve; the commands are build, convert-weight, gen-config,"),
         ("--model M build", "there is no --model; the flags of a command follow it, and rwkv-mlc COMMAND --help lists"),
+        (
+            "build --sep-embed",
+            "there is no --sep-embed: the embedding is a part of the model, as it was for every RWKV;",
+        ),
+        ("build --num-shards=2", "there is no --num-shards: models are not split among devices; leave it out"),
+        ("build --use-cache-graph", "there is no --use-cache-graph; did you mean --use-cache?"),
         ("build --modle M", "rwkv-mlc build: error: there is no --modle; did you mean --model?"),
         ("generate D --max_tokens 3", "there is no --max_tokens; did you mean --max-tokens?"),
         ("generate D -prompt x", "there is no -prompt; did you mean --prompt?"),
