@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ..config import RWKVConfig
+from ..errors import UserError
 from ..quantization.schemes import get_scheme
 from ..schema import NATIVE, FunctionSpec, LibraryMetadata, StateSpec
 
@@ -12,7 +13,8 @@ from ..schema import NATIVE, FunctionSpec, LibraryMetadata, StateSpec
 def described(metadata: LibraryMetadata) -> LibraryMetadata:
     """The metadata with states, functions and the shapes in which parameters are stored: an older library has those of its
     model's generation and of the native interface, which are asked for here and for no other library; and with what calls
-    allocate, roughly. Raises UserError for an unknown generation or scheme."""
+    allocate, roughly. Raises UserError for an unknown generation or scheme, and for a model without heads that should have
+    some."""
     metadata = metadata if metadata.functions else _of_generation(metadata)
     specs = {
         name: spec if spec.memory is not None else spec.model_copy(update={"memory": _estimated(spec, metadata.config)})
@@ -44,6 +46,11 @@ def _of_generation(metadata: LibraryMetadata) -> LibraryMetadata:
         for name, (shape, _) in scheme.stored(parameter).items()
     }
     states = generation.states(config)
+    if any(min(state.shape) < 1 for state in states):
+        raise UserError(
+            f"The library says that its model has heads of {config.head_size} channels and {config.attention_size} channels in "
+            "all, which leaves no head; build it again."
+        )
     return metadata.model_copy(
         update={
             "params": tuple(

@@ -48,6 +48,13 @@ def test_libraries_of_before_are_read():
     assert any(isinstance(names, tuple) and len(names) == 4 for names in several)
 
 
+@pytest.mark.parametrize("size", [0, 4096])
+def test_an_old_library_whose_model_would_have_no_heads(size):
+    text = json.dumps(json.loads(OLD["rwkv5"]), separators=(",", ":")).replace('"head_size":64', f'"head_size":{size}')
+    with pytest.raises(UserError, match=f"heads of {size} channels and 128 channels in all, which leaves no head"):
+        described(LibraryMetadata.read(text))
+
+
 def test_how_much_of_a_prompt_a_call_reads():
     """What its memory is planned for, unless less is asked for; a library without a plan reads what is asked for."""
     metadata = described(LibraryMetadata.read(OLD["rwkv5"]))
