@@ -77,7 +77,10 @@ def convert_weights(
     writer = ShardWriter(params_dir)
 
     def quantize(parameter: Parameter) -> Stored:
-        return scheme.quantize(parameter, read_parameter(parameter, tensors[parameter.source]))
+        tensor = tensors[parameter.source]
+        if tensor.packed and tensor.packed.form == scheme.form(parameter.role):
+            return scheme.take_over(parameter, *tensor.packed.read())
+        return scheme.quantize(parameter, read_parameter(parameter, tensor))
 
     pool = ThreadPoolExecutor(threads or os.cpu_count())
     count = 0

@@ -18,6 +18,7 @@ from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
 from ..errors import UserError
 from ..escaping import quoted
 from ..quantization.schemes import DEFAULT_SCHEME, Scheme, get_scheme
+from ..weights.checkpoint import Checkpoint
 from ..weights.lora import merged
 from ..weights.random import RANDOM
 from . import events
@@ -78,7 +79,7 @@ def build(
     if reuse_lib and options.family != "fused":
         raise UserError("--reuse-lib adds a library as it was compiled; leave --family out.")
     chosen = prebuilt = None
-    open_source = partial(_open_source, model, artifacts / MODELS, options)
+    open_source = partial(_open_source, model, artifacts / MODELS, scheme, options)
     source = None if is_download(str(model), artifacts / MODELS, options) else open_source()
     if only != "weights" and not reuse_lib:
         chosen = _choose_target(target, scheme, options, observe)
@@ -123,7 +124,7 @@ def convert_weight(
     """Write the parameters and the build record of the artifact ``folder``, in place of what else is there. Raises UserError
     as ``build``."""
     scheme = get_scheme(quantization)
-    with _opened(model, folder, _is_config, options, observe) as (source, stage):
+    with _opened(model, folder, scheme, _is_config, options, observe) as (source, stage):
         return stage.convert(source, scheme, folder.resolve().name)
 
 
@@ -137,7 +138,7 @@ def gen_config(
     """Write the tokenizer's files and ``mlc-chat-config.json`` of the artifact ``folder``; returns the latter. Raises
     UserError as ``build``."""
     scheme = get_scheme(quantization)
-    with _opened(model, folder, _is_no_config, options, observe) as (source, stage):
+    with _opened(model, folder, scheme, _is_no_config, options, observe) as (source, stage):
         return stage.configure(source, scheme, folder.resolve().name)
 
 
@@ -154,11 +155,16 @@ def compile_artifact(
 
 @contextlib.contextmanager
 def _opened(
-    model: str | Path, folder: Path, keep: Callable[[str], bool], options: BuildOptions, observe: Observer
+    model: str | Path,
+    folder: Path,
+    scheme: Scheme,
+    keep: Callable[[str], bool],
+    options: BuildOptions,
+    observe: Observer,
 ) -> Iterator[tuple[Source, Staged]]:
     """What a step of its own works with: the checkpoint, and the artifact ``folder`` while it is written. Nothing is kept of
     an artifact of another checkpoint."""
-    source = _open_source(model, ARTIFACTS / MODELS, options)
+    source = _open_source(model, ARTIFACTS / MODELS, scheme, options)
     observe(events.SourceOpened(source))
     _check_output(folder)
     _check_source(folder, source, options, "name another folder with -o")
@@ -172,11 +178,30 @@ def _choose_target(text: str, scheme: Scheme, options: BuildOptions, observe: Ob
     return target
 
 
-def _open_source(model: str | Path, models_dir: Path, options: BuildOptions) -> Source:
+def _open_source(model: str | Path, models_dir: Path, scheme: Scheme, options: BuildOptions) -> Source:
     checkpoint = find_checkpoint(str(model), models_dir, random_seed=options.random_seed, revision=options.revision)
+    if checkpoint.quantization is not None:
+        _check_converted(checkpoint, scheme, options)
     if options.lora is not None:
         checkpoint = merged(checkpoint, Path(options.lora), options.lora_alpha)
     return Source.of(checkpoint, options)
+
+
+def _check_converted(checkpoint: Checkpoint, scheme: Scheme, options: BuildOptions) -> None:
+    """Raises UserError for a wish that parameters which were converted before do not fulfill."""
+    again = "build from the checkpoint that it was converted from"
+    if scheme.name != checkpoint.quantization:
+        raise UserError(
+            f"{checkpoint.source} was converted in {checkpoint.quantization}, from which there is no exact way to "
+            f"{scheme.name}; take --quantization {checkpoint.quantization}, or {again}."
+        )
+    if options.lora is not None:
+        raise UserError(f"{checkpoint.source} was converted before, so that no LoRA can be merged into it; {again}.")
+    if options.rescale_every not in (None, checkpoint.rescale_every):
+        raise UserError(
+            f"{checkpoint.source} was converted with rescale_every {checkpoint.rescale_every}; leave --rescale-every out, or "
+            f"{again}."
+        )
 
 
 def _with_wide_values(source: Source, scheme: Scheme, target: str, options: BuildOptions, observe: Observer) -> Source:

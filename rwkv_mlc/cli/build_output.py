@@ -103,6 +103,8 @@ class Printer:
             say(f"Weights exist at {checkpoint.files[0].parent}")
         shape = f"RWKV-{config.generation}, {config.num_hidden_layers} layers of {config.hidden_size}"
         say(f'Using path "{checkpoint.source}" for model "{checkpoint.name}": {shape}')
+        if checkpoint.warning:
+            print(f"Warning: {checkpoint.warning}", file=sys.stderr)
         if lora := checkpoint.lora:
             replaced = f", {lora.whole} tensors replaced" if lora.whole else ""
             say(f"Merging {lora.file} with alpha {lora.alpha:g}: {lora.matrices} matrices changed{replaced}")

@@ -87,6 +87,15 @@ class Scheme:
         except OverflowError as error:
             raise UserError(f"{parameter.source} holds {error}; use q0f32 or q4f32_1 instead of {self.name}.") from None
 
+    def take_over(self, parameter: Parameter, q_weight: np.ndarray, q_scale: np.ndarray) -> dict[str, np.ndarray]:
+        """The stored tensors of a parameter that is quantized in its form already. Raises UserError for a NaN or infinite
+        scale."""
+        if not np.isfinite(q_scale).all():
+            raise UserError(
+                f"The scales of {parameter.source} are NaN or infinite; the parameters are damaged, get them again."
+            )
+        return dict(zip(_group_names(parameter), (q_weight, q_scale)))
+
     def dequantize(self, parameter: Parameter, stored: Mapping[str, np.ndarray]) -> np.ndarray:
         """The float32 parameter, [*shape], that its stored tensors stand for."""
         form = self.form(parameter.role)

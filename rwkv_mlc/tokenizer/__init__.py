@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..text_encoding import in_utf8
 from .base import END_OF_TEXT, Tokenizer
 from .pile import PileTokenizer
-from .world import WorldTokenizer
+from .world import PAD, TOKENIZER_MODEL, WorldTokenizer
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
@@ -34,8 +34,8 @@ def load_tokenizer(files: Path | Iterable[Path]) -> Tokenizer:
     """The tokenizer of a vocabulary file, of a folder, or of the files of an artifact.
 
     A single file is a ``tokenizer.json`` if it ends in ``.json``, else a World vocabulary. Among several, or in a
-    folder, a World vocabulary (``*vocab*.txt``) goes before a ``*tokenizer.json``; the others are passed over. Raises
-    UserError when there is no vocabulary or it is not well formed."""
+    folder, a World vocabulary (``*vocab*.txt``, else mlc_llm's ``tokenizer_model``) goes before a ``*tokenizer.json``;
+    the others are passed over. Raises UserError when there is no vocabulary or it is not well formed."""
     if isinstance(files, Path):
         files = sorted(files.iterdir()) if files.is_dir() else [files]
     files = list(files)
@@ -121,11 +121,14 @@ def write_tokenizer_files(tokenizer_files: Iterable[Path], params_dir: Path, voc
     if tokenizer.kind == "pile":
         _copy(tokenizer.files[0], params_dir / "tokenizer.json")
         return ["tokenizer.json"]
-    _copy(tokenizer.files[0], params_dir / "rwkv_vocab.txt")
-    texts = {token: tokenizer.tokens.get(token, b"<|pad%d|>" % token) for token in range(vocab_size)}
+    if isinstance(tokenizer, WorldTokenizer) and tokenizer.files[0].name == TOKENIZER_MODEL:
+        (params_dir / "rwkv_vocab.txt").write_text(tokenizer.lines(), encoding="utf-8")
+    else:
+        _copy(tokenizer.files[0], params_dir / "rwkv_vocab.txt")
+    texts = {token: tokenizer.tokens.get(token, PAD % token) for token in range(vocab_size)}
     texts[END_OF_TEXT] = b"<|endoftext|>"
-    (params_dir / "tokenizer_model").write_bytes(msgpack.packb(texts))
-    return ["rwkv_vocab.txt", "tokenizer_model"]
+    (params_dir / TOKENIZER_MODEL).write_bytes(msgpack.packb(texts))
+    return ["rwkv_vocab.txt", TOKENIZER_MODEL]
 
 
 def _copy(vocabulary: Path, target: Path) -> None:
@@ -137,4 +140,4 @@ def _vocabularies(files: Iterable[Path]) -> list[Path]:
     files = list(files)
     world = [path for path in files if path.suffix == ".txt" and "vocab" in path.name]
     pile = [path for path in files if path.name.endswith("tokenizer.json")]
-    return world + pile
+    return (world or [path for path in files if path.name == TOKENIZER_MODEL]) + pile

@@ -10,12 +10,18 @@ import re
 from functools import cached_property
 from pathlib import Path
 
+import msgpack
+
 from ..errors import UserError
+from ..escaping import shortened
 from ..regular_files import read_bytes
 from ..text_encoding import in_utf8
 from .base import END_OF_TEXT, Tokenizer
 
 MAX_IDS = 1 << 16
+
+TOKENIZER_MODEL = "tokenizer_model"
+PAD = b"<|pad%d|>"  # in it, the text of an id that stands for nothing
 
 LARGEST_FILE = 64 << 20  # bytes; World's own has one of them
 
@@ -30,10 +36,11 @@ class WorldTokenizer(Tokenizer):
     def __init__(self, path: Path):
         """Read a vocabulary of lines ``<id> <Python literal of str or bytes> <length in bytes>``.
 
-        Ids run from 1 to 65535 and may leave gaps; a line for id 0 may name the end of text. Raises UserError, naming
-        file and line, for anything else.
+        Ids run from 1 to 65535 and may leave gaps; a line for id 0 may name the end of text. Instead of that it may be a
+        ``tokenizer_model``, mlc_llm's msgpack map from ids to bytes, as long as it has lost none of the single bytes. Raises
+        UserError, naming file and line, for anything else.
         """
-        tokens = _read_vocabulary(path)
+        tokens = _read_map(path) if path.name == TOKENIZER_MODEL else _read_vocabulary(path)
         tokens.pop(END_OF_TEXT, None)
         super().__init__([path], tokens)
         self._id_of = {data: token for token, data in tokens.items()}
@@ -66,6 +73,35 @@ class WorldTokenizer(Tokenizer):
             tokens.append(token)
             at += length
         return tokens
+
+    def lines(self) -> str:
+        """The vocabulary in the format of ``rwkv_vocab_v20230424.txt``."""
+        return "".join(f"{token} {data!r} {len(data)}\n" for token, data in sorted(self.tokens.items()) if data)
+
+
+def _read_map(path: Path) -> dict[int, bytes]:
+    try:
+        found = msgpack.unpackb(read_bytes(path, LARGEST_FILE), raw=True, strict_map_key=False)
+    except OSError as error:
+        raise UserError(f"Cannot read the vocabulary {path}: {error.strerror}.") from None
+    except (ValueError, msgpack.UnpackException) as error:
+        raise UserError(f"{path} is damaged, no map of msgpack's ({shortened(str(error))}); get it again.") from None
+    if not isinstance(found, dict) or not all(
+        type(token) is int and 0 <= token < MAX_IDS and isinstance(data, bytes) and data
+        for token, data in found.items()
+    ):
+        raise UserError(f"{path} is no World vocabulary: it should map ids below {MAX_IDS} to bytes; get it again.")
+    tokens = {token: data for token, data in found.items() if token != END_OF_TEXT and data != PAD % token}
+    if len(set(tokens.values())) < len(tokens):
+        raise UserError(
+            f"{path} gives several ids the same bytes; name the model's own vocabulary with --tokenizer PATH."
+        )
+    if absent := {bytes([byte]) for byte in range(256)} - set(tokens.values()):
+        raise UserError(
+            f"{path} lacks {len(absent)} of the 256 single bytes, as what mlc_llm makes of a tokenizer.json does; name the "
+            "model's own vocabulary with --tokenizer PATH."
+        )
+    return tokens
 
 
 def _read_vocabulary(path: Path) -> dict[int, bytes]:

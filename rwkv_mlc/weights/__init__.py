@@ -12,13 +12,14 @@ from ..errors import UserError
 from ..escaping import shortened
 from ..regular_files import check_name, size_of
 from ..text_encoding import lines_in_utf8
-from . import gguf, hub, huggingface, pth, rwkv_cpp
+from . import gguf, hub, huggingface, mlc, pth, rwkv_cpp
 from .adapters import MODEL, content_of
 from .checkpoint import Checkpoint, LazyTensor
 from .folder import Facts, read_facts
 
 __all__ = ["Checkpoint", "LazyTensor", "is_on_hub", "open_checkpoint"]
 
+TOKENIZER_MODEL = "tokenizer_model"  # mlc_llm's form of a World vocabulary
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
 BLINKDL_SUFFIXES = (".pth", ".st", ".gguf")  # of files that need no folder around them
@@ -29,7 +30,8 @@ WORLD_VOCABULARY_LINE = re.compile(rb"\d+ .+ \d+")
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Open a file (``.pth``, ``.bin``, ``.safetensors``, ``.gguf``, whatever its name), a folder or a hub repository.
 
-    Formats are told apart by content. A folder's weights are those that transformers would load; what its ``config.json``
+    Formats are told apart by content; a folder with ``mlc-chat-config.json`` and an index of tensors is one that mlc_llm
+    converted. A folder's weights are those that transformers would load; what its ``config.json``
     and ``generation_config.json`` state holds for a file in it, too, and the length of the context may be in the name alone.
     ``revision`` is a branch, tag or commit of a hub repository. Of the tensors only a head that is stored beside the embedding
     it is tied to is read yet. Raises UserError when the source is missing, damaged, of an unknown format, or would run
@@ -50,6 +52,9 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     elif revision is not None:
         raise UserError(f"{source} is here, so that it has no revision {revision}; leave --revision out.")
     folder = path if path.is_dir() else path.parent
+    if mlc.is_converted(path):
+        vocabularies = [*tokenizer_files(path), *path.glob(TOKENIZER_MODEL)]
+        return mlc.read_converted(path, model, vocabularies)
     weights = huggingface.weights_of_folder(path) if path.is_dir() else huggingface.weights_of_file(path)
 
     content, tensors = FileContent("", {}), dict[str, LazyTensor]()

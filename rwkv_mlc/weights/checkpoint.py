@@ -10,7 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ..quantization.group import GroupForm
 from ..special_tokens import SpecialTokens
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix that is quantized in a form of ours: ``read()`` returns ``GroupForm``'s q_weight and q_scale, of the parameter
+    that the matrix becomes, after what its generation does to the values."""
+
+    form: GroupForm
+    read: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -19,12 +29,13 @@ class LazyTensor:
 
     ``dtype`` is the stored one (``float64``, ``float32``, ``float16``, ``bfloat16`` or a quantized one of ``ggml.FORMATS``);
     ``read()`` returns a new C-contiguous float32 array of ``shape``, or float64 where that is stored or the reader had to
-    compute the value.
+    compute the value. ``packed`` is what there is to be taken over as it is.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    packed: Packed | None = None
 
 
 def row_of(tensor: LazyTensor, index: int) -> LazyTensor:
@@ -52,7 +63,8 @@ class Checkpoint:
     vocabulary files found beside them. ``head_size_divisor``, ``context_length`` (tokens), ``layer_norm_epsilon`` and
     ``rescale_every`` (layers) are set where a configuration says them, and ``stated`` is what it says, by
     ``config.json``'s names, that the tensors say too. ``tokens`` are the special tokens that it names. ``lora`` is in the
-    tensors, and is not among the files.
+    tensors, and is not among the files. ``quantization`` is the scheme that the values were rounded to, the only one
+    for which they are whole; ``warning`` says what else they have lost.
     """
 
     name: str
@@ -68,6 +80,8 @@ class Checkpoint:
     stated: Mapping[str, int | str] = field(default_factory=dict)
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
     lora: MergedLora | None = None
+    quantization: str | None = None
+    warning: str | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -24,6 +24,7 @@ from rwkv_mlc.engine.state_file import SavedState, save_state
 from rwkv_mlc.verification.library import BLOB, Library, _content, _defined
 from rwkv_mlc.weights import open_checkpoint
 from support.gguf_files import small_model, write_gguf
+from support.mlc_folder import write_mlc_folder
 from support.rwkv_cpp import write_rwkv_cpp
 from support.synthetic import synthetic_checkpoint
 
@@ -128,6 +129,7 @@ def write(folder: Path, artifact: Path) -> None:
     write_rwkv_cpp(folder / "model.bin", tensors)
     write_rwkv_cpp(folder / "quantized.bin", tensors, "Q5_1")
     write_gguf(folder / "model.gguf", "rwkv7", small_model("rwkv7"), "Q4_0")
+    write_mlc_folder(folder / "mlc", tensors)
     (folder / "peft").mkdir()
     save_file(LORA, folder / "peft/adapter_model.safetensors")
     (folder / "peft/adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "use_rslora": false}')

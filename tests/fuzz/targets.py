@@ -97,6 +97,28 @@ def gguf(place: Place, draw: random.Random) -> None:
             raise AssertionError(f"{tensor.shape} was read as another shape")
 
 
+def mlc_llm(place: Place, draw: random.Random) -> None:
+    """A folder that mlc_llm converted, in which a file was changed."""
+    from rwkv_mlc.tokenizer import load_tokenizer
+
+    changes: dict[str, Change] = {
+        "tensor-cache.json": mutations.json_of,
+        "mlc-chat-config.json": mutations.json_of,
+        "params_shard_0.bin": mutations.bytes_of,
+        "tokenizer_model": mutations.bytes_of,
+    }
+    changed = draw.choice(list(changes))
+    folder = place.scratch / "mlc"
+    folder.mkdir(exist_ok=True)
+    for name, change in changes.items():
+        data = place.seed(f"mlc/{name}")
+        place.write(f"mlc/{name}", change(data, draw) if name == changed else data)
+    if changed == "tokenizer_model":
+        load_tokenizer(folder / changed)
+    else:
+        model(folder)
+
+
 def adapter(place: Place, draw: random.Random) -> None:
     """A LoRA of PEFT's or RWKV-LM's, or a file of state tuning, in which something was changed."""
     from rwkv_mlc.models import resolve
@@ -428,6 +450,7 @@ TARGETS: dict[str, Callable[[Place, random.Random], None]] = {
     "safetensors": safetensors,
     "rwkv.cpp": rwkv_cpp,
     "gguf": gguf,
+    "mlc_llm": mlc_llm,
     "adapter": adapter,
     "folder": folder,
     "world": partial(vocabulary, "vocab.txt", mutations.lines_of),
