@@ -128,6 +128,12 @@ class Generation(ABC):
 
     @property
     @abstractmethod
+    def mlc_llm(self) -> Mapping[str, str] | None:
+        """What mlc_llm's loader does to a parameter before it stores it, by the end of its name, in the words of
+        ``rwkv_cpp_tensor``; None where mlc_llm does not have the generation."""
+
+    @property
+    @abstractmethod
     def llama_cpp(self) -> LlamaCpp | None:
         """None where llama.cpp does not know the generation."""
 

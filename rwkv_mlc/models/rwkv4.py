@@ -27,6 +27,7 @@ class RWKV4(BlockGeneration):
     model_type = "rwkv4"
     tuned_state = None
     llama_cpp = None
+    mlc_llm = None
     package = PackageHooks(environment={}, states=("att_x", *AVERAGE, "ffn_x"))
 
     def recognizes(self, shapes: Shapes) -> bool:

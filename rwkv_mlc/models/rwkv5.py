@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class RWKV5(BlockGeneration):
     model_type = "rwkv5"
     tuned_state = TunedState("att_kv", axes=(0, 2, 1))
     llama_cpp = None
+    mlc_llm: Mapping[str, str] = {"attention.time_decay": "exp(-exp)"}
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
 
     def __init__(self, name: str, gated: bool, by_channel: bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,7 @@ class RWKV6(BlockGeneration):
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
     tuned_state = TunedState("att_kv", axes=(0, 2, 1))
     llama_cpp = LLAMA_CPP
+    mlc_llm: Mapping[str, str] = {}
     state_parameters = 0
 
     # web-rwkv's converter calls BlinkDL's time_maa time_mix, and time_faaaa time_first

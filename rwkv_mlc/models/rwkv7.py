@@ -93,6 +93,7 @@ class RWKV7(BlockGeneration):
     hugging_face_names = (*FLA_NAMES, *HUGGING_FACE_NAMES)
     tuned_state = TunedState("att_kv", axes=(0, 1, 2))
     state_parameters = 2
+    mlc_llm = None
 
     def __init__(self, name: str, embedded: bool):
         self.name, self.embedded = name, embedded

@@ -81,17 +81,17 @@ class WorldTokenizer(Tokenizer):
 
 def _read_map(path: Path) -> dict[int, bytes]:
     try:
-        found = msgpack.unpackb(read_bytes(path, LARGEST_FILE), raw=True, strict_map_key=False)
+        found = msgpack.unpackb(read_bytes(path, LARGEST_FILE), raw=True, strict_map_key=False, object_pairs_hook=tuple)
     except OSError as error:
         raise UserError(f"Cannot read the vocabulary {path}: {error.strerror}.") from None
     except (ValueError, msgpack.UnpackException) as error:
         raise UserError(f"{path} is damaged, no map of msgpack's ({shortened(str(error))}); get it again.") from None
-    if not isinstance(found, dict) or not all(
-        type(token) is int and 0 <= token < MAX_IDS and isinstance(data, bytes) and data
-        for token, data in found.items()
-    ):
+    is_map = isinstance(found, tuple) and all(
+        type(token) is int and 0 <= token < MAX_IDS and isinstance(data, bytes) and data for token, data in found
+    )
+    if not is_map:
         raise UserError(f"{path} is no World vocabulary: it should map ids below {MAX_IDS} to bytes; get it again.")
-    tokens = {token: data for token, data in found.items() if token != END_OF_TEXT and data != PAD % token}
+    tokens = {token: data for token, data in found if token != END_OF_TEXT and data != PAD % token}
     if len(set(tokens.values())) < len(tokens):
         raise UserError(
             f"{path} gives several ids the same bytes; name the model's own vocabulary with --tokenizer PATH."

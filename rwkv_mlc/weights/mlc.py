@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from ..errors import UserError
 from ..escaping import listed, quoted, shortened
+from ..models import GENERATIONS
 from ..quantization.group import GroupForm
 from ..quantization.schemes import SCHEMES, FloatForm, Form, Scheme
 from ..regular_files import check_inside
@@ -33,14 +34,15 @@ from .rwkv_cpp import INVERSES
 FORMAT = "mlc_llm"  # of such checkpoints
 CHAT_CONFIG = "mlc-chat-config.json"
 INDICES = ("tensor-cache.json", "ndarray-cache.json")
-MODEL_TYPES = ("rwkv5", "rwkv6")
+KNOWN = {g.model_type: g.mlc_llm for g in GENERATIONS.values() if g.mlc_llm is not None}
+"""What mlc_llm does to values, by the ``model_type`` of the generations that it has."""
+
 BFLOAT16 = "f32-to-bf16"
 ADVICE = "copy or download the folder again"
 AGAIN = "build from the checkpoint that it was converted from"
 POSITIONAL = re.compile(r"param_\d+")
 HALVED = re.compile(r"model\.blocks\.(\d{1,9})\.(?:attention\.output|feed_forward\.value)\.weight")
 VALUE = re.compile(r"(model\.blocks\.\d+\.feed_forward)\.value")
-DECAY = re.compile(r"model\.blocks\.\d+\.attention\.time_decay")
 
 
 class ModelConfig(Schema):
@@ -57,7 +59,7 @@ class ModelConfig(Schema):
 class ChatConfig(Schema):
     """What of ``mlc-chat-config.json`` the parameters depend on."""
 
-    model_type: str | None = None
+    architecture: str | None = Field(default=None, alias="model_type")
     quantization: str | None = None
     mlc_config: ModelConfig | None = Field(default=None, alias="model_config")
 
@@ -144,12 +146,12 @@ def read_converted(folder: Path, name: str, tokenizer_files: list[Path]) -> Chec
             f"{AGAIN}."
         )
     chat = read(ChatConfig, folder / CHAT_CONFIG, ADVICE, inside=folder)
-    config, scheme = _checked(folder, chat)
+    config, scheme, done = _checked(folder, chat)
     for shard in shards:
         _check_shard(folder / shard.file, folder, shard)
 
     whole = _whole_tensors(folder, stored, scheme, config)
-    tensors = {n: _with_blinkdl_values(n, tensor, chat.model_type, config) for n, tensor in whole.items()}
+    tensors = {n: _with_blinkdl_values(n, tensor, done, config) for n, tensor in whole.items()}
     tensors = blinkdl_names(tensors)
     rounded = [tensor for tensor in stored.values() if tensor.entry.is_rounded]
     return Checkpoint(
@@ -162,29 +164,29 @@ def read_converted(folder: Path, name: str, tokenizer_files: list[Path]) -> Chec
         layer_norm_epsilon=config.layer_norm_epsilon,
         rescale_every=config.rescale_every,
         stated={
-            "model_type": chat.model_type or "",
+            "model_type": chat.architecture or "",
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_hidden_layers,
             "head_size": config.head_size,
         },
         quantization=scheme.name,
-        warning=_loss(folder, rounded) if rounded else None,
+        warning=_loss(folder, rounded, done) if rounded else None,
     )
 
 
-def _checked(folder: Path, chat: ChatConfig) -> tuple[ModelConfig, Scheme]:
-    """Raises UserError for what mlc_llm converts and we do not know."""
-    if chat.model_type not in MODEL_TYPES or chat.mlc_config is None:
+def _checked(folder: Path, chat: ChatConfig) -> tuple[ModelConfig, Scheme, Mapping[str, str]]:
+    """The model, its scheme and what was done to values. Raises UserError for what mlc_llm converts and we do not know."""
+    if chat.architecture not in KNOWN or chat.mlc_config is None:
         raise UserError(
-            f"{folder / CHAT_CONFIG} is of the model type {quoted(chat.model_type)}; of mlc_llm's folders those of "
-            f"{listed(MODEL_TYPES)} are read, with their model_config: {AGAIN}."
+            f"{folder / CHAT_CONFIG} is of the model type {quoted(chat.architecture)}; of mlc_llm's folders those of "
+            f"{listed(KNOWN)} are read, with their model_config: {AGAIN}."
         )
     if chat.quantization not in SCHEMES:
         raise UserError(
             f"{folder} is in the quantization {quoted(chat.quantization)}, expected one of {', '.join(SCHEMES)}; {AGAIN}."
         )
-    return chat.mlc_config, SCHEMES[chat.quantization]
+    return chat.mlc_config, SCHEMES[chat.quantization], KNOWN[chat.architecture]
 
 
 def _check_shard(path: Path, folder: Path, shard: Shard) -> None:
@@ -262,10 +264,11 @@ def _dequantized(packed: Packed, shape: tuple[int, ...]) -> np.ndarray:
     return packed.form.dequantize(*packed.read(), shape)
 
 
-def _with_blinkdl_values(name: str, tensor: LazyTensor, model_type: str | None, config: ModelConfig) -> LazyTensor:
+def _with_blinkdl_values(name: str, tensor: LazyTensor, done: Mapping[str, str], config: ModelConfig) -> LazyTensor:
     """Undo what mlc_llm's loader does to values; float16 doubled is exact in float32."""
-    if model_type == "rwkv5" and DECAY.fullmatch(name):
-        return dataclasses.replace(tensor, read=lambda: INVERSES["exp(-exp)"](tensor.read().astype(np.float64)))
+    for part, how in done.items():
+        if name.endswith(f".{part}"):
+            return dataclasses.replace(tensor, read=partial(_undone, tensor, how))
     halved = HALVED.fullmatch(name)
     if halved is None or not config.rescale_every or int(halved[1]) >= config.num_hidden_layers:
         return tensor
@@ -273,11 +276,16 @@ def _with_blinkdl_values(name: str, tensor: LazyTensor, model_type: str | None, 
     return dataclasses.replace(tensor, read=lambda: tensor.read() * factor)
 
 
-def _loss(folder: Path, rounded: list[Located]) -> str:
+def _undone(tensor: LazyTensor, how: str) -> np.ndarray:
+    return INVERSES[how](tensor.read().astype(np.float64))
+
+
+def _loss(folder: Path, rounded: list[Located], done: Mapping[str, str]) -> str:
     """What rounding to bfloat16 took."""
     parts = sorted({re.sub(r"^model\.blocks\.\d+\.", "", tensor.entry.name) for tensor in rounded})
     lost = f"{folder} stores float32 as bfloat16, with 8 of 24 digits: {listed(parts)}."
-    decays = [tensor for tensor in rounded if DECAY.fullmatch(tensor.entry.name)]
+    factors = tuple(f".{part}" for part, how in done.items() if how == "exp(-exp)")
+    decays = [tensor for tensor in rounded if tensor.entry.name.endswith(factors)]
     fadeless = sum(int((tensor.read() == 1.0).sum()) for tensor in decays)
     if fadeless:
         lost += f" The decay of {fadeless} channels became exactly 1, so that their memory never fades."

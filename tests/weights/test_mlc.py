@@ -178,6 +178,7 @@ def test_a_tokenizer_model_becomes_a_vocabulary(tmp_path):
     [
         (b"\xde\xff", "is damaged"),
         (msgpack.packb([1]), "is no World vocabulary"),
+        (b"\x81\x80\x01", "is no World vocabulary"),
         (msgpack.packb({i + 1: bytes([i]) for i in range(128)}), "lacks 128 of the 256 single bytes"),
     ],
 )
