@@ -26,6 +26,10 @@ DROPPING = ("BertPreTokenizer", "CharDelimiterSplit", "Metaspace", "Whitespace",
 """Pre-tokenizers after which the spaces of a text are lost, or are other characters."""
 
 
+LARGEST_ID = 1 << 20
+"""More tokens than any model has; the library goes through all ids below the largest."""
+
+
 class PileTokenizer(Tokenizer):
     kind = "pile"
 
@@ -47,6 +51,11 @@ class PileTokenizer(Tokenizer):
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise UserError(f"{path} is not a tokenizer.json: {shortened(str(error))}.") from None
+        largest = max(self._bpe.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest > LARGEST_ID:
+            raise UserError(
+                f"{path} gives a token the id {largest:,}, expected at most {LARGEST_ID:,}: it is damaged; download it again."
+            )
         if problem := _why_not_byte_level(self._bpe):
             raise UserError(
                 f"{path} is not a byte-level BPE vocabulary: {problem}; expected one like 20B_tokenizer.json, or a World "

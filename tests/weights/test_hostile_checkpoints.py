@@ -205,6 +205,15 @@ def test_tokenizer_files_of_json(tmp_path, content):
     assert found.startswith("UserError: ") and len(found) < 600
 
 
+def test_a_token_whose_id_no_vocabulary_has(tmp_path):
+    """The library would go through two thousand million ids."""
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": (1 << 31) - 1}, "merges": []}})
+    )
+    with pytest.raises(UserError, match="gives a token the id 2,147,483,647, expected at most 1,048,576"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
 def test_a_tokenizer_file_that_makes_its_library_panic(tmp_path, monkeypatch):
     class PanicException(BaseException):
         pass
