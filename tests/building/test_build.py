@@ -24,7 +24,6 @@ from safetensors.numpy import save, save_file
 from rwkv_mlc import Engine, UserError, building
 from rwkv_mlc import data_files as configs
 from rwkv_mlc import tokenizer as tokenizer_module
-from rwkv_mlc.__main__ import start
 from rwkv_mlc.artifact import CHAT_CONFIG, Artifact, add_library
 from rwkv_mlc.artifact import record as record_module
 from rwkv_mlc.cli.main import main
@@ -522,10 +521,10 @@ def test_a_build_without_a_model_takes_the_only_one(rwkv, tmp_path, monkeypatch,
 
 def test_build_py_calls_itself_so(capsys):
     with pytest.raises(SystemExit) as exit:
-        start(["build", "--help"], build_program="build.py")
+        main(["build", "--help"], "build.py")
     assert exit.value.code == 0 and capsys.readouterr().out.startswith("usage: build.py [-h] [--model MODEL]")
     with pytest.raises(SystemExit):
-        start(["build", "--whatever"], build_program="build.py")
+        main(["build", "--whatever"], "build.py")
     assert "build.py: error: there is no --whatever; build.py --help lists" in capsys.readouterr().err
 
 
