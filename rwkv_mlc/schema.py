@@ -43,6 +43,8 @@ Shape = Annotated[tuple[Extent, ...], Field(max_length=8)]
 
 NATIVE = "native"
 """The name of our own interface."""
+MLC = "mlc"
+"""The name of mlc_llm's."""
 
 CAPTURED_PREFIX = "captured_"
 """Begins the name of a second form of a function, whose launches on a CUDA device are one graph."""

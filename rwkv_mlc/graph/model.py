@@ -15,6 +15,7 @@ from ..models import Generation, Parameter, generation_of
 from ..quantization.schemes import SCHEMES, FloatForm, Scheme
 from ..schema import Activations, Family
 from .ops import FAMILIES
+from .ops.cpu import CPUOps, StoredCPUOps
 from .ops.kernels import KernelOps
 from .state import StateRef
 from .target import GraphTarget
@@ -26,13 +27,15 @@ BYTES: dict[Activations, int] = {"float32": 0, "int8": 1, "int15": 2, "int21": 3
 
 @dataclass(frozen=True)
 class GraphModel:
-    """``prefill_activations`` are what the matrices of the blocks read in prefill."""
+    """``prefill_activations`` are what the matrices of the blocks read in prefill; ``as_stored`` says that the caller gives
+    parameters as they lie on disk."""
 
     config: RWKVConfig
     scheme: Scheme
     target: GraphTarget
     prefill_activations: Activations = "float32"
     family: Family = "fused"
+    as_stored: bool = False
 
     @cached_property
     def generation(self) -> Generation:
@@ -44,7 +47,8 @@ class GraphModel:
 
     @property
     def ops(self) -> type[KernelOps]:
-        return FAMILIES[self.family][self.target.device]
+        ops = FAMILIES[self.family][self.target.device]
+        return StoredCPUOps if self.as_stored and ops is CPUOps else ops
 
     @cached_property
     def tensors(self) -> list[RuntimeTensor]:

@@ -9,7 +9,7 @@ from ..config import RWKVConfig
 from ..graph.model import GraphModel, best_activations, check_activations
 from ..graph.target import GraphTarget
 from ..quantization.schemes import Scheme
-from ..schema import NATIVE, Activations, Family
+from ..schema import MLC, NATIVE, Activations, Family
 from . import INTERFACES
 
 
@@ -30,7 +30,7 @@ def build_module(
     activations = prefill_activations or best_activations(scheme, target, family)
     check_activations(activations, scheme, target, family)
     builder = relax.BlockBuilder()
-    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, activations, family))
+    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, activations, family, as_stored=interface == MLC))
     with builder.function("_metadata", []):
         builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
     return builder.finalize()

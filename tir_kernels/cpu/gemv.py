@@ -79,7 +79,7 @@ def gemv(
             def add_group(g, length: int):
                 T.buffer_store(acc, constant(0.0, LANES), [1, lanes])
                 for k in range(length):
-                    word = q_weight[block, g * form.words + k // form.fields, lanes]
+                    word = form.word(q_weight, block, g * form.words + k // form.fields)
                     product = form.field(word, k % form.fields) * splat(x[plane, t, g * form.group + k], LANES)
                     T.buffer_store(acc, acc[1, lanes] + product, [1, lanes])
                 T.buffer_store(acc, acc[0, lanes] + acc[1, lanes] * form.scale(q_scale, block, g), [0, lanes])
@@ -99,8 +99,9 @@ def gemv(
                 sums = [T.bind(splat(offsets[plane, t, place, g], LANES)) for place in range(DIGITS)]
                 for word in range(form.words):
                     at = g * form.words + word
-                    prefetch(T.address_of(q_weight[block, at + PREFETCH, 0]))
-                    words = T.bind(q_weight[block, at, lanes])
+                    if (ahead := form.address(q_weight, block, at + PREFETCH)) is not None:
+                        prefetch(ahead)
+                    words = T.bind(form.word(q_weight, block, at))
                     for j in range(quads):
                         quad = T.bind(form.quad(words, j))
                         for place in range(DIGITS):

@@ -15,12 +15,16 @@ the unit in which memory is read.
   16 a + 4 b + c is at 16 b + 4 a + c.
 
 Rows past N are zero.
+
+As they are stored, [N, K] or the words of each row, for a caller that gives them so: 16 rows are gathered, which takes as many
+loads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tvm.script.ir_builder import tirx as T
 
@@ -84,19 +88,27 @@ class PackedGroup(Grouped):
 
     def value(self, q_weight, block, k):
         """The weights of input k in a block of 16 rows, float32, without their scale."""
-        return self.field(q_weight[block, k // self.fields, span(0, LANES)], k % self.fields)
+        return self.field(self.word(q_weight, block, k // self.fields), k % self.fields)
+
+    def word(self, q_weight, block, at):
+        """Word ``at`` of each of a block of 16 rows."""
+        return q_weight[block, at, span(0, LANES)]
+
+    def address(self, q_weight, block, at):
+        """Where that lies, to load it before it is needed; None where the rows lie apart."""
+        return T.address_of(q_weight[block, at, 0])
 
     def values(self, q_weight, block, g) -> Iterator:
         """The weights of each input of group g in a block of 16 rows, float32, without their scale."""
         for word in range(self.words):
-            words = T.bind(q_weight[block, g * self.words + word, span(0, LANES)])
+            words = T.bind(self.word(q_weight, block, g * self.words + word))
             for k in range(self.fields):
                 yield self.field(words, k)
 
     def byte_quads(self, q_weight, block, g) -> Iterator:
         """The fields of group g in a block of 16 rows as bytes, uint32: those of ``quads`` of each word in turn."""
         for word in range(self.words):
-            words = T.bind(q_weight[block, g * self.words + word, span(0, LANES)])
+            words = T.bind(self.word(q_weight, block, g * self.words + word))
             for j in range(len(self.quads)):
                 yield self.quad(words, j)
 
@@ -202,6 +214,57 @@ class TiledGroup(PackedGroup):
         their blocks."""
         blocks = self.tile // LANES
         return block // blocks, block % blocks // 4 * LINE, block % 4
+
+
+class StoredRows(NamedTuple):
+    """An array [rows, width] as a kernel's argument, read 16 rows at a time."""
+
+    array: object
+    rows: int
+    width: int
+
+    @classmethod
+    def arg(cls, name: str, rows: int, width: int, dtype: str) -> StoredRows:
+        return cls(arg(name, (rows, width), dtype), rows, width)
+
+    def lanes(self, block, column):
+        """Elements of one column; past the last row they repeat it."""
+        at = T.ramp(block * (LANES * self.width) + column, self.width, LANES)
+        if self.rows % LANES:
+            at = T.min(at, splat(T.int64((self.rows - 1) * self.width) + column, LANES))
+        return T.decl_buffer((self.rows * self.width,), self.array.dtype, data=self.array.data)[at]
+
+
+@dataclass(frozen=True)
+class StoredFloat(PackedFloat):
+    """A matrix in ``dtype``, as it is stored."""
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        return [StoredRows.arg(f"{name}_weight", rows, columns, self.dtype)]
+
+    def value(self, weight: StoredRows, block, k):
+        return cast(weight.lanes(block, k), "float32", LANES)
+
+
+@dataclass(frozen=True)
+class StoredGroup(PackedGroup):
+    """A matrix of ``bits``-wide fields, as it is stored."""
+
+    def args(self, name: str, rows: int, columns: int) -> list:
+        groups = self.groups(columns)
+        return [
+            StoredRows.arg(f"{name}_q_weight", rows, groups * self.words, "uint32"),
+            StoredRows.arg(f"{name}_q_scale", rows, groups, self.scale_dtype),
+        ]
+
+    def scale(self, q_scale: StoredRows, block, g):
+        return cast(q_scale.lanes(block, g), "float32", LANES)
+
+    def word(self, q_weight: StoredRows, block, at):
+        return q_weight.lanes(block, at)
+
+    def address(self, q_weight: StoredRows, block, at):
+        return None
 
 
 Packed = PackedFloat | PackedGroup

@@ -15,6 +15,8 @@ from ...graph.marks import PLANNED
 from ...schema import FunctionSpec, LibraryMetadata
 
 METADATA = "_metadata"
+RESHAPE = "vm.builtin.reshape"
+COPIES = ("vm.builtin.rnn_state_get", "vm.builtin.rnn_state_set")  # which are done with a tensor when they return
 ALLOC_TENSOR = "relax.builtin.alloc_tensor"
 
 
@@ -124,12 +126,19 @@ def _allocations(bindings: list[relax.Binding], result: relax.Expr) -> list[Allo
             held[var], fields[var] = used, list(value.fields)
         elif isinstance(value, relax.Var):
             held[var] = used
-        elif used and not isinstance(value.op, tvm.ir.GlobalVar):
+        elif used and _extern(value) == RESHAPE:
+            held[var] = used
+        elif used and not (isinstance(value.op, tvm.ir.GlobalVar) or _extern(value) in COPIES):
             raise ValueError(f"{value} may go on using the memory of what it is given")
     for var in relax.analysis.free_vars(result):
         for tensor in held.get(var, ()):
             found[tensor].returned = True
     return list(found.values())
+
+
+def _extern(value: tvm.ir.Call) -> str | None:
+    """The name of the function of the runtime that a call is of."""
+    return str(value.op.global_symbol) if isinstance(value.op, relax.ExternFunc) else None
 
 
 def _size(kind: relax.TensorType) -> tuple[int, tirx.Var | None]:

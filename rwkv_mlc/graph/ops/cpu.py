@@ -23,7 +23,16 @@ from tir_kernels.cpu.lists import AHEAD
 from tir_kernels.cpu.norm_shift_mix import norm_shift_mix
 from tir_kernels.cpu.norm_shift_mix_token import norm_shift_mix_token
 from tir_kernels.cpu.outliers import OutlierLists
-from tir_kernels.cpu.packed import Packed, PackedFloat, PackedGroup, Tiled, TiledFloat, TiledGroup
+from tir_kernels.cpu.packed import (
+    Packed,
+    PackedFloat,
+    PackedGroup,
+    StoredFloat,
+    StoredGroup,
+    Tiled,
+    TiledFloat,
+    TiledGroup,
+)
 from tir_kernels.cpu.quantize_activation import DIGITS, quantize_activation
 from tir_kernels.cpu.quantize_bytes import quantize_bytes
 from tir_kernels.cpu.quantize_inputs import quantize_inputs
@@ -57,7 +66,8 @@ class CPUOps(KernelOps):
 
     def __post_init__(self):
         self.slots = [self.state.slots] if self.state.in_place else []
-        self.parts = self.model.generation.recurrence(self.config, self.device).parts if self.batch == 1 else None
+        single = self.phase == "decode" and self.batch == 1
+        self.parts = self.model.generation.recurrence(self.config, self.device).parts if single else None
         if self.phase == "decode" and self.state.in_place:
             self.borders = self.slots * 2
         else:
@@ -224,3 +234,17 @@ class CPUOps(KernelOps):
             [inputs, rows, OutlierLists(columns, form).size],
         ]
         return self.call(quantize_bytes(columns, form, places), [x], shapes, dtype=["int32", "float32", "int32"])
+
+
+class StoredCPUOps(CPUOps):
+    """The same with parameters as they are stored, for callers that load them so; nothing is left out of a product."""
+
+    @staticmethod
+    def form_of(parameter: Parameter, form: FloatForm | GroupForm) -> Packed | Rows:
+        if parameter.role in ("embedding", "table"):
+            return row_form(form)
+        return StoredFloat(form.dtype) if isinstance(form, FloatForm) else StoredGroup(form.bits, form.group, form.scale_dtype)
+
+    @staticmethod
+    def layout_of(_: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
+        return ("stored",) * (2 if isinstance(form, GroupForm) else 1)
