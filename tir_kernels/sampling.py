@@ -16,6 +16,7 @@ MAX_VOCAB = 10**5  # their sums stay below 2^53, which float64 holds, and so do 
 LARGEST_EXPONENT = 64.0  # of e^-x: the weight is 0 from 26 on
 INFINITY = 0x7F800000  # the bits of float32; those of a NaN without its sign are more
 NOT_FINITE = -1
+COLD = 1e-5  # a temperature that is 0 to mlc_llm
 
 
 class Request(NamedTuple):

@@ -109,6 +109,7 @@ class Mlc(Interface):
             values[name] = tuple(ops.values)
         _emit_embed(builder, model)
         _emit_create(builder, model)
+        _emit_choosing(builder, model)
         return LibraryMetadata(
             interface=self.name,
             config=model.config,
@@ -162,7 +163,9 @@ def _reshaped(builder: relax.BlockBuilder, tensor: relax.Expr, shape: Sequence) 
 def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel):
     from tvm import relax, tirx
 
-    function, config, ends_of = FUNCTIONS[name], model.config, _kernels(model, "segment_ends")
+    from tir_kernels.segment_ends import end_of_all, ends_of_last, ends_of_rows
+
+    function, config, device = FUNCTIONS[name], model.config, _kernels(model, "elements")
     by_row = function.sequences == "rows"
     rows = tirx.Var("rows", "int64") if function.phase == "prefill" or by_row else 1
     batch = {"one": 1, "each": tirx.Var("batch", "int64"), "rows": rows}[function.sequences]
@@ -180,14 +183,14 @@ def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel):
     with builder.function(name, inputs, marks):
         with builder.dataflow():
             x = _reshaped(builder, given, [1, rows, config.hidden_size]) if by_row else given
-            each = emit_kernel(ends_of.ends_of_rows(config.hidden_size), [x], rows)
+            each = emit_kernel(ends_of_rows(config.hidden_size, device), [x], rows)
             match function.sequences:
                 case "rows":
                     ends = each
                 case "one":
-                    ends = emit_kernel(ends_of.end_of_all(config.hidden_size), [x], 1)
+                    ends = emit_kernel(end_of_all(config.hidden_size, device), [x], 1)
                 case "each":
-                    ends = emit_kernel(ends_of.ends_of_last(), [positions], batch)
+                    ends = emit_kernel(ends_of_last(device), [positions], batch)
             access = RNNState(builder, model, batch, state)
             ops = model.ops(builder, model, function.phase, each, ends, access)
             weights = _weights(builder, model, params)
@@ -218,14 +221,66 @@ def _emit_create(builder: relax.BlockBuilder, model: GraphModel) -> None:
     """``create_rnn_state`` (Shape [sequences], Shape [history]) -> the state, whose ids are the roles of a layer in order."""
     from tvm import relax, tirx
 
-    copies, layers = _kernels(model, "rnn_state"), model.config.num_hidden_layers
+    from tir_kernels.rnn_state import state_get, state_set
+
+    device, layers = _kernels(model, "elements"), model.config.num_hidden_layers
     states = [model.states[ref] for ref in model.states if ref.layer == 0]
     sequences, history = tirx.Var("sequences", "int64"), tirx.Var("history", "int64")
     inputs = [relax.Var(name, relax.ShapeType([extent])) for name, extent in (("sequences_", sequences), ("history_", history))]
     with builder.function("create_rnn_state", inputs):
-        gets = [builder.add_func(copies.state_get(tuple(shape)), "rnn_state_get") for shape, _ in states]
-        sets = [builder.add_func(copies.state_set(tuple(shape)), "rnn_state_set") for shape, _ in states]
+        gets = [builder.add_func(state_get(tuple(shape), device), "rnn_state_get") for shape, _ in states]
+        sets = [builder.add_func(state_set(tuple(shape), device), "rnn_state_set") for shape, _ in states]
         initial = [relax.const(np.full(shape, value, np.float32)) for shape, value in states]
         create = relax.ExternFunc("vm.builtin.rnn_state_create")
         args = [tirx.IntImm("int64", layers), sequences, history, relax.Tuple(gets), relax.Tuple(sets), relax.Tuple(initial)]
         builder.emit_func_output(builder.emit(relax.op.call_pure_packed(create, *args, ty_args=relax.ObjectType())))
+
+
+def _emit_choosing(builder: relax.BlockBuilder, model: GraphModel) -> None:
+    """What the engine does with logits. On the devices for which it has a sampler of its own it asks for four functions more."""
+    from tvm import relax, tirx
+
+    from tir_kernels.logit_processors import bitmask, logit_bias, penalties
+    from tir_kernels.take_probs import take_probs
+
+    vocab, device = model.config.vocab_size, _kernels(model, "elements")
+    b, n, s, m = (tirx.Var(name, "int64") for name in ("batch", "entries", "sequences", "places"))
+
+    def floats(*shape) -> relax.TensorType:
+        return relax.TensorType(list(shape), "float32")
+
+    def ints(*shape) -> relax.TensorType:
+        return relax.TensorType(list(shape), "int32")
+
+    def add(name: str, kernel: tirx.PrimFunc, inputs: Sequence, results: Sequence = ()) -> None:
+        """A function of one kernel, which changes its first input where it has no results."""
+        args = [relax.Var(f"input_{i}", kind) for i, kind in enumerate(inputs)]
+        with builder.function(name, args):
+            function = builder.add_func(kernel, f"{name}_alone")
+            if results:
+                call = relax.call_tir(function, args, list(results) if len(results) > 1 else results[0])
+            else:
+                call = relax.op.call_tir_inplace(function, args, [0], [args[0].ty])
+            builder.emit_func_output(builder.emit(call))
+
+    with builder.function("alloc_embedding_tensor", []):
+        shape = relax.ShapeExpr([PREFILL_CHUNK, model.config.hidden_size])
+        builder.emit_func_output(builder.emit(relax.op.builtin.alloc_tensor(shape, "float32", 0)))
+    softmax = _kernels(model, "softmax").softmax
+    add("softmax_with_temperature", softmax(vocab), [floats(b, 1, vocab), floats(b)], [floats(b, 1, vocab)])
+    add("apply_logit_bias_inplace", logit_bias(vocab, device), [floats(b, vocab), ints(n), ints(n), floats(n)])
+    add(
+        "apply_penalty_inplace",
+        penalties(vocab, device),
+        [floats(b, vocab), ints(s), ints(n), ints(n), ints(n), floats(s, 3)],
+    )
+    add("apply_bitmask_inplace", bitmask(vocab, device), [floats(b, vocab), ints(s), ints(b, -(-vocab // 32))])
+    if model.target.device == "cpu":
+        return
+    argsort, draw = _kernels(model, "argsort").argsort, _kernels(model, "draw")
+    order = [floats(b, vocab), ints(b, vocab)]
+    add("argsort_probs", argsort(vocab), [floats(b, vocab)], order)
+    add("multinomial_from_uniform", draw.multinomial(vocab), [floats(b, vocab), floats(n), ints(n)], [ints(n)])
+    add("sample_with_top_p", draw.top_p_draw(vocab), [*order, floats(n), ints(n), floats(b)], [ints(n)])
+    taken = [floats(n), floats(m), ints(m)]
+    add("sampler_take_probs", take_probs(vocab, device), [*order, ints(n), ints(n), ints(m)], taken)
