@@ -29,6 +29,10 @@ from .typed_json import Bytes, Count, Extent, FileName, Schema, file_name, parse
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint32": 4}
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 def _stored(dtype: str) -> str:
     if dtype not in ITEM_BYTES:
         raise ValueError(f"one of {', '.join(ITEM_BYTES)}")
@@ -45,6 +49,8 @@ NATIVE = "native"
 """The name of our own interface."""
 MLC = "mlc"
 """The name of mlc_llm's."""
+Abi = Literal["native", "mlc", "both"]
+"""Which of the two sets of functions a library has."""
 
 CAPTURED_PREFIX = "captured_"
 """Begins the name of a second form of a function, whose launches on a CUDA device are one graph."""
@@ -123,6 +129,8 @@ class FunctionSpec(Schema):
     memory: dict[str, Bytes] | None = None
     """The bytes that a call allocates, its result among them, for each unit of an extent by the extent's name, and under "1"
     those of every call. Libraries built before they said it have none."""
+    symbol: str | None = Field(None, exclude_if=_is_none)
+    """The function's name in the library, where not that by which the metadata lists it."""
     planned: dict[str, Extent] = Field({})
     """Numbers by the names of extents. What a call allocates is that of an extent of this number at least."""
 
@@ -192,8 +200,63 @@ class LibraryMetadata(Schema):
 
     @classmethod
     def read(cls, text: str | bytes, library: Path | str = "The library") -> LibraryMetadata:
-        """The types of JSON text. Raises UserError for text that does not fit."""
-        return parse(cls, text, f"The metadata of {library}", "build it again")
+        """The types of JSON text, of which those of a library for mlc_llm hold them. Raises UserError for text that does not
+        fit."""
+        text = text.encode() if isinstance(text, str) else text
+        kind = MlcMetadata if text.startswith(b'{"model_type"') else cls
+        found = parse(kind, text, f"The metadata of {library}", "build it again")
+        return found.own if isinstance(found, MlcMetadata) else found
+
+
+class MlcParameter(Schema):
+    """A parameter of a library for mlc_llm."""
+
+    name: str
+    """The tensor's name in ``tensor-cache.json``."""
+    shape: Shape
+    """As there."""
+    dtype: StoredDtype
+    """As there."""
+    preprocs: tuple[()] = ()
+    """What is done with it before it is used: nothing."""
+
+
+class MlcMetadata(Schema):
+    """What ``_metadata`` of a library with mlc_llm's functions returns, as JSON: what that engine reads
+    (``cpp/metadata/model.cc``), and our own."""
+
+    model_type: str
+    """The generation's name, which contains "rwkv": the engine goes by that."""
+    quantization: str
+    """The scheme of its parameters."""
+    context_window_size: int = -1
+    """-1: no limit."""
+    sliding_window_size: int = -1
+    """-1: none."""
+    attention_sink_size: int = -1
+    """-1: none."""
+    prefill_chunk_size: Extent
+    """The most tokens of all prompts that the engine may read in a call; it does not cut prompts."""
+    tensor_parallel_shards: Extent = 1
+    """1."""
+    pipeline_parallel_stages: Extent = 1
+    """1."""
+    disaggregation: bool = False
+    """False."""
+    kv_state_kind: str = "rnn_state"
+    """What the engine keeps of a sequence."""
+    max_batch_size: Extent
+    """The most sequences of a call."""
+    active_vocab_size: Extent
+    """Token ids that there are logits for."""
+    model_task: str = "chat"
+    """``chat``."""
+    params: tuple[MlcParameter, ...]
+    """The parameters in the order in which functions take them."""
+    memory_usage: dict[str, Bytes]
+    """The bytes that a call of a function allocates at most."""
+    own: LibraryMetadata = Field(alias="rwkv_mlc")
+    """What our engine reads."""
 
 
 # params/tensor-cache.json
@@ -318,10 +381,6 @@ class ToolUse(Schema):
     """What comes after it."""
     result: str
     """The user's text that answers a call; "{result}" in it stands for what the function gave."""
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 class Conversation(Schema):

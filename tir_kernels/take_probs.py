@@ -24,7 +24,11 @@ def take_probs(vocab: int, device: ModuleType) -> tirx.PrimFunc:
         probs, tokens = arg("probs", (batch, vocab)), arg("tokens", (batch, vocab), "int32")
         rows, drawn = arg("rows", (draws,), "int32"), arg("drawn", (draws,), "int32")
         places = arg("at", (count,), "int32")
-        of_drawn, of_places, at_places = arg("of_drawn", (draws,)), arg("of_places", (count,)), arg("at_places", (count,), "int32")
+        of_drawn, of_places, at_places = (
+            arg("of_drawn", (draws,)),
+            arg("of_places", (count,)),
+            arg("at_places", (count,), "int32"),
+        )
 
         def take(i):
             with T.If(i < draws):

@@ -15,6 +15,7 @@ from .passes.cuda_graph import capture_cuda_graphs
 from .passes.float16 import widen_by_integers
 from .passes.memory import plan_memory
 from .passes.merge import merge_kernels
+from .passes.mlc import publish_for_mlc
 from .passes.narrow import keep_in_float16
 from .passes.schedule import product, rows, schedule
 from .passes.stored import take_stored
@@ -66,7 +67,7 @@ def _memory(_: CompileTarget) -> list[Pass]:
 
 def _runtime(_: CompileTarget) -> list[Pass]:
     lowered = [transform.LowerRuntimeBuiltin(), transform.ComputePrimValue(), transform.VMShapeLower()]
-    return [*lowered, attach_symbols]
+    return [publish_for_mlc, *lowered, attach_symbols]
 
 
 KERNELS: list[Phase] = [("1-float16", _float16), ("1-merge", _merge)]

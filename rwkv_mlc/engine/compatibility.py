@@ -23,7 +23,7 @@ HEADER, SEGMENT = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH"), struct.Struct("<IIQQ
 SHARED_OBJECT, BITS_64, LITTLE_ENDIAN = 3, 2, 1
 MODULES = b"__tvm_ffi__library_bin"
 """The symbol that every library of TVM's has."""
-METADATA = re.compile(rb'(.{8})(\{"(?:interface|model_config)":)', re.DOTALL)
+METADATA = re.compile(rb'(.{8})(\{"(?:interface|model_config|model_type)":)', re.DOTALL)
 
 
 def _check_elf(path: Path, architecture: str) -> None:

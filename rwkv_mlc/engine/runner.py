@@ -73,7 +73,7 @@ class Runner:
         self.params = tvm_ffi.convert(load_parameters(self.metadata.params, parameters, self.device))
         self.calling = CALLING
         self.process = os.getpid()
-        self.functions = {name: self.vm[name] for name in self.metadata.functions}
+        self.functions = {name: self.vm[spec.symbol or name] for name, spec in self.metadata.functions.items()}
         self.layout = tuple((tuple(spec.shape), spec.dtype) for spec in self.metadata.states)
         self.prefill_chunk = self.metadata.prefill_chunk(chunk)
         self.initial = initial or {}
@@ -208,7 +208,9 @@ def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) 
             f"{library} has the functions of the interface {metadata.interface}, and the engine calls those of "
             f"{NATIVE}; build it again."
         )
-    if missing := [name for name in metadata.functions if not machine.implements_function(name)]:
+    if missing := [
+        name for name, spec in metadata.functions.items() if not machine.implements_function(spec.symbol or name)
+    ]:
         raise UserError(f"{library} lacks {listed(missing)}: another version of rwkv_mlc built it; build it again.")
 
 

@@ -19,7 +19,16 @@ import numpy as np
 from ..config import RWKVConfig
 from ..graph.marks import PLANNED
 from ..graph.state import StateAccess, StateRef
-from ..schema import MLC, FunctionSpec, LibraryMetadata, ParameterSpec, StateSpec, TensorSpec
+from ..schema import (
+    MLC,
+    FunctionSpec,
+    LibraryMetadata,
+    MlcMetadata,
+    MlcParameter,
+    ParameterSpec,
+    StateSpec,
+    TensorSpec,
+)
 from .interface import Interface
 
 if TYPE_CHECKING:
@@ -27,6 +36,8 @@ if TYPE_CHECKING:
 
     from ..graph.model import GraphModel
 
+PREFIX = f"{MLC}_"  # of the functions until compiler.passes.mlc
+MAX_BATCH = 64
 PREFILL_CHUNK = 4096
 """Tokens; the engine reads every prompt at once, together with all others that wait."""
 
@@ -100,13 +111,13 @@ class Mlc(Interface):
             logits = TensorSpec(name="logits", shape=(*last, config.vocab_size), dtype="float32")
             return FunctionSpec(arguments=(*given, "states", "params"), result=logits)
 
-        return {name: spec(function) for name, function in FUNCTIONS.items()}
+        return {PREFIX + name: spec(function) for name, function in FUNCTIONS.items()}
 
     def emit(self, builder: relax.BlockBuilder, model: GraphModel) -> LibraryMetadata:
         values = {}
         for name in FUNCTIONS:
             ops = _emit_function(builder, name, model)
-            values[name] = tuple(ops.values)
+            values[PREFIX + name] = tuple(ops.values)
         _emit_embed(builder, model)
         _emit_create(builder, model)
         _emit_choosing(builder, model)
@@ -133,6 +144,20 @@ class Mlc(Interface):
         from .native import Native
 
         return Native().float16_values(model)
+
+
+def described_for_engine(model: GraphModel, own: LibraryMetadata) -> MlcMetadata:
+    """What the library says to mlc_llm's engine, but for the memory that its functions take."""
+    return MlcMetadata(
+        model_type=model.generation.model_type,
+        quantization=model.scheme.name,
+        prefill_chunk_size=PREFILL_CHUNK,
+        max_batch_size=MAX_BATCH,
+        active_vocab_size=model.config.vocab_size,
+        params=tuple(MlcParameter(name=t.name, shape=t.stored_shape, dtype=t.dtype) for t in model.tensors),
+        memory_usage={},
+        own=own,
+    )
 
 
 def _kernels(model: GraphModel, module: str):
@@ -180,7 +205,7 @@ def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel):
         function = builder.add_func(kernel, kernel.attrs["kernel"])
         return builder.emit(relax.call_tir(function, args, relax.TensorType([extent], "int32")))
 
-    with builder.function(name, inputs, marks):
+    with builder.function(PREFIX + name, inputs, marks):
         with builder.dataflow():
             x = _reshaped(builder, given, [1, rows, config.hidden_size]) if by_row else given
             each = emit_kernel(ends_of_rows(config.hidden_size, device), [x], rows)
@@ -209,7 +234,7 @@ def _emit_embed(builder: relax.BlockBuilder, model: GraphModel) -> None:
     rows = tirx.Var("rows", "int64")
     tokens = relax.Var("tokens", relax.TensorType([rows], "int32"))
     params = relax.Var("params", relax.ObjectType())
-    with builder.function("embed", [tokens, params]):
+    with builder.function(PREFIX + "embed", [tokens, params]):
         with builder.dataflow():
             ops = model.ops(builder, model, "decode", tokens, tokens, RNNState(builder, model, rows, params))
             x = model.generation.embed(model.config, ops, _weights(builder, model, params), tokens)
@@ -226,13 +251,23 @@ def _emit_create(builder: relax.BlockBuilder, model: GraphModel) -> None:
     device, layers = _kernels(model, "elements"), model.config.num_hidden_layers
     states = [model.states[ref] for ref in model.states if ref.layer == 0]
     sequences, history = tirx.Var("sequences", "int64"), tirx.Var("history", "int64")
-    inputs = [relax.Var(name, relax.ShapeType([extent])) for name, extent in (("sequences_", sequences), ("history_", history))]
-    with builder.function("create_rnn_state", inputs):
+    inputs = [
+        relax.Var(name, relax.ShapeType([extent]))
+        for name, extent in (("sequences_", sequences), ("history_", history))
+    ]
+    with builder.function(PREFIX + "create_rnn_state", inputs):
         gets = [builder.add_func(state_get(tuple(shape), device), "rnn_state_get") for shape, _ in states]
         sets = [builder.add_func(state_set(tuple(shape), device), "rnn_state_set") for shape, _ in states]
         initial = [relax.const(np.full(shape, value, np.float32)) for shape, value in states]
         create = relax.ExternFunc("vm.builtin.rnn_state_create")
-        args = [tirx.IntImm("int64", layers), sequences, history, relax.Tuple(gets), relax.Tuple(sets), relax.Tuple(initial)]
+        args = [
+            tirx.IntImm("int64", layers),
+            sequences,
+            history,
+            relax.Tuple(gets),
+            relax.Tuple(sets),
+            relax.Tuple(initial),
+        ]
         builder.emit_func_output(builder.emit(relax.op.call_pure_packed(create, *args, ty_args=relax.ObjectType())))
 
 
@@ -255,7 +290,7 @@ def _emit_choosing(builder: relax.BlockBuilder, model: GraphModel) -> None:
     def add(name: str, kernel: tirx.PrimFunc, inputs: Sequence, results: Sequence = ()) -> None:
         """A function of one kernel, which changes its first input where it has no results."""
         args = [relax.Var(f"input_{i}", kind) for i, kind in enumerate(inputs)]
-        with builder.function(name, args):
+        with builder.function(PREFIX + name, args):
             function = builder.add_func(kernel, f"{name}_alone")
             if results:
                 call = relax.call_tir(function, args, list(results) if len(results) > 1 else results[0])
@@ -263,7 +298,7 @@ def _emit_choosing(builder: relax.BlockBuilder, model: GraphModel) -> None:
                 call = relax.op.call_tir_inplace(function, args, [0], [args[0].ty])
             builder.emit_func_output(builder.emit(call))
 
-    with builder.function("alloc_embedding_tensor", []):
+    with builder.function(PREFIX + "alloc_embedding_tensor", []):
         shape = relax.ShapeExpr([PREFILL_CHUNK, model.config.hidden_size])
         builder.emit_func_output(builder.emit(relax.op.builtin.alloc_tensor(shape, "float32", 0)))
     softmax = _kernels(model, "softmax").softmax

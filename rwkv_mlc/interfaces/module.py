@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import tvm
 from tvm import relax
 
 from ..config import RWKVConfig
+from ..graph.marks import MLC_ENGINE
 from ..graph.model import GraphModel, best_activations, check_activations
 from ..graph.target import GraphTarget
 from ..quantization.schemes import Scheme
 from ..schema import MLC, NATIVE, Activations, Family
 from . import INTERFACES
+from .mlc import described_for_engine
 
 
 def build_module(
@@ -19,19 +23,29 @@ def build_module(
     target: GraphTarget,
     prefill_activations: Activations | None = None,
     family: Family = "fused",
-    interface: str = NATIVE,
+    interfaces: tuple[str, ...] = (NATIVE,),
 ) -> tvm.IRModule:
-    """The functions of a library: those of the interface, those of the family that measure the machine, and ``_metadata``,
-    which returns ``schema.LibraryMetadata`` as JSON.
+    """The functions of a library: those of the interfaces, the first of which the metadata is of, those of the family that
+    measure the machine, and ``_metadata``, which returns ``schema.LibraryMetadata`` as JSON.
 
     ``prefill_activations`` are what the matrices of the blocks read in ``prefill``, and nowhere else, where not the fastest
-    that are as exact as float32. Raises UserError where they cannot be.
-    """
+    that are as exact as float32. Raises UserError where they cannot be, and where mlc_llm could not use the model."""
     activations = prefill_activations or best_activations(scheme, target, family)
     check_activations(activations, scheme, target, family)
-    builder = relax.BlockBuilder()
-    metadata = INTERFACES[interface].emit(builder, GraphModel(config, scheme, target, activations, family, as_stored=interface == MLC))
-    with builder.function("_metadata", []):
+    builder, model = relax.BlockBuilder(), GraphModel(config, scheme, target, activations, family)
+    as_stored = dataclasses.replace(model, as_stored=True)
+    first, *others = (INTERFACES[name].emit(builder, as_stored if name == MLC else model) for name in interfaces)
+    functions, values = (
+        {**vars(first)[field], **{k: v for o in others for k, v in vars(o)[field].items()}}
+        for field in ("functions", "values")
+    )
+    metadata = first.model_copy(update={"functions": functions, "values": values})
+    marks = (
+        {MLC_ENGINE: described_for_engine(as_stored, first).model_dump_json(by_alias=True)}
+        if MLC in interfaces
+        else None
+    )
+    with builder.function("_metadata", [], marks):
         builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
     return builder.finalize()
 

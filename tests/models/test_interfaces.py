@@ -29,7 +29,7 @@ def test_both_compute_the_same(generation, target, compiled, monkeypatch, tmp_pa
     weights = trained_like_weights(generation, **SHAPE)
     native = compiled(weights, "q0f32", target, runner_for(target), functions=["prefill", "batch_decode"])
     resolved = resolve_target(target)
-    module = build_module(native.config, get_scheme("q0f32"), resolved, interface="functional")
+    module = build_module(native.config, get_scheme("q0f32"), resolved, interfaces=("functional",))
     export_library(compile_module(module, resolved), resolved, tmp_path / "functional.so")
     machine = virtual_machine(tvm_ffi.load_module(tmp_path / "functional.so"), native.runner.device)
     params = list(native.runner.params)

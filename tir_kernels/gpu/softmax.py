@@ -38,8 +38,12 @@ def softmax(vocab: int) -> tirx.PrimFunc:
                 below = T.bind(logits[b, 0, v] - most)
                 return T.Select(cold, T.cast(below == T.float32(0.0), "float32"), T.exp(below * scale))
 
-            each(vocab, thread, THREADS, 1, lambda _, v: T.buffer_store(found, found[1] + share(v), [1]), unrolled=False)
+            each(
+                vocab, thread, THREADS, 1, lambda _, v: T.buffer_store(found, found[1] + share(v), [1]), unrolled=False
+            )
             (total,) = totals([found[1]], thread, THREADS, scratch)
-            each(vocab, thread, THREADS, 1, lambda _, v: T.buffer_store(out, share(v) / total, [b, 0, v]), unrolled=False)
+            each(
+                vocab, thread, THREADS, 1, lambda _, v: T.buffer_store(out, share(v) / total, [b, 0, v]), unrolled=False
+            )
 
     return kernel

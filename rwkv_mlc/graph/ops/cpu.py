@@ -243,7 +243,11 @@ class StoredCPUOps(CPUOps):
     def form_of(parameter: Parameter, form: FloatForm | GroupForm) -> Packed | Rows:
         if parameter.role in ("embedding", "table"):
             return row_form(form)
-        return StoredFloat(form.dtype) if isinstance(form, FloatForm) else StoredGroup(form.bits, form.group, form.scale_dtype)
+        return (
+            StoredFloat(form.dtype)
+            if isinstance(form, FloatForm)
+            else StoredGroup(form.bits, form.group, form.scale_dtype)
+        )
 
     @staticmethod
     def layout_of(_: Parameter, form: FloatForm | GroupForm) -> tuple[str, ...]:
