@@ -273,6 +273,7 @@ def _library(artifact: Artifact, target: str, library: LibraryRecord) -> dict[st
         "cpu": library.target.get("mcpu"),
         "cpu_features": library.cpu_features,
         "family": library.family,
+        "abi": library.abi,
         "prefill_activations": library.prefill_activations,
         "versions": library.versions,
         "time": library.time,

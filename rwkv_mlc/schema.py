@@ -51,6 +51,7 @@ MLC = "mlc"
 """The name of mlc_llm's."""
 Abi = Literal["native", "mlc", "both"]
 """Which of the two sets of functions a library has."""
+INTERFACES_OF: dict[Abi, tuple[str, ...]] = {"native": (NATIVE,), "mlc": (MLC,), "both": (NATIVE, MLC)}
 
 CAPTURED_PREFIX = "captured_"
 """Begins the name of a second form of a function, whose launches on a CUDA device are one graph."""
@@ -203,9 +204,10 @@ class LibraryMetadata(Schema):
         """The types of JSON text, of which those of a library for mlc_llm hold them. Raises UserError for text that does not
         fit."""
         text = text.encode() if isinstance(text, str) else text
-        kind = MlcMetadata if text.startswith(b'{"model_type"') else cls
-        found = parse(kind, text, f"The metadata of {library}", "build it again")
-        return found.own if isinstance(found, MlcMetadata) else found
+        source, advice = f"The metadata of {library}", "build it again"
+        if text.startswith(b'{"model_type"'):
+            return parse(MlcMetadata, text, source, advice).own
+        return parse(cls, text, source, advice)
 
 
 class MlcParameter(Schema):
@@ -620,6 +622,8 @@ class LibraryRecord(Schema):
     """As in the library's metadata."""
     family: Family = "fused"
     """As in the library's metadata."""
+    abi: Abi = "native"
+    """Whose functions it has: our engine's, mlc_llm's, or both."""
 
     @property
     def triple(self) -> str | None:

@@ -37,9 +37,10 @@ def logit_bias(vocab: int, device: ModuleType) -> tirx.PrimFunc:
 
 @lru_cache(None)
 def penalties(vocab: int, device: ModuleType) -> tirx.PrimFunc:
-    """(logits float32 [B, V], rows int32 [s], of_entry int32 [n], tokens int32 [n], counts int32 [n], penalties float32 [s, 3]):
-    entry i is of the sequence ``of_entry[i]``, whose row and whose penalties for presence, frequency and repetition are
-    given; a logit loses the first and ``counts`` times the second, and is divided by the third, or multiplied where negative."""
+    """(logits float32 [B, V], rows int32 [s], of_entry int32 [n], tokens int32 [n], counts int32 [n], penalties float32
+    [s, 3]): entry i is of the sequence ``of_entry[i]``, whose row and whose penalties for presence, frequency and repetition
+    are given; a logit loses the first and ``counts`` times the second, and is divided by the third, or where it is negative
+    multiplied."""
 
     @prim_func
     def kernel():

@@ -27,7 +27,7 @@ def state_get(shape: tuple[int, ...], device: ModuleType) -> tirx.PrimFunc:
         out = arg("out", (batch, *shape))
 
         def copy(b, at: list):
-            T.buffer_store(out, storage[T.cast(slots[b], "int64"), T.cast(history[b], "int64"), *at], [b, *at])
+            T.buffer_store(out, storage[(T.cast(slots[b], "int64"), T.cast(history[b], "int64"), *at)], [b, *at])
 
         _each(batch, shape, device, copy)
 
@@ -45,7 +45,7 @@ def state_set(shape: tuple[int, ...], device: ModuleType) -> tirx.PrimFunc:
 
         def copy(b, at: list):
             following = T.bind((T.cast(history[b], "int64") + 1) % length)
-            T.buffer_store(storage, data[b, *at], [T.cast(slots[b], "int64"), following, *at])
+            T.buffer_store(storage, data[(b, *at)], [T.cast(slots[b], "int64"), following, *at])
 
         _each(batch, shape, device, copy)
 

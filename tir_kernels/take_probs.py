@@ -1,5 +1,5 @@
-"""The probabilities of tokens that were drawn, and of the likeliest, as mlc_llm's engine asks for them; on the device whose loop
-over elements ``device`` holds."""
+"""The probabilities of tokens that were drawn, and of the likeliest, as mlc_llm's engine asks for them; on the device whose
+loop over elements ``device`` holds."""
 
 from __future__ import annotations
 

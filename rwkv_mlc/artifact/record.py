@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__, schema
 from ..config import RWKVConfig
 from ..quantization.schemes import Scheme
-from ..schema import Activations, Family, LibraryRecord
+from ..schema import Abi, Activations, Family, LibraryRecord
 from ..typed_json import read
 from .disk import digest, write_json, writing
 from .names import BUILD_RECORD, library_name
@@ -72,6 +72,7 @@ def add_library(
     cpu_features: list[str],
     prefill_activations: Activations = "float32",
     family: Family = "fused",
+    abi: Abi = "native",
 ) -> LibraryRecord:
     """Copy the library ``built`` into the artifact ``folder``, in place of an older one for ``target_name``.
 
@@ -93,6 +94,7 @@ def add_library(
                 time=_now(),
                 prefill_activations=prefill_activations,
                 family=family,
+                abi=abi,
             )
             others = {name: other for name, other in record.libraries.items() if name != target_name}
             if target_name in record.libraries:

@@ -10,7 +10,7 @@ from typing import get_args
 from ..errors import UserError
 from ..escaping import quoted
 from ..models import ModelOptions
-from ..schema import Activations, Family
+from ..schema import Abi, Activations, Family
 from ..typed_json import file_name
 
 
@@ -34,9 +34,11 @@ class BuildOptions:
     preset of ``configs/models``.
 
     Of the library: ``mcpu`` is the CPU to compile for, in LLVM's names; ``family`` how the graph is written, ``fused`` in
-    kernels of ours or ``plain`` in Relax's operators; ``prefill_activations`` are those of the products
-    that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for object files to link into
-    a program; ``debug_dump`` writes the module after every phase to the artifact's ``debug`` folder."""
+    kernels of ours or ``plain`` in Relax's operators; ``abi`` whose functions it has, our engine's (``native``), mlc_llm's
+    (``mlc``) or ``both``, where not both for a GPU whose model mlc_llm can run and ours otherwise; ``prefill_activations``
+    are those of the products that read prompts, where not the fastest that are as exact as float32; ``system_lib`` asks for
+    object files to link into a program; ``debug_dump`` writes the module after every phase to the artifact's ``debug``
+    folder."""
 
     artifact_name: str | None = None
     overwrite: bool = False
@@ -55,6 +57,7 @@ class BuildOptions:
     random_seed: int | None = None
     mcpu: str | None = None
     family: Family = "fused"
+    abi: Abi | None = None
     prefill_activations: Activations | None = None
     system_lib: bool = False
     debug_dump: bool = False
@@ -62,6 +65,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.family not in get_args(Family):
             raise UserError(f"The families are {', '.join(get_args(Family))}, not {self.family!r}.")
+        if self.abi not in (None, *get_args(Abi)):
+            raise UserError(f"The interfaces are {', '.join(get_args(Abi))}, not {quoted(self.abi)}.")
         if self.prefill_activations not in (None, *get_args(Activations)):
             valid = ", ".join(get_args(Activations))
             raise UserError(f"The activations of prefill are {valid}, not {quoted(self.prefill_activations)}.")

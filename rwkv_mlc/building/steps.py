@@ -76,6 +76,8 @@ def build(
     artifacts, scheme = Path(artifact_path), get_scheme(quantization)
     if reuse_lib and options.prefill_activations:
         raise UserError("--reuse-lib adds a library as it was compiled; leave --prefill-activations out.")
+    if reuse_lib and options.abi:
+        raise UserError("--reuse-lib adds a library as it was compiled; leave --abi out.")
     if reuse_lib and options.family != "fused":
         raise UserError("--reuse-lib adds a library as it was compiled; leave --family out.")
     chosen = prebuilt = None

@@ -143,6 +143,11 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         "debug and to port with (fused)",
     )
     parser.add_argument(
+        "--abi",
+        metavar="native|mlc|both",
+        help="whose functions the library has: our engine's, mlc_llm's, or both (both for GPUs, ours for CPUs)",
+    )
+    parser.add_argument(
         "--prefill-activations",
         metavar="float32|int21|int15|int8",
         help="what prompts are read with: fewer bits are faster and less exact, and bench tells by how much (the fastest that "
@@ -265,6 +270,7 @@ def _target_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "mcpu": args.mcpu,
         "family": args.family,
+        "abi": args.abi,
         "prefill_activations": args.prefill_activations,
         "system_lib": args.system_lib,
         "debug_dump": args.debug_dump,

@@ -211,6 +211,7 @@ def _library_facts(library: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "CPU", f"{library['cpu'] or 'any'}, {library['triple']}"
     yield "CPU features", " ".join(library["cpu_features"]) or "none"
     yield "family", library["family"]
+    yield "functions of", {"native": "rwkv-mlc", "mlc": "mlc_llm", "both": "rwkv-mlc and mlc_llm"}[library["abi"]]
     yield "reads prompts with", f"{library['prefill_activations']} activations"
     yield "compiled", f"{library['time']} by {_versions(library['versions'])}"
     yield "runs here", "yes" if library["runs_here"] else f"no: {library['problem']}"

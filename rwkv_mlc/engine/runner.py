@@ -205,8 +205,8 @@ def open_library(library: Path, device: Device) -> tuple[Module, Module, Library
 def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) -> None:
     if metadata.interface != NATIVE:
         raise UserError(
-            f"{library} has the functions of the interface {metadata.interface}, and the engine calls those of "
-            f"{NATIVE}; build it again."
+            f"{library} has the functions of the interface {metadata.interface} alone, and the engine calls those of "
+            f"{NATIVE}; build it with --abi both."
         )
     if missing := [
         name for name, spec in metadata.functions.items() if not machine.implements_function(spec.symbol or name)

@@ -272,7 +272,7 @@ def _emit_create(builder: relax.BlockBuilder, model: GraphModel) -> None:
 
 
 def _emit_choosing(builder: relax.BlockBuilder, model: GraphModel) -> None:
-    """What the engine does with logits. On the devices for which it has a sampler of its own it asks for four functions more."""
+    """What the engine does with logits. On GPUs it has a sampler of its own, which asks for four functions more."""
     from tvm import relax, tirx
 
     from tir_kernels.logit_processors import bitmask, logit_bias, penalties

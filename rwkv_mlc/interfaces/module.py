@@ -35,17 +35,13 @@ def build_module(
     builder, model = relax.BlockBuilder(), GraphModel(config, scheme, target, activations, family)
     as_stored = dataclasses.replace(model, as_stored=True)
     first, *others = (INTERFACES[name].emit(builder, as_stored if name == MLC else model) for name in interfaces)
-    functions, values = (
-        {**vars(first)[field], **{k: v for o in others for k, v in vars(o)[field].items()}}
-        for field in ("functions", "values")
-    )
-    metadata = first.model_copy(update={"functions": functions, "values": values})
-    marks = (
-        {MLC_ENGINE: described_for_engine(as_stored, first).model_dump_json(by_alias=True)}
-        if MLC in interfaces
-        else None
-    )
-    with builder.function("_metadata", [], marks):
+    metadata, marks = first, {}
+    for other in others:
+        both = {"functions": metadata.functions | other.functions, "values": metadata.values | other.values}
+        metadata = metadata.model_copy(update=both)
+    if MLC in interfaces:
+        marks[MLC_ENGINE] = described_for_engine(as_stored, first).model_dump_json(by_alias=True)
+    with builder.function("_metadata", [], marks or None):
         builder.emit_func_output(tvm.ir.StringImm(metadata.model_dump_json(by_alias=True)))
     return builder.finalize()
 

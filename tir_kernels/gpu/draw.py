@@ -1,5 +1,5 @@
-"""Choosing among probabilities on a GPU, a block of threads a draw: the parts of a row are summed by threads, and the one in which
-a sum is exceeded is gone through."""
+"""Choosing among probabilities on a GPU, a block of threads a draw: each thread sums a part of the row, and the one in whose
+part the sum exceeds what was drawn goes through it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ def plan_memory(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule
     Memory that grows with an extent of the mark ``PLANNED`` is allocated as for that number at least: the runtime finds it
     again for every call up to there, whereas it keeps memory of each other size beside it.
 
-    Raises ValueError for a function that does anything but allocate, call kernels, and make tuples and take their items."""
+    Raises ValueError for a function that does anything but allocate, call kernels, copy states, reshape, and make tuples and
+    take their items."""
     functions = {name: f for name, f in mod.functions_items() if isinstance(f, relax.Function)}
     builder, taken = relax.BlockBuilder(mod), {}
     for name, function in functions.items():
@@ -124,9 +125,7 @@ def _allocations(bindings: list[relax.Binding], result: relax.Expr) -> list[Allo
             held[var] = held.get(fields[value.tuple_value][value.index], set())
         elif isinstance(value, relax.Tuple):
             held[var], fields[var] = used, list(value.fields)
-        elif isinstance(value, relax.Var):
-            held[var] = used
-        elif used and _extern(value) == RESHAPE:
+        elif isinstance(value, relax.Var) or _extern(value) == RESHAPE:
             held[var] = used
         elif used and not (isinstance(value.op, tvm.ir.GlobalVar) or _extern(value) in COPIES):
             raise ValueError(f"{value} may go on using the memory of what it is given")
@@ -136,9 +135,10 @@ def _allocations(bindings: list[relax.Binding], result: relax.Expr) -> list[Allo
     return list(found.values())
 
 
-def _extern(value: tvm.ir.Call) -> str | None:
-    """The name of the function of the runtime that a call is of."""
-    return str(value.op.global_symbol) if isinstance(value.op, relax.ExternFunc) else None
+def _extern(value: relax.Expr) -> str | None:
+    """The name of the function of the runtime that an expression is a call of."""
+    op = getattr(value, "op", None)
+    return str(op.global_symbol) if isinstance(op, relax.ExternFunc) else None
 
 
 def _size(kind: relax.TensorType) -> tuple[int, tirx.Var | None]:

@@ -14,8 +14,9 @@ NATIVE_PREFIX = "native_"
 
 @tvm.transform.module_pass(opt_level=0)
 def publish_for_mlc(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-    """Of a module whose metadata carries the mark ``MLC_ENGINE``: the functions ``mlc_f`` become ``f``, a native one of that name
-    ``native_f``, which the metadata says; and the metadata becomes ``schema.MlcMetadata``. To come when memory is planned."""
+    """Of a module whose metadata carries the mark ``MLC_ENGINE``: the functions ``mlc_f`` become ``f``, a native one of that
+    name ``native_f``, which the metadata says; and the metadata becomes ``schema.MlcMetadata``. To come when memory is
+    planned."""
     metadata = mod[METADATA]
     if not metadata.attrs or MLC_ENGINE not in metadata.attrs:
         return mod
