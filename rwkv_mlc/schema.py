@@ -219,7 +219,7 @@ class MlcParameter(Schema):
     """As there."""
     dtype: StoredDtype
     """As there."""
-    preprocs: tuple[()] = ()
+    preprocs: tuple[str, ...] = ()
     """What is done with it before it is used: nothing."""
 
 

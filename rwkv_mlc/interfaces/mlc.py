@@ -312,10 +312,12 @@ def _emit_choosing(builder: relax.BlockBuilder, model: GraphModel) -> None:
     add("apply_bitmask_inplace", bitmask(vocab, device), [floats(b, vocab), ints(s), ints(b, -(-vocab // 32))])
     if model.target.device == "cpu":
         return
-    argsort, draw = _kernels(model, "argsort").argsort, _kernels(model, "draw")
+    argsort, multinomial, top_p_draw = (
+        getattr(_kernels(model, name), name) for name in ("argsort", "multinomial", "top_p_draw")
+    )
     order = [floats(b, vocab), ints(b, vocab)]
     add("argsort_probs", argsort(vocab), [floats(b, vocab)], order)
-    add("multinomial_from_uniform", draw.multinomial(vocab), [floats(b, vocab), floats(n), ints(n)], [ints(n)])
-    add("sample_with_top_p", draw.top_p_draw(vocab), [*order, floats(n), ints(n), floats(b)], [ints(n)])
+    add("multinomial_from_uniform", multinomial(vocab), [floats(b, vocab), floats(n), ints(n)], [ints(n)])
+    add("sample_with_top_p", top_p_draw(vocab), [*order, floats(n), ints(n), floats(b)], [ints(n)])
     taken = [floats(n), floats(m), ints(m)]
     add("sampler_take_probs", take_probs(vocab, device), [*order, ints(n), ints(n), ints(m)], taken)

@@ -15,8 +15,8 @@ import pytest
 from support.paths import ROOT
 
 SHARED_BY_KERNELS = {
-    "cpu": {"__init__", "blocks", "groups", "integer_dot", "lists", "outliers", "packed", "simd", "thin"},
-    "gpu": {"__init__", "heads", "product", "stages", "tensor_core", "thin", "threads", "whole"},
+    "cpu": {"__init__", "blocks", "elements", "groups", "integer_dot", "lists", "outliers", "packed", "simd", "thin"},
+    "gpu": {"__init__", "draw", "elements", "heads", "product", "stages", "tensor_core", "thin", "threads", "whole"},
 }
 TARGET_NAMES = ("llvm", "cuda", "vulkan", "metal", "opencl", "webgpu", "rocm")
 

@@ -17,8 +17,8 @@ def publish_for_mlc(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRMo
     """Of a module whose metadata carries the mark ``MLC_ENGINE``: the functions ``mlc_f`` become ``f``, a native one of that
     name ``native_f``, which the metadata says; and the metadata becomes ``schema.MlcMetadata``. To come when memory is
     planned."""
-    metadata = mod[METADATA]
-    if not metadata.attrs or MLC_ENGINE not in metadata.attrs:
+    metadata = {name.name_hint: function for name, function in mod.functions_items()}.get(METADATA)
+    if metadata is None or not metadata.attrs or MLC_ENGINE not in metadata.attrs:
         return mod
     functions = {name: f for name, f in mod.functions_items() if isinstance(f, relax.Function)}
     prefix = f"{MLC}_"
