@@ -76,6 +76,13 @@ class CompilationStarted:
 
 
 @dataclass(frozen=True)
+class LeftOutOfLibrary:
+    """mlc_llm's functions, for a ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class ArchitectureCompiled:
     """The ``number``-th, from 1, of ``total`` architectures of a GPU's code."""
 
@@ -118,6 +125,7 @@ Event: TypeAlias = (
     | ConversionFinished
     | ConfigWritten
     | CompilationStarted
+    | LeftOutOfLibrary
     | ArchitectureCompiled
     | CompilationFinished
     | LibraryReused

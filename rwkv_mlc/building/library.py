@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifact import Artifact, BuildRecord, LibraryRecord, add_library, library_name, package_versions
-from ..artifact.names import BUILD_RECORD, INITIAL_STATE, OBJECTS, PARAMS, system_lib_prefix
+from ..artifact.names import BUILD_RECORD, OBJECTS, system_lib_prefix
 from ..config import RWKVConfig
 from ..errors import UserError
-from ..models import generation_of
-from ..quantization.schemes import GroupForm, Scheme
+from ..quantization.schemes import Scheme
 from ..schema import INTERFACES_OF, Abi
 from .options import BuildOptions
 
@@ -45,6 +44,7 @@ def compile_library(
     target: CompileTarget,
     folder: Path,
     options: BuildOptions,
+    abi: Abi,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> LibraryRecord:
     """Compile an artifact's library for a target and add it to ``folder``, in place of an older one for that target.
@@ -56,7 +56,6 @@ def compile_library(
     from ..graph.model import best_activations
     from ..interfaces.module import build_module
 
-    abi = _abi(config, scheme, target, folder, options)
     activations = options.prefill_activations or best_activations(scheme, target, options.family)
     name, suffix = BuildRecord.read(folder).name, _suffix(target, options)
     module = build_module(config, scheme, target, activations, options.family, INTERFACES_OF[abi])
@@ -70,29 +69,6 @@ def compile_library(
             _make_threads_ready()
         features = list(target.features)
         return add_library(folder, built, target.name, target.attributes, features, activations, options.family, abi)
-
-
-def _abi(config: RWKVConfig, scheme: Scheme, target: CompileTarget, folder: Path, options: BuildOptions) -> Abi:
-    """Whose functions the library gets. Raises UserError where mlc_llm's are asked for and it could not run the model."""
-    refusal = _no_mlc(config, scheme, folder, options)
-    if options.abi is None:
-        return "both" if target.device == "gpu" and refusal is None else "native"
-    if options.abi != "native" and refusal is not None:
-        raise UserError(f"mlc_llm cannot run this model: {refusal}; leave --abi out, or give --abi native.")
-    return options.abi
-
-
-def _no_mlc(config: RWKVConfig, scheme: Scheme, folder: Path, options: BuildOptions) -> str | None:
-    """Why its engine has no use for a library of the model, None where it has."""
-    if any(parameter.role == "table" for parameter in generation_of(config).parameters(config)):
-        return f"every layer of RWKV-{config.generation} reads the token, of which that engine hands on the embedding alone"
-    if isinstance(scheme.matrix, GroupForm) and scheme.matrix.transposed:
-        return f"{scheme.name} stores matrices transposed, and that engine loads them as they are stored; take q4f16_1"
-    if options.family != "fused":
-        return f"the {options.family} family has no functions for it"
-    if (folder / PARAMS / INITIAL_STATE).exists():
-        return "it begins with the library's state, and this artifact has one of its own (--state)"
-    return None
 
 
 def _make_threads_ready() -> None:

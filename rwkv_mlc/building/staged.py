@@ -14,6 +14,7 @@ from ..config import RWKVConfig
 from ..models import generation_of
 from ..quantization.schemes import Scheme
 from . import events
+from .abi import ChosenAbi, check_state
 from .configure import write_config
 from .convert import Conversion, write_parameters
 from .library import DEBUG, Prebuilt, compile_library
@@ -49,10 +50,12 @@ class Staged:
         return file
 
     def compile(
-        self, config: RWKVConfig, scheme: Scheme, target: CompileTarget, options: BuildOptions
+        self, config: RWKVConfig, scheme: Scheme, target: CompileTarget, abi: ChosenAbi, options: BuildOptions
     ) -> LibraryRecord:
         """Raises UserError where a tool is missing."""
         self.observe(events.CompilationStarted(target))
+        if abi.without_mlc is not None:
+            self.observe(events.LeftOutOfLibrary(abi.without_mlc))
         library = self._with_final_path(
             compile_library(
                 config,
@@ -60,6 +63,7 @@ class Staged:
                 target,
                 self.folder,
                 options,
+                abi.abi,
                 lambda *compiled: self.observe(events.ArchitectureCompiled(*compiled)),
             )
         )
@@ -83,6 +87,7 @@ class Staged:
 
 @contextlib.contextmanager
 def staged(final: Path, keep: Callable[[str], bool] | None, observe: events.Observer) -> Iterator[Staged]:
-    """As ``artifact.staging``."""
+    """As ``artifact.staging``. Raises UserError where the artifact's state is not that of its libraries."""
     with staging(final, keep) as folder:
         yield Staged(folder, final, observe)
+        check_state(folder)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..artifact import CHAT_CONFIG, PARAMS, Artifact, BuildRecord, LibraryRecord, artifact_name
 from ..artifact.finding import ARTIFACTS
-from ..artifact.names import BUILD_RECORD, CONFIG_FILES, check_artifact_name
+from ..artifact.names import BUILD_RECORD, CONFIG_FILES, INITIAL_STATE, check_artifact_name
 from ..errors import UserError
 from ..escaping import quoted
 from ..quantization.schemes import DEFAULT_SCHEME, Scheme, get_scheme
@@ -22,6 +22,7 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.lora import merged
 from ..weights.random import RANDOM
 from . import events
+from .abi import choose_abi
 from .convert import Conversion, matching_parameters
 from .events import Observer, silent
 from .library import Prebuilt, choose_target
@@ -96,6 +97,9 @@ def build(
         raise UserError(f"{final} holds another model than {source.checkpoint.name}; leave --build-model-only out.")
     _check_source(final, source, options, "give --artifact-name NAME to build another")
 
+    if chosen:
+        tuned_state = options.state is not None if only != "library" else _has_state(final)
+        abi = choose_abi(source.config, scheme, chosen, tuned_state, options)
     if only != "weights" and reuse_lib:
         prebuilt = Prebuilt.of(Path(reuse_lib), source.config, scheme)
     conversion = library = None
@@ -111,7 +115,7 @@ def build(
         if prebuilt:
             library = stage.reuse(prebuilt)
         elif chosen:
-            library = stage.compile(source.config, scheme, chosen, options)
+            library = stage.compile(source.config, scheme, chosen, abi, options)
     observe(events.BuildFinished(final))
     return Built(final, conversion, library)
 
@@ -151,8 +155,9 @@ def compile_artifact(
     artifact = Artifact.open(folder)
     BuildRecord.read(artifact.path)  # a damaged one is refused where the user has it
     chosen = _choose_target(target, artifact.scheme, options, observe)
+    abi = choose_abi(artifact.config, artifact.scheme, chosen, _has_state(artifact.path), options)
     with staged(artifact.path, _is_any, observe) as stage:
-        return stage.compile(artifact.config, artifact.scheme, chosen, options)
+        return stage.compile(artifact.config, artifact.scheme, chosen, abi, options)
 
 
 @contextlib.contextmanager
@@ -214,6 +219,10 @@ def _with_wide_values(source: Source, scheme: Scheme, target: str, options: Buil
     found = source.wide_values(scheme, resolve_target(target, options.mcpu))
     observe(events.WideValuesFound(found))
     return source.with_float32(value.name for value in found)
+
+
+def _has_state(artifact: Path) -> bool:
+    return (artifact / PARAMS / INITIAL_STATE).exists()
 
 
 def _is_any(file: str) -> bool:

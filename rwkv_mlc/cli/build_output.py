@@ -89,6 +89,8 @@ class Printer:
                         f"Prompts are read with {library.prefill_activations} activations. You can use rwkv-mlc bench to see "
                         "the error"
                     )
+            case events.LeftOutOfLibrary(reason):
+                say(f"Leave out mlc_llm's functions, with which it cannot run this model: {reason}")
             case events.LibraryReused(prebuilt):
                 say(f"Reuse existing prebuilt lib {prebuilt}...")
             case events.LibraryWritten(file):

@@ -312,11 +312,17 @@ def _emit_choosing(builder: relax.BlockBuilder, model: GraphModel) -> None:
     add("apply_bitmask_inplace", bitmask(vocab, device), [floats(b, vocab), ints(s), ints(b, -(-vocab // 32))])
     if model.target.device == "cpu":
         return
-    argsort, multinomial, top_p_draw = (
-        getattr(_kernels(model, name), name) for name in ("argsort", "multinomial", "top_p_draw")
+    sorted_tiles, merged_tiles, multinomial, top_p_draw = (
+        getattr(_kernels(model, name), name)
+        for name in ("sorted_tiles", "merged_tiles", "multinomial", "top_p_draw")
     )
     order = [floats(b, vocab), ints(b, vocab)]
-    add("argsort_probs", argsort(vocab), [floats(b, vocab)], order)
+    probs = relax.Var("probs", floats(b, vocab))
+    with builder.function(PREFIX + "argsort_probs", [probs]):
+        halves = [builder.add_func(half(vocab), half.__name__) for half in (sorted_tiles, merged_tiles)]
+        tiles = builder.emit(relax.call_tir(halves[0], [probs], order))
+        tiles = [builder.emit(relax.TupleGetItem(tiles, i)) for i in range(2)]
+        builder.emit_func_output(builder.emit(relax.call_tir(halves[1], tiles, order)))
     add("multinomial_from_uniform", multinomial(vocab), [floats(b, vocab), floats(n), ints(n)], [ints(n)])
     add("sample_with_top_p", top_p_draw(vocab), [*order, floats(n), ints(n), floats(b)], [ints(n)])
     taken = [floats(n), floats(m), ints(m)]

@@ -14,12 +14,24 @@ import numpy as np
 import pytest
 
 from rwkv_mlc import reference
-from rwkv_mlc.interfaces import native
 from rwkv_mlc.models import GENERATIONS, ModelOptions
 from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
 from rwkv_mlc.weights import open_checkpoint
-from support.accuracy import BOUND, DEMO_MODELS, PROMPTS, TOKENS, greedy, held_out, trained_like_weights, with_outliers
+from support.accuracy import (
+    ALONE,
+    BATCHED,
+    BOUND,
+    DEMO_MODELS,
+    FUNCTIONS,
+    PROMPTS,
+    TOKENS,
+    greedy,
+    held_out,
+    target_of,
+    trained_like_weights,
+    with_outliers,
+)
 from support.compiled import QUICK, conditioning
 from support.kernel_build import error
 from support.paths import DEMOS, GOLDEN
@@ -31,18 +43,9 @@ PINNED = Path(__file__).with_name("demo_greedy.json")
 
 FLOAT_ROUNDING = 3e-7  # what float32 arithmetic amounts to, as a change of the weights at random
 INTEGER_ROUNDING = 7e-7  # the same for decoding with activations of 21 bits
-ALONE = ("prefill", "score", "decode")  # of one sequence
-BATCHED = ("q0f32", "q4f16_1")
-FUNCTIONS = {scheme: native.FUNCTIONS if scheme in BATCHED else ALONE for scheme in SCHEMES}
 MATRIX = list(product(GENERATIONS, SCHEMES))
-OPTIMIZED = {*product(("4", "5.2"), SCHEMES), ("6", "q4f16_1"), ("7", "q4f16_1"), ("7a", "q0f32")}
-"""What LLVM makes of the kernels is seen here: 5.0 and 5.1 have those of 5.2, and so have 6 and 7 but for a few."""
 FAMILIES = [*((*pair, "fused") for pair in MATRIX), *((*pair, "plain") for pair in PLAIN["llvm"])]
 BATCHES = [*product(GENERATIONS, BATCHED, ["fused"]), ("4", "q0f32", "plain"), ("5.2", "q4f16_1", "plain")]
-
-
-def target_of(generation: str, scheme: str) -> str:
-    return "llvm" if (generation, scheme) in OPTIMIZED else QUICK
 
 
 @pytest.mark.parametrize("generation, scheme, family", FAMILIES)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
+from rwkv_mlc.interfaces import native
+from rwkv_mlc.quantization.schemes import SCHEMES
 from rwkv_mlc.tokenizer import load_tokenizer
+from support.compiled import QUICK
 from support.paths import DEMOS
 from support.synthetic import synthetic_checkpoint
 
@@ -12,8 +17,18 @@ DEMO_MODELS = sorted(path.parent.name for path in DEMOS.glob("*-village/config.j
 PROMPTS = ("Once upon a time", "User: Hello.\n\nAssistant:")
 TOKENS = np.random.default_rng(0).integers(0, 97, 200).tolist()
 BOUND = 2e-5  # of the largest logit
+ALONE = ("prefill", "score", "decode")  # of one sequence
+BATCHED = ("q0f32", "q4f16_1")
+FUNCTIONS = {scheme: native.FUNCTIONS if scheme in BATCHED else ALONE for scheme in SCHEMES}
+"""What the libraries of ``trained_like_weights`` for this CPU have."""
+OPTIMIZED = {*product(("4", "5.2"), SCHEMES), ("6", "q4f16_1"), ("7", "q4f16_1"), ("7a", "q0f32")}
+"""What LLVM makes of the kernels is seen here: 5.0 and 5.1 have those of 5.2, and so have 6 and 7 but for a few."""
 LOW_RANK_INPUTS = (".w1", ".a1", ".v1", ".g1", ".s1", ".time_maa_w1", ".time_decay_w1")
 """What reads normed inputs with a row for each: [C, rank]."""
+
+
+def target_of(generation: str, scheme: str) -> str:
+    return "llvm" if (generation, scheme) in OPTIMIZED else QUICK
 
 
 def trained_like_weights(generation: str, **shape) -> dict[str, np.ndarray]:
