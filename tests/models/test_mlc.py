@@ -57,7 +57,9 @@ def made(libraries) -> Callable[..., tuple[Path, dict[str, np.ndarray]]]:
 
 
 def device_of(target: str) -> Device:
-    return {"llvm": lambda: CPU, "vulkan": vulkan_device, "cuda": lambda: open_device("cuda")}[target]()
+    return {"llvm": lambda: CPU, "vulkan": vulkan_device, "cuda": lambda: open_device("cuda")}[
+        target.partition(" ")[0]
+    ]()
 
 
 @pytest.mark.parametrize("generation, scheme", ON_CPUS)
