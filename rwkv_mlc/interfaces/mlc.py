@@ -25,11 +25,9 @@ from ..schema import (
     LibraryMetadata,
     MlcMetadata,
     MlcParameter,
-    ParameterSpec,
-    StateSpec,
     TensorSpec,
 )
-from .interface import Interface
+from .interface import Interface, item
 
 if TYPE_CHECKING:
     from tvm import relax
@@ -121,29 +119,7 @@ class Mlc(Interface):
         _emit_embed(builder, model)
         _emit_create(builder, model)
         _emit_choosing(builder, model)
-        return LibraryMetadata(
-            interface=self.name,
-            config=model.config,
-            quantization=model.scheme.name,
-            target=model.target.name,
-            prefill_activations=model.prefill_activations,
-            family=model.family,
-            params=tuple(
-                ParameterSpec(name=t.name, shape=t.shape, dtype=t.dtype, layout=t.layout, stored_shape=t.stored_shape)
-                for t in model.tensors
-            ),
-            states=tuple(
-                StateSpec(layer=state.layer, role=state.role, shape=shape, initial=initial)
-                for state, (shape, initial) in model.states.items()
-            ),
-            functions=self.functions(model.config),
-            values=values,
-        )
-
-    def float16_values(self, model: GraphModel) -> set[str]:
-        from .native import Native
-
-        return Native().float16_values(model)
+        return self.described(model, self.functions(model.config), values)
 
 
 def described_for_engine(model: GraphModel, own: LibraryMetadata) -> MlcMetadata:
@@ -165,16 +141,8 @@ def _kernels(model: GraphModel, module: str):
     return importlib.import_module(f"tir_kernels.{model.target.device}.{module}")
 
 
-def _item(builder: relax.BlockBuilder, container: relax.Var, index: int, shape: Sequence, dtype: str) -> relax.Var:
-    from tvm import relax, tirx
-
-    get = relax.ExternFunc("vm.builtin.tuple_getitem")
-    args = [container, tirx.IntImm("int64", index)]
-    return builder.emit(relax.op.call_pure_packed(get, *args, ty_args=relax.TensorType(list(shape), dtype)))
-
-
 def _weights(builder: relax.BlockBuilder, model: GraphModel, params: relax.Var):
-    return model.weights({t.name: _item(builder, params, i, t.shape, t.dtype) for i, t in enumerate(model.taken)})
+    return model.weights({t.name: item(builder, params, i, t.shape, t.dtype) for i, t in enumerate(model.taken)})
 
 
 def _reshaped(builder: relax.BlockBuilder, tensor: relax.Expr, shape: Sequence) -> relax.Var:
@@ -313,8 +281,7 @@ def _emit_choosing(builder: relax.BlockBuilder, model: GraphModel) -> None:
     if model.target.device == "cpu":
         return
     sorted_tiles, merged_tiles, multinomial, top_p_draw = (
-        getattr(_kernels(model, name), name)
-        for name in ("sorted_tiles", "merged_tiles", "multinomial", "top_p_draw")
+        getattr(_kernels(model, name), name) for name in ("sorted_tiles", "merged_tiles", "multinomial", "top_p_draw")
     )
     order = [floats(b, vocab), ints(b, vocab)]
     probs = relax.Var("probs", floats(b, vocab))

@@ -13,7 +13,7 @@ from ..graph.model import GraphModel, best_activations, check_activations
 from ..graph.target import GraphTarget
 from ..quantization.schemes import Scheme
 from ..schema import MLC, NATIVE, Activations, Family
-from . import INTERFACES
+from . import INTERFACES, native
 from .mlc import described_for_engine
 
 
@@ -48,4 +48,4 @@ def build_module(
 
 def float16_values(config: RWKVConfig, scheme: Scheme, target: GraphTarget) -> set[str]:
     """The names of the values that a library for the target keeps in float16."""
-    return INTERFACES[NATIVE].float16_values(GraphModel(config, scheme, target))
+    return native.float16_values(GraphModel(config, scheme, target))

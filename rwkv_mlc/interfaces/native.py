@@ -21,11 +21,9 @@ from ..schema import (
     NATIVE,
     FunctionSpec,
     LibraryMetadata,
-    ParameterSpec,
-    StateSpec,
     TensorSpec,
 )
-from .interface import Interface
+from .interface import Interface, item
 
 if TYPE_CHECKING:
     from tvm import relax
@@ -93,31 +91,16 @@ class Native(Interface):
             ops.emit_sample()
         functions = self.functions(model.config)
         captured = {f"{CAPTURED_PREFIX}{name}": functions[name] for name in FUNCTIONS if _is_captured(name, model)}
-        return LibraryMetadata(
-            interface=self.name,
-            config=model.config,
-            quantization=model.scheme.name,
-            target=model.target.name,
-            prefill_activations=model.prefill_activations,
-            family=model.family,
-            params=tuple(
-                ParameterSpec(name=t.name, shape=t.shape, dtype=t.dtype, layout=t.layout, stored_shape=t.stored_shape)
-                for t in model.tensors
-            ),
-            states=tuple(
-                StateSpec(layer=state.layer, role=state.role, shape=shape, initial=initial)
-                for state, (shape, initial) in model.states.items()
-            ),
-            functions=functions | captured | ops.further,
-            values=values,
-        )
+        return self.described(model, functions | captured | ops.further, values)
 
-    def float16_values(self, model: GraphModel) -> set[str]:
-        from tvm import relax
 
-        ops = _emit_function(relax.BlockBuilder(), "batch_decode", model)
-        narrow = [names for value, names in ops.names.items() if value.ty.dtype == "float16"]
-        return {name for names in narrow for name in ([names] if isinstance(names, str) else names or ())}
+def float16_values(model: GraphModel) -> set[str]:
+    """The names of the values that a library keeps in float16."""
+    from tvm import relax
+
+    ops = _emit_function(relax.BlockBuilder(), "batch_decode", model)
+    narrow = [names for value, names in ops.names.items() if value.ty.dtype == "float16"]
+    return {name for names in narrow for name in ([names] if isinstance(names, str) else names or ())}
 
 
 def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel) -> KernelOps:
@@ -135,22 +118,17 @@ def _emit_function(builder: relax.BlockBuilder, name: str, model: GraphModel) ->
     slots = relax.Var("slots", relax.TensorType([batch], "int32"))
     states, params = relax.Var("states", relax.ObjectType()), relax.Var("params", relax.ObjectType())
 
-    def item(container: relax.Var, index: int, shape: Sequence, dtype: str) -> relax.Var:
-        """A tensor of a tuple that is typed as an object: the VM would check each field of a tuple type at every call, a
-        tenth of a small model's decoding; the kernels check what they are given."""
-        get = relax.ExternFunc("vm.builtin.tuple_getitem")
-        args = [container, tirx.IntImm("int64", index)]
-        return builder.emit(relax.op.call_pure_packed(get, *args, ty_args=relax.TensorType(list(shape), dtype)))
-
     marks = {MERGED: _is_merged(name, model), CAPTURED: _is_captured(name, model)}
     marked: dict[str, object] = {mark: True for mark, holds in marks.items() if holds}
     if name == "prefill":
         marked[PLANNED] = {rows.name: model.target.prefill_chunk}
     with builder.function(name, [tokens, segment_ends, slots, states, params], marked or None):
         with builder.dataflow():
-            weights = model.weights({t.name: item(params, i, t.shape, t.dtype) for i, t in enumerate(model.taken)})
+            weights = model.weights(
+                {t.name: item(builder, params, i, t.shape, t.dtype) for i, t in enumerate(model.taken)}
+            )
             tensors = {
-                state: item(states, i, (num_slots, *shape), "float32")
+                state: item(builder, states, i, (num_slots, *shape), "float32")
                 for i, (state, (shape, _)) in enumerate(model.states.items())
             }
             places = BYTES[model.prefill_activations] if name == "prefill" else 0

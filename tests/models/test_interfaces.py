@@ -11,7 +11,6 @@ from rwkv_mlc.compiler.targets import resolve_target
 from rwkv_mlc.engine.tvm_runtime import tvm_ffi, virtual_machine
 from rwkv_mlc.interfaces import INTERFACES
 from rwkv_mlc.interfaces.module import build_module
-from rwkv_mlc.models import GENERATIONS
 from rwkv_mlc.quantization.schemes import get_scheme
 from support import functional
 from support.accuracy import trained_like_weights
@@ -19,7 +18,8 @@ from support.compiled import QUICK, runner_for
 
 SHAPE = {"vocab_size": 61, "hidden_size": 64, "layers": 2, "head_size": 32}
 SEQUENCES = [[5, 9, 17, 60, 2, 33, 8, 41, 7], [3], [11, 12, 13, 14, 15]]
-CASES = [*((generation, QUICK) for generation in GENERATIONS), ("5.2", "vulkan"), ("4", "vulkan")]
+CASES = [("7a", QUICK), ("4", "vulkan")]
+"""``test_mlc`` has the other generations in such an interface, which 7a has no other of; here every state is compared, too."""
 
 
 @pytest.mark.parametrize("generation, target", CASES)

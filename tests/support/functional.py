@@ -58,9 +58,6 @@ class Functional(Interface):
             functions=self.functions(model.config),
         )
 
-    def float16_values(self, model: GraphModel) -> set[str]:
-        raise AssertionError("the tests ask for none")
-
 
 def _emit(builder: relax.BlockBuilder, name: str, phase: str, model: GraphModel) -> None:
     batch = tirx.Var("batch", "int64")
