@@ -75,6 +75,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
                 f"{folder} has no config.json; expected a Hugging Face folder, or give the weight file's path."
             )
     facts = facts or Facts()
+    epsilon = facts.config.layer_norm_epsilon
     if facts.config.tie_word_embeddings:
         tensors = huggingface.with_tied_head(tensors, folder)
     title = model if own else re.sub(r"\.(pth|pt|bin|safetensors|st|gguf)$", "", name.name)
@@ -87,7 +88,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         tokenizer_files=tokenizer_files(folder),
         head_size_divisor=facts.config.head_size_divisor,
         context_length=facts.config.context_length or context_in(title),
-        layer_norm_epsilon=facts.config.layer_norm_epsilon or content.layer_norm_epsilon,
+        layer_norm_epsilon=content.layer_norm_epsilon if epsilon is None else epsilon,
         rescale_every=None if facts.config.rescale_every is None else max(facts.config.rescale_every, 0),
         stated=facts.stated,
         tokens=facts.tokens,

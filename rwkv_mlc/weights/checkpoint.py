@@ -46,12 +46,13 @@ def row_of(tensor: LazyTensor, index: int) -> LazyTensor:
 @dataclass(frozen=True)
 class MergedLora:
     """A LoRA that is in a checkpoint's tensors: its ``file``, the ``alpha`` that it is scaled by, how many ``matrices`` have a
-    product of it added and how many ``whole`` tensors it replaces."""
+    product of it added and how many ``whole`` tensors it replaces; ``by_root`` says that it is divided by its rank's root."""
 
     file: Path
     alpha: float
     matrices: int
     whole: int
+    by_root: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Hash of the files' bytes, in order; of the name where there is no file (random weights); and of the LoRA's bytes and
-        alpha after them."""
+        scale after them."""
         digest = hashlib.sha256(b"" if self.files else self.source.encode())
         for path in [*self.files, *([self.lora.file] if self.lora else [])]:
             with open(path, "rb") as file:
                 while chunk := file.read(1 << 24):
                     digest.update(chunk)
         if self.lora:
-            digest.update(f"lora alpha {self.lora.alpha}".encode())
+            digest.update(f"lora alpha {self.lora.alpha}{' by root' * self.lora.by_root}".encode())
         return digest.hexdigest()

@@ -45,8 +45,12 @@ SCALARS = {
     GGUFValueType.FLOAT64: "<d",
 }
 
+BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 RESCALED = re.compile(r"blocks\.(\d{1,4})\.(?:att\.output|ffn\.value)\.weight")
 """What the converter divides where the residual stream is to be halved after every so many layers."""
+
+SIZES = ("vocab_size", "embedding_length", "feed_forward_length", "block_count")
+"""Facts that the tensors say too."""
 
 
 class Stored(NamedTuple):
@@ -88,8 +92,10 @@ def read_gguf(path: Path) -> Gguf:
     epsilon = float(
         str(np.float32(number("attention.layer_norm_epsilon")))
     )  # 1e-5, where float32 has a number beside it
-    tensors = {name: _lazy_tensor(path, *place) for name, place in stored.items()}
-    return Gguf(_blinkdl_tensors(tensors, layout, head_size, rescale), epsilon or None)
+    lazy = {name: _lazy_tensor(path, *place) for name, place in stored.items()}
+    tensors = _blinkdl_tensors(path, lazy, layout, head_size, rescale)
+    _check_sizes(path, {name: number(name) for name in SIZES}, tensors)
+    return Gguf(tensors, epsilon or None)
 
 
 class _Reader:
@@ -187,7 +193,7 @@ def _lazy_tensor(path: Path, offset: int, shape: tuple[int, ...], elements: Form
 
 
 def _blinkdl_tensors(
-    stored: dict[str, LazyTensor], layout: LlamaCpp, head_size: int, rescale: int
+    path: Path, stored: dict[str, LazyTensor], layout: LlamaCpp, head_size: int, rescale: int
 ) -> dict[str, LazyTensor]:
     result: dict[str, LazyTensor] = {}
     for name, tensor in stored.items():
@@ -200,12 +206,28 @@ def _blinkdl_tensors(
             tensor = _reshaped(tensor, (prod(tensor.shape) // head_size, head_size))
         if (match := RESCALED.fullmatch(name)) and rescale > 0:
             tensor = _doubled(tensor, int(match[1]) // rescale)
-        parts = layout.fused.get(part, ())
+        named, parts = {name: tensor}, layout.fused.get(part, ())
         if parts and tensor.shape[0] == len(parts):
-            result |= {f"{block}.{each}": row_of(tensor, i) for i, each in enumerate(parts)}
-        else:
-            result[name] = tensor
+            named = {f"{block}.{each}": row_of(tensor, i) for i, each in enumerate(parts)}
+        if twice := named.keys() & result.keys():
+            raise UserError(f"{path} holds {listed(sorted(twice))} twice, under two names; {AGAIN}.")
+        result |= named
     return result
+
+
+def _check_sizes(path: Path, stated: dict[str, float], tensors: dict[str, LazyTensor]) -> None:
+    """Raises UserError for a header of other sizes than the tensors have; 0 leaves them to these."""
+    found = {"block_count": 1 + max((int(match[1]) for match in map(BLOCK.match, tensors) if match), default=-1)}
+    for name, sizes in (("emb.weight", SIZES[:2]), ("blocks.0.ffn.key.weight", SIZES[2:3])):
+        if name in tensors:
+            found |= dict(zip(sizes, tensors[name].shape))
+    wrong = [
+        f"{name} {stated[name]}, where its tensors have {size}"
+        for name, size in found.items()
+        if stated[name] not in (0, size)
+    ]
+    if wrong:
+        raise UserError(f"{path} states {'; '.join(wrong)}; {AGAIN}.")
 
 
 def _reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:

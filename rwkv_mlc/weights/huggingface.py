@@ -37,14 +37,19 @@ def blinkdl_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The same tensors under BlinkDL's names, by the rules of the latest generation that recognizes them so; names that are
     BlinkDL's already stay. What all names begin with, such as the ``_forward_module.`` and ``base_model.model.`` of
     wrappers around a model, is taken off. Where no generation recognizes them, ``models.detect_config`` will refuse them; it
-    finds what to say of them under the oldest one's names."""
+    finds what to say of them under the oldest one's names. Raises UserError where two tensors have one name by these rules."""
     prefix = _shared_prefix(tensors)
-    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    renamed = bare
+    found: dict[str, str] = {}
     for generation in reversed(GENERATIONS.values()):
-        renamed = {rename(name, generation.hugging_face_names): tensor for name, tensor in bare.items()}
-        if generation.recognizes({name: tensor.shape for name, tensor in renamed.items()}):
+        found = {name: rename(name.removeprefix(prefix), generation.hugging_face_names) for name in tensors}
+        if generation.recognizes({found[name]: tensor.shape for name, tensor in tensors.items()}):
             break
+    renamed: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        if found[name] in renamed:
+            names = listed([other for other in tensors if found[other] == found[name]])
+            raise UserError(f"The weights hold {found[name]} twice, as {names}; remove what is not of this model.")
+        renamed[found[name]] = tensor
     return renamed
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from ..errors import UserError
-from ..escaping import listed_problems
+from ..escaping import listed, listed_problems, quoted, shortened
 from ..models import detect_config, generation_of
-from ..typed_json import Schema, read
+from ..typed_json import Extent, Schema, read
 from . import read_file
 from .adapters import THIN, content_of, own_name
 from .checkpoint import Checkpoint, LazyTensor, MergedLora
@@ -28,16 +28,33 @@ from .huggingface import rename
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
+BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""PEFT's ``init_lora_weights`` that leave the model's own weights as they are: others, such as "pissa", take from them what
+the LoRA begins with."""
+
+
 class AdapterConfig(Schema):
-    """``adapter_config.json``: ``alpha_pattern`` gives some modules alphas of their own, ``use_rslora`` divides by the root of
-    the rank, ``use_dora`` and ``fan_in_fan_out`` are other products."""
+    """``adapter_config.json``: ``rank_pattern`` and ``alpha_pattern`` give some modules ranks and alphas of their own,
+    ``use_rslora`` divides by the root of the rank, ``use_dora`` and ``fan_in_fan_out`` are other products, a LoRA with
+    ``init_lora_weights`` beyond ``BEGINNINGS`` is of other weights, ``layer_replication`` gives the model more layers, and with
+    ``alora_invocation_tokens`` only some tokens see the LoRA."""
 
     peft_type: str = "LORA"
+    rank: Extent | None = Field(default=None, alias="r")
+    rank_pattern: dict[str, Extent] = Field(default_factory=dict)
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     use_rslora: bool = False
     use_dora: bool = False
     fan_in_fan_out: bool = False
+    init_lora_weights: Any = True
+    layer_replication: Any = None
+    alora_invocation_tokens: Any = None
+
+    @property
+    def ranks(self) -> frozenset[int]:
+        """None at all where the file does not say them."""
+        return frozenset(() if self.rank is None else (self.rank, *self.rank_pattern.values()))
 
 
 def merged(checkpoint: Checkpoint, path: Path, alpha: float | None = None) -> Checkpoint:
@@ -53,13 +70,16 @@ def merged(checkpoint: Checkpoint, path: Path, alpha: float | None = None) -> Ch
     thin: dict[str, dict[str, LazyTensor]] = {}
     whole: dict[str, LazyTensor] = {}
     for name, tensor in stored.items():
-        name = own_name(name)
-        if pair := THIN.fullmatch(name):
+        place, key = whole, rename(own_name(name), rules)
+        if pair := THIN.fullmatch(own_name(name)):
             target = rename(f"{pair[1]}.weight", rules)
             target = target if target in checkpoint.tensors else rename(pair[1], rules)
-            thin.setdefault(target, {})[pair[2]] = tensor
-        else:
-            whole[rename(name, rules)] = tensor
+            place, key = thin.setdefault(target, {}), pair[2]
+        if key in place:
+            raise UserError(
+                f"{file} holds two tensors for one place, one of them as {shortened(name)}; give the adapter of one training."
+            )
+        place[key] = tensor
     if not thin and (content := content_of(stored)):
         raise UserError(f"{file} is {content.what}, not a LoRA; {content.advice}.")
     if not thin:
@@ -68,7 +88,7 @@ def merged(checkpoint: Checkpoint, path: Path, alpha: float | None = None) -> Ch
         )
     if alpha is None:
         raise UserError(f"{file} does not say the alpha that it was trained with; give it with --lora-alpha N.")
-    if problems := list(_problems(checkpoint.shapes, thin, whole)):
+    if problems := list(_problems(checkpoint.shapes, thin, whole, config.ranks)):
         count = "1 of its tensors does" if len(problems) == 1 else f"{len(problems)} of its tensors do"
         raise UserError(
             f"The LoRA {file} is of another model than {checkpoint.name}, {count} not fit: {listed_problems(problems)}."
@@ -85,7 +105,7 @@ def merged(checkpoint: Checkpoint, path: Path, alpha: float | None = None) -> Ch
     return dataclasses.replace(
         checkpoint,
         tensors=checkpoint.tensors | whole | sums,
-        lora=MergedLora(file, float(alpha), matrices=len(sums), whole=len(whole)),
+        lora=MergedLora(file, float(alpha), matrices=len(sums), whole=len(whole), by_root=config.use_rslora),
     )
 
 
@@ -106,6 +126,9 @@ def _file_of(path: Path) -> tuple[Path, AdapterConfig]:
         "use_dora": config.use_dora,
         "fan_in_fan_out": config.fan_in_fan_out,
         "alpha_pattern": bool(config.alpha_pattern),
+        f"init_lora_weights {quoted(config.init_lora_weights)}": config.init_lora_weights not in BEGINNINGS,
+        "layer_replication": bool(config.layer_replication),
+        "alora_invocation_tokens": bool(config.alora_invocation_tokens),
     }
     if asked := [name for name, is_set in others.items() if is_set]:
         raise UserError(
@@ -119,6 +142,7 @@ def _problems(
     shapes: Mapping[str, tuple[int, ...]],
     thin: Mapping[str, Mapping[str, LazyTensor]],
     whole: Mapping[str, LazyTensor],
+    ranks: Collection[int],
 ) -> Iterator[str]:
     for name, pair in thin.items():
         module = name.removesuffix(".weight")
@@ -130,6 +154,8 @@ def _problems(
             yield f"missing {module}.lora_{absent}"
         elif not _multiply(sides["B"], sides["A"], shapes[name]):
             yield f"{module} is {list(shapes[name])}, its lora_A {sides['A']} and lora_B {sides['B']}"
+        elif ranks and sides["A"][0] not in ranks:
+            yield f"{module} has the rank {sides['A'][0]}, where {ADAPTER_CONFIG} says {listed(list(map(str, sorted(ranks))))}"
     for name, tensor in whole.items():
         if name not in shapes:
             yield f"unknown {name}"

@@ -166,9 +166,12 @@ class Archive:
         self.size = path.stat().st_size
         try:
             with zipfile.ZipFile(path) as archive:
-                self.members = {info.filename: info for info in archive.infolist()}
+                members = archive.infolist()
         except (zipfile.BadZipFile, EOFError, ValueError, OSError, NotImplementedError) as error:
             raise UserError(f"{path} is truncated or damaged ({error}); download it again.") from None
+        self.members = {info.filename: info for info in members}
+        if len(self.members) < len(members):
+            raise UserError(f"{path} is damaged: it has two members of one name; download it again.")
         roots = [name[: -len("data.pkl")] for name in self.members if name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise UserError(f"{path} is a zip file but no PyTorch checkpoint: it has {len(roots)} data.pkl, not one.")

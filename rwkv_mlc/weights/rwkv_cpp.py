@@ -55,6 +55,7 @@ def read_rwkv_cpp(path: Path) -> dict[str, LazyTensor]:
                 shape = integers(dimensions)[::-1]
                 name = file.read(name_length).decode()
                 elements, offset = _format(data_type, version), file.tell()
+                _check(name not in stored, f"is damaged: it holds {shortened(name)} twice")
                 _check(min(shape) > 0, f"is damaged at {shortened(name)}")
                 _check(
                     shape[-1] % elements.block == 0,

@@ -187,6 +187,11 @@ def test_the_epsilon_of_config_json_is_used(tmp_path, named):
     assert resolve(open_checkpoint(str(source)))[0].layer_norm_epsilon == 0.1
 
 
+def test_an_epsilon_of_nothing_is_used(tmp_path):
+    folder = folder_of(tmp_path / "hf", weights_of(), layer_norm_epsilon=0)
+    assert resolve(open_checkpoint(str(folder)))[0].layer_norm_epsilon == 0
+
+
 @pytest.mark.parametrize("name", ["layer_norm_eps", "norm_eps"])
 def test_the_epsilon_by_its_other_names(tmp_path, name):
     folder = folder_of(tmp_path / "hf", weights_of(), **{name: 0.1})
@@ -382,6 +387,18 @@ def test_a_prefix_of_all_names_is_no_obstacle(tmp_path, prefix, theirs):
     rename = huggingface_name if theirs else str
     save_file({prefix + rename(name): array for name, array in weights.items()}, tmp_path / "a.safetensors")
     assert_holds(open_checkpoint(str(tmp_path / "a.safetensors")), weights)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    """Of which one would be built, whichever came last: a model saved over another under other names."""
+    weights = weights_of(generation="5.2")
+    both = {f"model.{name}": array for name, array in weights.items()}
+    both[f"model.{huggingface_name('blocks.1.att.key.weight')}"] = weights["blocks.0.att.key.weight"]
+    save_file(both, tmp_path / "a.safetensors")
+    with pytest.raises(
+        UserError, match=r"hold blocks.1.att.key.weight twice, as model.blocks.1.att.key.weight, model.rwkv"
+    ):
+        open_checkpoint(str(tmp_path / "a.safetensors"))
 
 
 def test_mlc_llms_names(tmp_path):

@@ -101,6 +101,18 @@ def test_what_is_said_of_the_model(tmp_path, architecture, facts, message):
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vocab_size", 41), ("embedding_length", 64), ("feed_forward_length", 128), ("block_count", 2)],
+)
+def test_sizes_that_the_tensors_do_not_have(tmp_path, name, size):
+    path = write_gguf(tmp_path / "m.gguf", "rwkv7", small_model("rwkv7"), facts={name: 77})
+    with pytest.raises(UserError, match=rf"m.gguf states {name} 77, where its tensors have {size}; convert"):
+        open_checkpoint(str(path))
+    write_gguf(path, "rwkv7", small_model("rwkv7"), facts={name: size})
+    open_checkpoint(str(path))
+
+
 def text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 

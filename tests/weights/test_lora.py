@@ -109,8 +109,13 @@ def test_rwkv_lm_as_its_trainer_saves_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "alpha", "scale"),
-    [({}, None, 8 / RANK), ({}, 6, 2.0), ({"use_rslora": True}, None, 8 / RANK**0.5)],
-    ids=["its own alpha", "another alpha", "root of the rank"],
+    [
+        ({}, None, 8 / RANK),
+        ({"init_lora_weights": "gaussian"}, 6, 2.0),
+        ({"use_rslora": True}, None, 8 / RANK**0.5),
+        ({"r": 64, "rank_pattern": {"key": RANK}}, None, 8 / RANK),
+    ],
+    ids=["its own alpha", "another alpha", "root of the rank", "ranks of modules"],
 )
 @pytest.mark.parametrize("generation", ["4", "5.2"])
 def test_peft(tmp_path, generation, config, alpha, scale):
@@ -201,9 +206,38 @@ def test_what_is_no_lora_to_merge(tmp_path):
         (folders["fan_in_fan_out"], None, "asks for fan_in_fan_out"),
         (peft_folder(tmp_path / "loha", pairs, peft_type="LOHA"), None, "asks for peft_type 'LOHA'"),
         (peft_folder(tmp_path / "zero", pairs, lora_alpha=0), None, "gives lora_alpha as 0"),
+        (
+            peft_folder(tmp_path / "pissa", pairs, init_lora_weights="pissa_niter_16"),
+            None,
+            "init_lora_weights 'pissa_niter_16'",
+        ),
+        (peft_folder(tmp_path / "more", pairs, layer_replication=[[0, 2], [1, 2]]), None, "asks for layer_replication"),
+        (peft_folder(tmp_path / "some", pairs, alora_invocation_tokens=[5]), None, "asks for alora_invocation_tokens"),
+        (peft_folder(tmp_path / "rank", pairs, r=64), None, "has the rank 3, where adapter_config.json says 64"),
     ]:
         with pytest.raises(UserError, match=message):
             merged(checkpoint, source, alpha)
+
+
+@pytest.mark.parametrize("names", [rwkv_lm, lambda pairs: {"blocks.1.ln1.weight": np.ones(64)}], ids=["thin", "whole"])
+def test_two_tensors_for_one_place(tmp_path, names):
+    """Of two trainings under different names, of which the last would be merged and the other lost."""
+    path, weights = model(tmp_path)
+    pairs = pairs_of(weights)
+    wrapped = {f"base_model.model.{name}": array for name, array in names(pairs).items()}
+    file = save(tmp_path / "lora.safetensors", rwkv_lm(pairs) | names(pairs) | wrapped)
+    with pytest.raises(UserError, match="lora.safetensors holds two tensors for one place, one of them as "):
+        merged(open_checkpoint(str(path)), file, 8)
+
+
+def test_another_scale_is_another_model(tmp_path):
+    """So that parameters which were merged with one are not taken for those of the other."""
+    path, weights = model(tmp_path)
+    hashes = set()
+    for by_root in (False, True):
+        folder = peft_folder(tmp_path / "adapter", pairs_of(weights), use_rslora=by_root)
+        hashes.add(merged(open_checkpoint(str(path)), folder).sha256())
+    assert len(hashes) == 2
 
 
 def test_what_is_no_model(tmp_path):

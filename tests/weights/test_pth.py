@@ -276,6 +276,15 @@ def test_refuses_other_archives(tmp_path, saved, replace, compression, message):
         read_pth(rewrite(saved, tmp_path / "changed.pth", replace, compression))
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_refuses_two_members_of_one_name(tmp_path, saved):
+    """Of which two readers may take different ones."""
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("model/data/0", bytes(48))
+    with pytest.raises(UserError, match="has two members of one name"):
+        read_pth(saved)
+
+
 def test_byteorder_may_be_missing(tmp_path, saved):
     assert read_pth(rewrite(saved, tmp_path / "older.pth", {"byteorder": None}))["a"].read().sum() == 66
 

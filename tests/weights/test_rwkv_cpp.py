@@ -183,6 +183,14 @@ def test_rwkv_cpp_header_of_another_size(tmp_path):
     np.testing.assert_allclose(found.read().reshape(expected.shape), expected, rtol=2e-5, atol=2e-5)
 
 
+def test_rwkv_cpp_holds_a_tensor_twice(tmp_path):
+    path = write_rwkv_cpp(tmp_path / "model.bin", synthetic_checkpoint("4", layers=1, hidden_size=64))
+    data = path.read_bytes()
+    path.write_bytes(data + data[24:])
+    with pytest.raises(UserError, match="is damaged: it holds emb.weight twice; convert or download it again"):
+        open_checkpoint(str(path))
+
+
 def test_rwkv_cpp_truncated(tmp_path):
     data = write_rwkv_cpp(tmp_path / "model.bin", synthetic_checkpoint("5.2", layers=1, hidden_size=64)).read_bytes()
     whole = len(open_checkpoint(str(tmp_path / "model.bin")).tensors)
