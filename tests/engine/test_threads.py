@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -96,6 +97,18 @@ for _ in range(5):
 done = True
 other.join()
 print(codes)
+"""
+
+COMMANDS = """
+import io
+from rwkv_mlc.cli.main import main
+generate, chat = ["generate", "--prompt", "Tom"], ["chat"]
+found = []
+for count, command in enumerate([generate, generate, generate, chat, chat], 1):
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"Tom"))
+    assert main([*command, sys.argv[1], "--max-tokens", "8", "--threads", str(count)]) == 0
+    found.append(len(os.listdir("/proc/self/task")) - count)
+print(found)
 """
 
 FORK_WITHOUT_THREADS = """
@@ -202,6 +215,14 @@ def test_the_processors_that_a_process_may_use(demo):
     last = max(os.sched_getaffinity(0))
     assert run(demo, AFFINITY, {last}) == f"1 [{last}] True"
     assert run(demo, AFFINITY, **{threads.THREADS: "2"}) == f"2 {sorted(os.sched_getaffinity(0))} True"
+
+
+@linux_only
+def test_commands_start_as_many_threads_as_they_are_told(demo):
+    """Beside those that the process has anyway, which are the same number each time."""
+    needs_own_pool()
+    *_, beside = run(demo, COMMANDS).splitlines()
+    assert len(set(json.loads(beside))) == 1, beside
 
 
 @linux_only

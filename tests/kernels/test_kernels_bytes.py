@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from rwkv_mlc import Engine
+from rwkv_mlc import Engine, reference
 from rwkv_mlc.artifact import BuildRecord
 from rwkv_mlc.bench import limits, timing
 from rwkv_mlc.bench.prefill_error import prefill_error
@@ -26,8 +26,8 @@ from rwkv_mlc.quantization.layouts import LAYOUTS
 from rwkv_mlc.quantization.schemes import get_scheme
 from rwkv_mlc.schema import Activations
 from support import kernel_twins as twins
-from support.accuracy import BOUND, TOKENS, trained_like_weights
-from support.compiled import in_memory
+from support.accuracy import BOUND, TOKENS, trained_like_weights, with_outliers
+from support.compiled import in_memory, only
 from support.cpu_products import (
     CALLS,
     FORMS,
@@ -229,6 +229,21 @@ def test_only_prefill_is_rounded(generation, scheme, activations, least, most, c
     assert error(scored, expected) < BOUND and np.array_equal(scored, model.score(TOKENS))
     decoded = runner.run("decode", [TOKENS[:1]], runner.new_state())
     assert np.array_equal(decoded, model.decode(TOKENS[:1]))
+
+
+@needs_a_dot
+def test_int8_beside_outliers(tmp_path, within):
+    """No worse than README says of prompts without them: channels that are far larger keep float32, and take nothing from the
+    places of the others."""
+    tensors, scheme = with_outliers(trained_like_weights("5.2"), 1e2), get_scheme("q4f16_1")
+    with only(("prefill",)):
+        runner = runner_of(tensors, scheme.name, "int8", tmp_path / "int8.so")
+    config, parameters, checkpoint = resolve(in_memory(tensors))
+    stored = {p: scheme.quantize(p, p.convert(checkpoint[p.source].read())) for p in parameters}
+    dequantized = {p.name: scheme.dequantize(p, arrays).astype(np.float64) for p, arrays in stored.items()}
+    expected, _ = reference.forward(config, dequantized, TOKENS)
+    found = runner.run("prefill", [TOKENS], runner.new_state())[0]
+    within("int8 prefill beside outliers", error(found, expected[-1]), 1.45e-2)
 
 
 @pytest.fixture(scope="module")
