@@ -233,7 +233,7 @@ def test_only_prefill_is_rounded(generation, scheme, activations, least, most, c
 
 @needs_a_dot
 def test_int8_beside_outliers(tmp_path, within):
-    """No worse than README says of prompts without them: channels that are far larger keep float32, and take nothing from the
+    """Within what README says: channels that are far larger than others keep float32, and take nothing from the
     places of the others."""
     tensors, scheme = with_outliers(trained_like_weights("5.2"), 1e2), get_scheme("q4f16_1")
     with only(("prefill",)):
