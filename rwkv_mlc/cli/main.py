@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None, build_program: str | None = None) ->
                 _discard_output()
                 say_error(f"The output cannot be written ({error.strerror}); free some space and repeat.")
                 return EXIT_USAGE
+            if isinstance(error, FileNotFoundError) and not _is_somewhere():
+                say_error("The folder that this was started in is gone; change to another one and repeat.")
+                return EXIT_USAGE
             say_error(sentence(error))
             return EXIT_USAGE if lacks_memory(error) else EXIT_FAULT
         except BaseException as error:  # such as a panic of a library in Rust that Ctrl-C has met while it was loaded
@@ -73,6 +76,14 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as the process runs
         getattr(sys, name).reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _is_somewhere() -> bool:
+    """Whether the current folder is still there."""
+    try:
+        return bool(os.getcwd())  # noqa: PTH109  which is what Path.cwd calls
+    except FileNotFoundError:
+        return False
 
 
 def _discard_output() -> None:

@@ -40,7 +40,9 @@ class Parser(argparse.ArgumentParser):
         for word in takewhile(lambda word: word != "--", words):
             if self.commands and not word.startswith("-"):
                 if word not in self.commands:
-                    self.error(f"there is no command {shortened(word)}{_suggestion(word, self.commands, 'commands')}")
+                    self.error(
+                        f"there is no command {shortened(word) or repr(word)}{_suggestion(word, self.commands, 'commands')}"
+                    )
                 break
             if self._is_unknown(flag := word.partition("=")[0]):
                 self.error(f"there is no {shortened(flag)}{self._hint(flag, word, before)}")
@@ -69,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
 def _suggestion(word: str, known: Collection[str], what: str = "") -> str:
     """What is likely meant: what begins so, or else what resembles it; the list where it is asked for and nothing does."""
-    begun = [name for name in known if name.startswith(word)]
+    begun = [name for name in known if word and name.startswith(word)]
     near = [word] if word in known else begun or difflib.get_close_matches(word, known, 1, ALIKE)
     if near:
         return f"; did you mean {' or '.join(near)}?"

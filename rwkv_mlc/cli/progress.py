@@ -20,16 +20,17 @@ def steps() -> Iterator[Callable[[int, int, str], None]]:
         yield lambda number, total, what: _line(f"[{number}/{total}] {what}")
         return
     columns = (
-        TextColumn("[{task.fields[number]}/{task.total}]", markup=False),
+        TextColumn("{task.fields[place]}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, number=0)
+        task = bar.add_task("", total=None, place="")
 
         def begin(number: int, total: int, what: str) -> None:
-            bar.update(task, number=number, completed=number - 1, total=total, description=escaped(what))
+            place = f"[{number}/{total}]"
+            bar.update(task, place=place, completed=number - 1, total=total, description=escaped(what))
 
         yield begin
 

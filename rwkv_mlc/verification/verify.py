@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,9 @@ def verify(path: Path, run: bool = False, tell: Callable[[str], None] = lambda w
         raise UserError(f"There is no {path}; name an artifact's folder or a library.")
     folder = path if path.is_dir() else path.parent
     artifact = Artifact.open(folder) if path.is_dir() or _lists(folder, path) else None
+    report = _reporter()
     if artifact is None:
-        return [_report(path, run=run)]
+        return [report(path, None, None, run)]
     records = artifact.libraries().items()
     chosen = [(target, record) for target, record in records if path.is_dir() or record.path.name == path.name]
     if not chosen:
@@ -34,7 +38,7 @@ def verify(path: Path, run: bool = False, tell: Callable[[str], None] = lambda w
     for target, record in chosen:
         if run:
             tell(f"running {record.path.name}")
-        reports.append({"target": target, **_report(record.path, artifact, target, run)})
+        reports.append({"target": target, **report(record.path, artifact, target, run)})
     return reports
 
 
@@ -45,16 +49,31 @@ def _lists(folder: Path, library: Path) -> bool:
     return any(record.path.name == library.name for record in BuildRecord.read(folder).libraries.values())
 
 
-def _report(
-    path: Path, artifact: Artifact | None = None, target: str | None = None, run: bool = False
-) -> dict[str, Any]:
-    """What is inside and the checks: ``report.report``."""
+def _reporter() -> Callable[[Path, Artifact | None, str | None, bool], dict[str, Any]]:
+    """``report.report``. Raises UserError where lief is not installed."""
     try:
-        from .report import report
+        with _uninterrupted():
+            from .report import report
     except ModuleNotFoundError as error:
         if error.name != "lief":
             raise
         raise UserError(
             f"verify reads libraries with lief, which is not installed; install it with {INSTALL}."
         ) from None
-    return report(path, artifact, target, run)
+    return report
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the body: lief, while it is loaded, would abort the process."""
+    handler, noted = signal.getsignal(signal.SIGINT), list[Any]()
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *arguments: noted.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    for arguments in noted:
+        handler(*arguments)

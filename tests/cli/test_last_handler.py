@@ -264,6 +264,36 @@ def test_little_is_loaded_before_ctrl_c_is_understood():
     assert result.stdout == "['__future__', 'rwkv_mlc', 'rwkv_mlc.__main__']\n", result.stderr
 
 
+def test_an_interrupt_waits_until_lief_is_loaded(tmp_path):
+    """Which would otherwise abort the process: its module makes objects of Python from C++."""
+    (tmp_path / "lief.py").write_text(
+        "import os, pathlib, signal\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "loaded = sum(range(10**5))\n"
+        "pathlib.Path(__file__).with_name('loaded').touch()\n"
+        "class Binary: pass\n"
+        "class logging:\n    disable = staticmethod(lambda: None)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "rwkv_mlc", "verify", "lief.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert (result.returncode, result.stderr) == (130, "") and (tmp_path / "loaded").exists()
+
+
+def test_a_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert main(["inspect", "."]) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: The folder that this was started in is gone; change to another one and repeat.\n"
+    )
+
+
 # A chat goes on
 
 

@@ -48,6 +48,12 @@ def test_what_is_meant(capsys, line, message):
     assert message in refused(capsys, line)
 
 
+def test_no_word_at_all_is_no_beginning(capsys):
+    with pytest.raises(SystemExit):
+        main([""])
+    assert "there is no command ''; the commands are build, convert-weight," in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag, whole", [("--quant", "--quantization"), ("--temp", "--temperature")])
 def test_flags_are_written_in_full(capsys, flag, whole):
     command = "build" if flag == "--quant" else "generate D"

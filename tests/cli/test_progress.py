@@ -59,6 +59,7 @@ def test_steps(capsys, monkeypatch):
     shown = both()
     assert (
         "[2/2]" in shown
+        and "None" not in shown
         and "timing" in shown
         and "comparing" in shown
         and "measuring" in shown
