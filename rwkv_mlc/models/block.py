@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import RWKVConfig
 from ..errors import UserError
 from .generation import Beside, Generation, Shapes
+from .huggingface import PREFIX_RULES, TRANSFORMERS_NAMES, reading
 from .parameter import NORMS, Parameter, Range, StateTensor, Transform
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
@@ -22,15 +23,7 @@ if TYPE_CHECKING:
 ROWS = 16
 """Rows of a matrix that kernels of CPUs take at once: matrices that lie below each other each have a multiple of them."""
 
-# transformers' modeling_rwkv.py, the remote code of RWKV-5 (modeling_rwkv5.py) and mlc_llm's rwkv5_model.py
-HUGGING_FACE_NAMES = (
-    (r"(?:rwkv|model)\.", ""),
-    (r"embeddings\.", "emb."),
-    (r"(blocks\.\d+)\.pre_ln\.", r"\1.ln0."),
-    (r"(blocks\.\d+)\.attention\.", r"\1.att."),
-    (r"(blocks\.\d+)\.feed_forward\.", r"\1.ffn."),
-    (r"(blocks\.\d+\.\w+\.time_mix_[kvrg])(?:ey|alue|eceptance|ate)$", r"\1"),
-)
+HUGGING_FACE_NAMES = (*PREFIX_RULES, *reading(TRANSFORMERS_NAMES))
 
 
 class BlockGeneration(Generation):
@@ -39,6 +32,7 @@ class BlockGeneration(Generation):
     A generation whose layers hand on more than ``x`` writes ``blocks`` of its own."""
 
     own: Sequence[str] = ()
+    in_rwkv_cpp = True
     hugging_face_names: Sequence[tuple[str, str]] = HUGGING_FACE_NAMES
     state_parameters = 1
     """How many of the parameters of wkv, the first ones, the state depends on."""
@@ -163,6 +157,30 @@ def attention_size(shapes: Shapes) -> dict[str, dict[str, int]]:
     """The field ``own`` of ``RWKVConfig`` for a time mixing that has not as many channels as the residual stream."""
     (_, hidden_size), key = shapes["emb.weight"], shapes.get("blocks.0.att.key.weight", ())
     return {"own": {"attention_size": key[0]}} if len(key) == 2 and key[0] != hidden_size else {}
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without axes of length 1."""
+    return tuple(n for n in shape if n != 1)
+
+
+def transformers_config(config: RWKVConfig) -> dict[str, Any]:
+    """The keys of transformers' ``RwkvConfig`` that a model's dimensions tell."""
+    return {
+        "attention_hidden_size": config.attention_size,
+        "context_length": config.context_length,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "rescale_every": config.rescale_every,
+    }
+
+
+def headed_config(config: RWKVConfig) -> dict[str, Any]:
+    """The same with the keys of RWKV-5's remote code."""
+    return transformers_config(config) | {
+        "head_size": config.head_size,
+        "head_size_divisor": config.head_size_divisor,
+        "num_attention_heads": config.num_heads,
+    }
 
 
 def norm(name: str, source: str, size: int, part: str = NORMS) -> list[Parameter]:

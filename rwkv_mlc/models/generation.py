@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..config import RWKVConfig
+from .huggingface import HuggingFace
 from .llama_cpp import LlamaCpp
 from .parameter import Parameter, StateTensor
 from .values import Role, Value
@@ -92,6 +93,11 @@ class Generation(ABC):
         """The sizes that every ``RWKVConfig.own`` of the generation holds."""
 
     @abstractmethod
+    def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """The tensors under the names and in the order of axes of a BlinkDL ``.pth``, with its values, where other formats
+        have others; without what nothing reads."""
+
+    @abstractmethod
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The tensors under the names and with the values of ``Parameter.source``, where checkpoints differ in either."""
 
@@ -118,6 +124,26 @@ class Generation(ABC):
     def hugging_face_names(self) -> Sequence[tuple[str, str]]:
         """What turns names of Hugging Face's implementations into BlinkDL's: a pattern for the name's beginning and its
         replacement, applied one after the other."""
+
+    @property
+    @abstractmethod
+    def hugging_face(self) -> HuggingFace | None:
+        """The layout in which transformers loads the generation, None where there is none."""
+
+    @abstractmethod
+    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+        """What that layout's ``config.json`` holds beside what all have (the sizes of vocabulary, residual stream, layers and
+        channel mixing). Raises UserError for a model that the layout cannot express."""
+
+    @property
+    @abstractmethod
+    def in_rwkv_cpp(self) -> bool:
+        """Whether rwkv.cpp knows the generation."""
+
+    @abstractmethod
+    def to_rwkv_cpp(self, config: RWKVConfig, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str | None]:
+        """With which shape rwkv.cpp's converter (``convert_pytorch_to_ggml.py``) stores a tensor of BlinkDL's name and shape,
+        and what it does to its values, in the words of ``rwkv_cpp_tensor``."""
 
     @abstractmethod
     def rwkv_cpp_tensor(

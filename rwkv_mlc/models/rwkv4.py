@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import RWKVConfig
-from .block import BlockGeneration, attention_size, matrix, mix, mixed_roles
+from ..errors import UserError
+from .block import BlockGeneration, attention_size, matrix, mix, mixed_roles, squeezed, transformers_config
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
+from .huggingface import TRANSFORMERS_NAMES, HuggingFace
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, product_role
 from .vocabulary import Expr, Ops, Weights
@@ -27,6 +29,7 @@ class RWKV4(BlockGeneration):
     model_type = "rwkv4"
     tuned_state = None
     llama_cpp = None
+    hugging_face = HuggingFace(architecture="RwkvForCausalLM", names=TRANSFORMERS_NAMES, prefix="rwkv.")
     mlc_llm = None
     package = PackageHooks(environment={}, states=("att_x", *AVERAGE, "ffn_x"))
 
@@ -36,8 +39,19 @@ class RWKV4(BlockGeneration):
     def dimensions(self, shapes: Shapes) -> dict[str, Any]:
         return attention_size(shapes)
 
+    def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        return tensors
+
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         return tensors
+
+    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+        if config.attention_size != config.hidden_size:
+            raise UserError(
+                f"transformers keeps states of hidden_size channels, {config.hidden_size} here, and this model's time mixing has "
+                f"{config.attention_size}; it has no class for that."
+            )
+        return transformers_config(config)
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
@@ -65,6 +79,10 @@ class RWKV4(BlockGeneration):
         self, name: str, shape: tuple[int, ...], hidden_size: int
     ) -> tuple[tuple[int, ...], str | None]:
         return shape, "-exp" if name.endswith(".time_decay") else None
+
+    def to_rwkv_cpp(self, config: RWKVConfig, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str | None]:
+        done = "-exp" if name.endswith(".time_decay") else None
+        return (squeezed(shape) if ".time_" in name else shape), done
 
     def time_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
         """x + W_o (sigmoid(r) * wkv), equations 11 to 18."""

@@ -15,14 +15,17 @@ from ..errors import UserError
 from .block import (
     BlockGeneration,
     attention_size,
+    headed_config,
     matrix,
     mix,
     mixed_roles,
     norm,
     read_after_update,
+    squeezed,
     states_of_heads,
 )
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
+from .huggingface import TRANSFORMERS_NAMES, HuggingFace
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, norm_role, product_role
 from .vocabulary import Expr, Ops, Weights
@@ -38,6 +41,14 @@ class RWKV5(BlockGeneration):
     model_type = "rwkv5"
     tuned_state = TunedState("att_kv", axes=(0, 2, 1))
     llama_cpp = None
+    hugging_face = HuggingFace(
+        architecture="Rwkv5ForCausalLM",
+        names=TRANSFORMERS_NAMES,
+        prefix="rwkv.",
+        code=("configuration_rwkv5.py", "modeling_rwkv5.py", "rwkv_causal_lm.py"),
+        configuration="Rwkv5Config",
+        base="Rwkv5Model",
+    )
     mlc_llm: Mapping[str, str] = {"attention.time_decay": "exp(-exp)"}
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
 
@@ -73,20 +84,33 @@ class RWKV5(BlockGeneration):
             )
         return {"head_size": size // heads, **other}
 
+    def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Later versions than 5.0 store the bonus itself, whatever its name: web-rwkv's converter renames ``time_faaaa`` to
+        ``time_first``."""
+        return {self._bonus(name, tensors) if self.gated else name: tensor for name, tensor in tensors.items()}
+
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """5.0 stores the bonus as its logarithm under ``time_first``, or itself under ``time_faaaa``. Later versions store
-        it itself, whatever its name: web-rwkv's converter renames ``time_faaaa`` to ``time_first``."""
+        """5.0 stores the bonus as its logarithm under ``time_first``, or itself under ``time_faaaa``."""
 
         def exponential(tensor: LazyTensor) -> LazyTensor:
             return dataclasses.replace(tensor, read=lambda: np.exp(tensor.read().astype(np.float64)))
 
-        result = dict(tensors)
-        for name in tensors:
-            bonus = name.removesuffix("time_first") + "time_faaaa"
-            if name.endswith(".time_first") and bonus not in tensors:
-                stored = result.pop(name)
-                result[bonus] = stored if self.gated else exponential(stored)
+        result = self.arrange(tensors)
+        for name, tensor in tensors.items():
+            if not self.gated and (bonus := self._bonus(name, tensors)) != name:
+                result[bonus] = exponential(result.pop(name))
         return result
+
+    @staticmethod
+    def _bonus(name: str, tensors: Mapping[str, LazyTensor]) -> str:
+        """``time_faaaa`` in the place of a ``time_first`` that has none beside it."""
+        if not name.endswith(".time_first"):
+            return name
+        bonus = name.removesuffix("time_first") + "time_faaaa"
+        return name if bonus in tensors else bonus
+
+    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+        return headed_config(config) | {"model_version": self.name.replace(".", "_")}
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         """Decay and bonus are [H, N] in every version: the one scalar per head of 5.0 and 5.1 is repeated."""
@@ -131,6 +155,14 @@ class RWKV5(BlockGeneration):
         else:
             shape = shape[:1]
         return shape, {"time_decay": "exp(-exp)", "time_first": "exp", "time_faaaa": None}[part]
+
+    def to_rwkv_cpp(self, config: RWKVConfig, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str | None]:
+        part = name.rpartition(".")[2]
+        if part == "time_first" or (part == "time_decay" and not self.gated):
+            return (prod(shape), 1, 1), {"time_first": "exp", "time_decay": "exp(-exp)"}[part]
+        if part in ("time_decay", "time_faaaa"):
+            return (*squeezed(shape), 1), {"time_decay": "exp(-exp)", "time_faaaa": None}[part]
+        return (squeezed(shape) if ".time_" in name else shape), None
 
     def time_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
         """x + W_o (silu(g) * group_norm(wkv)), equations 3 to 7; no gate in 5.0."""

@@ -15,6 +15,7 @@ from .block import (
     ROWS,
     BlockGeneration,
     attention_size,
+    headed_config,
     heads_of,
     low_rank,
     matrix,
@@ -22,9 +23,11 @@ from .block import (
     norm,
     oriented,
     read_after_update,
+    squeezed,
     states_of_heads,
 )
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
+from .huggingface import TRANSFORMERS_NAMES, HuggingFace
 from .llama_cpp import LLAMA_CPP_NAMES, LlamaCpp
 from .parameter import NORMS, Parameter, StateTensor
 from .values import Role, norm_role, product_role
@@ -66,6 +69,14 @@ class RWKV6(BlockGeneration):
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
     tuned_state = TunedState("att_kv", axes=(0, 2, 1))
     llama_cpp = LLAMA_CPP
+    hugging_face = HuggingFace(
+        architecture="Rwkv6ForCausalLM",
+        names=TRANSFORMERS_NAMES,
+        prefix="rwkv.",
+        code=("configuration_rwkv6.py", "modeling_rwkv6.py", "rwkv_causal_lm.py"),
+        configuration="Rwkv6Config",
+        base="Rwkv6Model",
+    )
     mlc_llm: Mapping[str, str] = {}
     state_parameters = 0
 
@@ -87,10 +98,17 @@ class RWKV6(BlockGeneration):
         ranks = {"mix_rank": mixes // (len(TARGETS) * hidden_size), "decay_rank": decay // hidden_size}
         return {"head_size": head_size, "own": {**other, **ranks}}
 
-    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Low-rank matrices as BlinkDL stores them, [inputs, outputs]."""
         _, hidden_size = tensors["emb.weight"].shape
         return oriented(tensors, HALVES, hidden_size)
+
+    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        return self.arrange(tensors)
+
+    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+        ranks = {f"{name}_low_rank_dim": config.own[f"{name}_rank"] for name in ("mix", "decay")}
+        return headed_config(config) | ranks
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)
@@ -148,6 +166,16 @@ class RWKV6(BlockGeneration):
         if part == "time_faaaa":
             return (shape[:2] if len(shape) == 3 else (1, *shape[:1])), None  # [N, 1] is what is left of a single head
         return shape, None
+
+    def to_rwkv_cpp(self, config: RWKVConfig, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str | None]:
+        part = name.rpartition(".")[2]
+        if part in HALVES:
+            return (*shape[:-2], shape[-1], shape[-2]), "transpose"
+        if part == "time_decay":
+            return (config.num_heads, config.head_size, 1), None
+        if part == "time_faaaa":
+            return (*shape, 1), None
+        return (squeezed(shape) if ".time_" in name else shape), None
 
     def time_mixing(self, config: RWKVConfig, ops: Ops, block: Weights, x: Expr) -> Expr:
         """x + W_o (silu(g) * group_norm(wkv)), equations 16 to 22: the mixes and the decay depend on the token."""

@@ -26,6 +26,7 @@ from .block import (
     transposed,
 )
 from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
+from .huggingface import FLA_NAMES, PREFIX_RULES, HuggingFace, reading
 from .llama_cpp import LLAMA_CPP_NAMES, LlamaCpp
 from .parameter import NORMS, Parameter, StateTensor
 from .values import Role, norm_role, product_role
@@ -49,27 +50,19 @@ HIDDEN = {"w": "tanh", "a": None, "v": None, "g": "sigmoid"}
 
 HALVES = tuple(f"{letter}{half}" for letter in HIDDEN for half in "12")
 
-# flash-linear-attention's modeling_rwkv7.py; a pair's matrices are torch's Linear there, [outputs, inputs], and its first
-# version has one x_x of all mixes
-FLA_NAMES = (
-    (r"model\.norm\.", "ln_out."),
-    (r"lm_head\.", "head."),
-    (r"(?:model\.)?layers\.", "blocks."),
-    (r"(blocks\.\d+)\.pre_norm\.", r"\1.ln0."),
-    (r"(blocks\.\d+)\.attn_norm\.", r"\1.ln1."),
-    (r"(blocks\.\d+)\.ffn_norm\.", r"\1.ln2."),
-    (r"(blocks\.\d+)\.attn\.", r"\1.att."),
-    (r"(blocks\.\d+\.att)\.x_x$", r"\1.x_rwkvag"),
-    (r"(blocks\.\d+\.att)\.g_norm\.", r"\1.ln_x."),
-    (r"(blocks\.\d+\.att)\.r_proj\.", r"\1.receptance."),
-    (r"(blocks\.\d+\.att)\.k_proj\.", r"\1.key."),
-    (r"(blocks\.\d+\.att)\.v_proj\.", r"\1.value."),
-    (r"(blocks\.\d+\.att)\.o_proj\.", r"\1.output."),
-    (r"(blocks\.\d+\.att)\.([wavg])_lora\.lora\.0\.weight$", r"\1.\g<2>1.weight"),
-    (r"(blocks\.\d+\.att)\.([wavg])_lora\.lora\.2\.weight$", r"\1.\g<2>2.weight"),
-    (r"(blocks\.\d+\.att)\.([wavg])_lora\.lora\.2\.bias$", r"\1.\g<2>0"),
-)
+FIRST_FLA_NAMES = ((r"(blocks\.\d+\.att)\.x_x$", r"\1.x_rwkvag"),)
+"""The first version of flash-linear-attention has one x_x of all mixes."""
 
+HUGGING_FACE = HuggingFace(
+    architecture="RWKV7ForCausalLM",
+    names=FLA_NAMES,
+    prefix="model.",
+    code=("configuration_rwkv7.py", "modeling_rwkv7.py", "rwkv_causal_lm.py"),
+    configuration="RWKV7Config",
+    base="RWKV7Model",
+    transposed=tuple(f".att.{half}" for half in HALVES),
+    flat=(".att.w0", ".att.a0", ".att.v0", ".att.k_k", ".att.k_a", ".ffn.x_k"),
+)
 
 LLAMA_CPP = LlamaCpp(
     architecture="rwkv7",
@@ -90,7 +83,7 @@ class RWKV7(BlockGeneration):
     """``embedded`` says whether the channel mixing has embeddings of its own: 7a."""
 
     model_type = "rwkv7"
-    hugging_face_names = (*FLA_NAMES, *HUGGING_FACE_NAMES)
+    hugging_face_names = (*PREFIX_RULES, *reading(FLA_NAMES), *FIRST_FLA_NAMES, *HUGGING_FACE_NAMES)
     tuned_state = TunedState("att_kv", axes=(0, 1, 2))
     state_parameters = 2
     mlc_llm = None
@@ -124,10 +117,9 @@ class RWKV7(BlockGeneration):
             own["embedding_rank"] = math.prod(shapes.get("blocks.0.ffn.s1", (0,))) // hidden_size
         return {"head_size": heads_of(shapes, "blocks.0.att.r_k", size), "own": own}
 
-    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Low-rank matrices as BlinkDL stores them, [inputs, outputs], without those of the first layer's value, which
-        nothing reads; mixes one by one, which rwkv.cpp and fla stack; the tables of 7a with what ``s_emb_x`` adds
-        to them."""
+        nothing reads; mixes one by one, which rwkv.cpp and fla stack."""
         _, hidden_size = tensors["emb.weight"].shape
         result: dict[str, LazyTensor] = {}
         for name, tensor in tensors.items():
@@ -141,17 +133,21 @@ class RWKV7(BlockGeneration):
             if part.removesuffix(".weight") in HALVES and part not in HALVES:
                 name, tensor = name.removesuffix(".weight"), transposed(tensor)
             result[name] = tensor
-        result = oriented(result, tuple(f".att.{half}" for half in HALVES), hidden_size)
-        return _folded(result) if self.embedded else result
+        return oriented(result, tuple(f".att.{half}" for half in HALVES), hidden_size)
+
+    def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """The tables of 7a with what ``s_emb_x`` adds to them."""
+        arranged = self.arrange(tensors)
+        return _folded(arranged) if self.embedded else arranged
 
     def check_norms(self, config: RWKVConfig, of_folder: bool) -> None:
-        """flash-linear-attention has ``head_dim * norm_eps`` in the norm of heads (``fla/layers/rwkv7.py``), and the tables of
-        7a are folded with the epsilon that BlinkDL's have."""
-        theirs, ours = config.head_size * config.layer_norm_epsilon, config.group_norm_epsilon
-        if of_folder and not math.isclose(theirs, ours, rel_tol=1e-6):
+        """Of a folder they are those of flash-linear-attention, and the tables of 7a are folded with the epsilon that BlinkDL's
+        have."""
+        if of_folder and not self._has_fla_norms(config):
             raise UserError(
-                f"The config.json means an epsilon of {theirs:g} for the norm of heads, head_dim times norm_eps, where "
-                f"{ours:g} is what is built; only heads of 64 with a norm_eps of 1e-5 have that."
+                f"The config.json means an epsilon of {config.head_size * config.layer_norm_epsilon:g} for the norm of heads, "
+                f"head_dim times norm_eps, where {config.group_norm_epsilon:g} is what is built; only heads of 64 with a "
+                "norm_eps of 1e-5 have that."
             )
         if self.embedded and config.layer_norm_epsilon != EPSILON:
             raise UserError(
@@ -223,11 +219,53 @@ class RWKV7(BlockGeneration):
         """``att_kv`` is S[h, v, k], value before key."""
         return states_of_heads(config)
 
+    @property
+    def hugging_face(self) -> HuggingFace | None:
+        """None for 7a, of which no layout is published."""
+        return None if self.embedded else HUGGING_FACE
+
+    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+        """The keys of flash-linear-attention's ``RWKV7Config``; ``attention_hidden_size``, which it does not have, where that
+        is another than ``hidden_size``."""
+        if not (config.layer_norm_epsilon == EPSILON and self._has_fla_norms(config)):
+            raise UserError(
+                f"The layout of RWKV-7 has head_dim times 1e-5 for the norm of heads, {config.head_size * EPSILON:g}; this model "
+                f"has {config.group_norm_epsilon:g}, and {config.layer_norm_epsilon:g} for its layer norms."
+            )
+        ranks = {"decay_rank": "decay", "rate_rank": "a", "value_rank": "v", "gate_rank": "gate"}
+        other = {"attention_hidden_size": config.attention_size} if "attention_size" in config.own else {}
+        return {
+            "attn_mode": "chunk",
+            **{f"{theirs}_low_rank_dim": config.own[ours] for ours, theirs in ranks.items()},
+            **other,
+            "fuse_norm": False,
+            "head_dim": config.head_size,
+            "num_heads": config.num_heads,
+            "hidden_act": "sqrelu",
+            "hidden_ratio": config.intermediate_size / config.hidden_size,
+            "max_position_embeddings": config.context_length,
+            "norm_bias": True,
+            "norm_eps": config.layer_norm_epsilon,
+            "norm_first": True,
+            "value_dim": [config.attention_size] * config.num_hidden_layers,
+        }
+
+    def _has_fla_norms(self, config: RWKVConfig) -> bool:
+        """flash-linear-attention has ``head_dim * norm_eps`` in the norm of heads (``fla/layers/rwkv7.py``)."""
+        return math.isclose(config.head_size * config.layer_norm_epsilon, config.group_norm_epsilon, rel_tol=1e-6)
+
     def rwkv_cpp_tensor(
         self, name: str, shape: tuple[int, ...], hidden_size: int
     ) -> tuple[tuple[int, ...], str | None]:
         """rwkv.cpp transposes what is of low rank."""
         return (shape[::-1], "transpose") if name.rpartition(".att.")[2] in HALVES else (shape, None)
+
+    @property
+    def in_rwkv_cpp(self) -> bool:
+        return not self.embedded
+
+    def to_rwkv_cpp(self, config: RWKVConfig, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str | None]:
+        return self.rwkv_cpp_tensor(name, shape, config.hidden_size)
 
     # The graph
 
