@@ -13,7 +13,21 @@ from types import FrameType
 
 from .. import __version__
 from ..errors import UserError
-from . import bench, build, chat, compare, debug, dump, generate, inspect, logits, verify
+from . import (
+    bench,
+    build,
+    chat,
+    compare,
+    convert_hf,
+    convert_pth,
+    convert_rwkv_cpp,
+    debug,
+    dump,
+    generate,
+    inspect,
+    logits,
+    verify,
+)
 from .faults import lacks_memory, say_error, sentence
 from .memory_limit import check_limit
 from .parser import Parser
@@ -118,7 +132,8 @@ def _parser(build_program: str | None) -> Parser:
     parser.add_argument("--version", action="version", version=f"rwkv-mlc {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     build.add_parsers(subparsers, build_program)
-    for verb in (chat, generate, logits, inspect, bench, verify, dump, compare, debug):
+    conversions = (convert_hf, convert_pth, convert_rwkv_cpp)
+    for verb in (chat, generate, logits, inspect, bench, verify, dump, compare, debug, *conversions):
         verb.add_parser(subparsers)
     parser.commands = subparsers.choices
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -131,9 +131,9 @@ class Generation(ABC):
         """The layout in which transformers loads the generation, None where there is none."""
 
     @abstractmethod
-    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+    def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
         """What that layout's ``config.json`` holds beside what all have (the sizes of vocabulary, residual stream, layers and
-        channel mixing). Raises UserError for a model that the layout cannot express."""
+        channel mixing); ``names`` are those of the tensors as ``arrange`` has them. Raises UserError for a model that the layout cannot express."""
 
     @property
     @abstractmethod

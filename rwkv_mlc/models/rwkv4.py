@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,9 @@ class RWKV4(BlockGeneration):
     model_type = "rwkv4"
     tuned_state = None
     llama_cpp = None
-    hugging_face = HuggingFace(architecture="RwkvForCausalLM", names=TRANSFORMERS_NAMES, prefix="rwkv.")
+    hugging_face = HuggingFace(
+        architecture="RwkvForCausalLM", model_type="rwkv", names=TRANSFORMERS_NAMES, prefix="rwkv."
+    )
     mlc_llm = None
     package = PackageHooks(environment={}, states=("att_x", *AVERAGE, "ffn_x"))
 
@@ -45,7 +47,7 @@ class RWKV4(BlockGeneration):
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         return tensors
 
-    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+    def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
         if config.attention_size != config.hidden_size:
             raise UserError(
                 f"transformers keeps states of hidden_size channels, {config.hidden_size} here, and this model's time mixing has "

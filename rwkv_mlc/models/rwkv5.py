@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ class RWKV5(BlockGeneration):
     llama_cpp = None
     hugging_face = HuggingFace(
         architecture="Rwkv5ForCausalLM",
+        model_type="rwkv5",
         names=TRANSFORMERS_NAMES,
         prefix="rwkv.",
         code=("configuration_rwkv5.py", "modeling_rwkv5.py", "rwkv_causal_lm.py"),
@@ -109,8 +110,11 @@ class RWKV5(BlockGeneration):
         bonus = name.removesuffix("time_first") + "time_faaaa"
         return name if bonus in tensors else bonus
 
-    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
-        return headed_config(config) | {"model_version": self.name.replace(".", "_")}
+    def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
+        return headed_config(config) | {
+            "model_version": self.name.replace(".", "_"),
+            "logarithmic_bonus": "blocks.0.att.time_first" in names,
+        }
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         """Decay and bonus are [H, N] in every version: the one scalar per head of 5.0 and 5.1 is repeated."""

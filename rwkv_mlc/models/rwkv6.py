@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,7 @@ class RWKV6(BlockGeneration):
     llama_cpp = LLAMA_CPP
     hugging_face = HuggingFace(
         architecture="Rwkv6ForCausalLM",
+        model_type="rwkv6",
         names=TRANSFORMERS_NAMES,
         prefix="rwkv.",
         code=("configuration_rwkv6.py", "modeling_rwkv6.py", "rwkv_causal_lm.py"),
@@ -106,7 +107,7 @@ class RWKV6(BlockGeneration):
     def sanitize(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         return self.arrange(tensors)
 
-    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+    def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
         ranks = {f"{name}_low_rank_dim": config.own[f"{name}_rank"] for name in ("mix", "decay")}
         return headed_config(config) | ranks
 

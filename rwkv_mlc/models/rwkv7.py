@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ FIRST_FLA_NAMES = ((r"(blocks\.\d+\.att)\.x_x$", r"\1.x_rwkvag"),)
 
 HUGGING_FACE = HuggingFace(
     architecture="RWKV7ForCausalLM",
+    model_type="rwkv7",
     names=FLA_NAMES,
     prefix="model.",
     code=("configuration_rwkv7.py", "modeling_rwkv7.py", "rwkv_causal_lm.py"),
@@ -224,7 +225,7 @@ class RWKV7(BlockGeneration):
         """None for 7a, of which no layout is published."""
         return None if self.embedded else HUGGING_FACE
 
-    def hugging_face_config(self, config: RWKVConfig) -> dict[str, Any]:
+    def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
         """The keys of flash-linear-attention's ``RWKV7Config``; ``attention_hidden_size``, which it does not have, where that
         is another than ``hidden_size``."""
         if not (config.layer_norm_epsilon == EPSILON and self._has_fla_norms(config)):

@@ -157,3 +157,17 @@ INVERSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "transpose": lambda array: array.swapaxes(-1, -2),
 }
 """BlinkDL's values in float64 from rwkv.cpp's, by what it did to them."""
+
+
+def _exp(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        return np.exp(array.astype(np.float64))
+
+
+FORWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp": _exp,
+    "exp(-exp)": lambda array: _exp(-_exp(array)),
+    "-exp": lambda array: -_exp(array),
+    "transpose": lambda array: array.swapaxes(-1, -2),
+}
+"""rwkv.cpp's values from BlinkDL's, computed in float64."""
