@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from ..engine.templates import Template
 
-FOLDED = """
+FOLDED = r"""
 {%- macro folded(text) -%}
-  {%- set text = text.replace("\\r\\n", "\\n").replace("\\r", "\\n").strip(" \\t\\n\\x0b\\x0c") -%}
-  {%- for line in text.split("\\n") if line.strip(" \\t\\x0b\\x0c") -%}
-    {{- line -}}
-    {%- if not loop.last -%}{{- "\\n" -}}{%- endif -%}
+  {%- set text = text.replace("\r\n", "\n").replace("\r", "\n").strip(" \t\n\x0b\x0c") -%}
+  {%- for line in text.split("\n") if line.strip(" \t\x0b\x0c") -%}
+    {{- line -}}{{- "" if loop.last else "\n" -}}
   {%- endfor -%}
 {%- endmacro -%}"""
 AS_IT_IS = """
@@ -22,55 +22,43 @@ def chat_template(template: Template) -> str:
     """The template for messages of the roles ``system`` (the first), ``user``, ``assistant`` and, where there is a form for
     functions, ``tool``. With ``add_generation_prompt`` the text ends where the model goes on; ``think`` names a mode of a model
     that thinks first. Answers lose their thoughts, as in later turns of ours."""
-    user, assistant = template.roles["user"], template.roles["assistant"]
-    modes = dict(template.think.modes) if template.think else {}
-    between = template.role_content_sep
-    turns = [
-        FOLDED if template.seps[0].isspace() else AS_IT_IS,
-        _set("openings", {name: mode.opening for name, mode in modes.items()}),
-        _set("suffixes", {name: mode.user_suffix for name, mode in modes.items()}),
-        _set_expression("think", f"think | default({_text(template.think.default if template.think else '')}, true)"),
-        _set_expression("has_system", 'messages and messages[0]["role"] == "system"'),
-        _set_expression(
-            "system", f'folded(messages[0]["content"]) if has_system else folded({_text(template.system_message)})'
-        ),
-        _offer(template),
-        '\n{%- if openings and think not in openings -%}{{- raise_exception("think must be one of " ~ openings | join(", ")) -}}'
-        "{%- endif -%}",
-        f"\n{{%- if system -%}}{{{{- {_text(template.system_template)}.replace({_text('{system_message}')}, system) -}}}}"
-        "{%- endif -%}",
-        _say("".join(template._message(role, content) for role, content in template.messages)),
-        "\n{%- for message in messages[1:] if has_system else messages -%}",
-        f'\n  {{%- if message["role"] == "user"{_or_tool(template)} -%}}',
-        _say(user + between),
-        "{%- set text -%}" + _framed(template.role_templates["user"], "{user_message}", _user_text(template)),
-        "{%- endset -%}{{- text -}}",
-        '{%- if loop.last and add_generation_prompt -%}{{- suffixes.get(think, "") -}}{%- endif -%}',
-        _say(template.seps[0]),
-        '\n  {%- elif message["role"] == "assistant" -%}',
-        _set_expression("answer", _answer(template)),
-        _say(assistant + template.role_empty_sep),
-        f"{{%- if answer -%}}{{{{- {_text(template._before_answer)} ~ answer -}}}}{{%- endif -%}}",
-        _closing(template),
-        '\n  {%- else -%}{{- raise_exception("there is no role " ~ message["role"] ~ " here") -}}{%- endif -%}',
-        "\n{%- endfor -%}",
-        "\n{%- if add_generation_prompt -%}" + _say(assistant + template.role_empty_sep),
-        '{{- openings.get(think, "") -}}{%- endif -%}\n',
-    ]
-    return "".join(turns).lstrip("\n")
+    user, assistant = template.roles["user"] + template.role_content_sep, template.roles["assistant"]
+    begin = _say(assistant + template.role_empty_sep)
+    return "\n".join(
+        [
+            (FOLDED if template.seps[0].isspace() else AS_IT_IS).lstrip("\n"),
+            *_modes(template),
+            '{%- set told_system = messages and messages[0]["role"] == "system" -%}',
+            f'{{%- set system = folded(messages[0]["content"] if told_system else {_text(template.system_message)}) -%}}',
+            *_tools(template),
+            f"{{%- if system -%}}{_framed(template.system_template, '{system_message}', 'system')}{{%- endif -%}}",
+            _say(template.model_copy(update={"system_message": ""}).system_prompt()),
+            "{%- for message in (messages[1:] if told_system else messages) -%}",
+            f'  {{%- if message["role"] in {_text(["user", "tool"] if template.tool_use else ["user"])} -%}}',
+            f"    {{%- set text = folded({_content(template)}) -%}}",
+            *_suffix(template),
+            "    " + _say(user),
+            "    " + _framed(template.role_templates["user"], "{user_message}", "text"),
+            "    " + _say(template.seps[0]),
+            '  {%- elif message["role"] == "assistant" -%}',
+            f"    {{%- set answer = {_answer(template)} -%}}",
+            f'    {{%- set told = {_text(_before_answer(template))} ~ answer if answer else "" -%}}',
+            f"    {begin}{{{{- told -}}}}",
+            *_closing(template.seps[-1]),
+            "  {%- else -%}",
+            '    {{- raise_exception("this model has no form for messages of the role " ~ message["role"]) -}}',
+            "  {%- endif -%}",
+            "{%- endfor -%}",
+            "{%- if add_generation_prompt -%}",
+            f"  {begin}{'{{- openings[mode] -}}' if template.think else ''}",
+            "{%- endif -%}\n",
+        ]
+    )
 
 
-def _text(text: str) -> str:
+def _text(value: Any) -> str:
     """A literal of Jinja's."""
-    return json.dumps(text)
-
-
-def _set(name: str, value: dict[str, str]) -> str:
-    return _set_expression(name, json.dumps(value))
-
-
-def _set_expression(name: str, expression: str) -> str:
-    return f"\n{{%- set {name} = {expression} -%}}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _say(text: str) -> str:
@@ -79,27 +67,57 @@ def _say(text: str) -> str:
 
 def _framed(frame: str, place: str, expression: str) -> str:
     before, _, after = frame.partition(place)
-    return _say(before) + f"{{{{- {expression} -}}}}" + _say(after)
+    return f"{_say(before)}{{{{- {expression} -}}}}{_say(after)}"
 
 
-def _offer(template: Template) -> str:
-    """What is said of functions that the model may call."""
+def _modes(template: Template) -> list[str]:
+    """What each mode of thinking adds, and the mode that is asked for."""
+    if template.think is None:
+        return ['{%- if think -%}{{- raise_exception("this model has no think mode") -}}{%- endif -%}']
+    modes = template.think.modes
+    refusal = _text("think must be one of " + ", ".join(modes))
+    return [
+        f"{{%- set openings = {_text({name: mode.opening for name, mode in modes.items()})} -%}}",
+        f"{{%- set suffixes = {_text({name: mode.user_suffix for name, mode in modes.items()})} -%}}",
+        f"{{%- set mode = think or {_text(template.think.default)} -%}}",
+        "{%- if mode not in openings -%}",
+        f"  {{{{- raise_exception({refusal}) -}}}}",
+        "{%- endif -%}",
+    ]
+
+
+def _tools(template: Template) -> list[str]:
+    """The functions that the model may call, after the system message."""
     if template.tool_use is None:
-        return '\n{%- if tools -%}{{- raise_exception("this model has no form for tools") -}}{%- endif -%}'
-    offer = f"{_text(template.tool_use.offer)}.replace({_text('{tools}')}, tools | tojson)"
-    joined = f'(system ~ "\\n" if system else "") ~ {offer}'
-    return f"\n{{%- if tools -%}}{{%- set system = {joined} -%}}{{%- endif -%}}"
+        return ['{%- if tools -%}{{- raise_exception("this model has no form for tools") -}}{%- endif -%}']
+    offer = f'{_text(template.tool_use.offer)}.replace("{{tools}}", tools | tojson)'
+    return [
+        "{%- if tools -%}",
+        f'  {{%- set system = (system ~ "\\n" if system else "") ~ {offer} -%}}',
+        "{%- endif -%}",
+    ]
 
 
-def _or_tool(template: Template) -> str:
-    return ' or message["role"] == "tool"' if template.tool_use else ""
+def _suffix(template: Template) -> list[str]:
+    """What the message that is answered says of thinking."""
+    if template.think is None:
+        return []
+    return [
+        "    {%- if loop.last and add_generation_prompt -%}{%- set text = text ~ suffixes[mode] -%}{%- endif -%}",
+    ]
 
 
-def _user_text(template: Template) -> str:
+def _content(template: Template) -> str:
+    """What a message of the user says, or of a function."""
     if template.tool_use is None:
-        return 'folded(message["content"])'
-    result = f'{_text(template.tool_use.result)}.replace({_text("{result}")}, message["content"])'
-    return f'folded({result} if message["role"] == "tool" else message["content"])'
+        return 'message["content"]'
+    result = f'{_text(template.tool_use.result)}.replace("{{result}}", message["content"])'
+    return f'{result} if message["role"] == "tool" else message["content"]'
+
+
+def _before_answer(template: Template) -> str:
+    """What of ``role_content_sep`` a turn leaves to the model."""
+    return template.role_content_sep.removeprefix(template.role_empty_sep)
 
 
 def _answer(template: Template) -> str:
@@ -110,12 +128,9 @@ def _answer(template: Template) -> str:
     return f'message["content"].split({end}, 1)[1].lstrip() if {end} in message["content"] else message["content"]'
 
 
-def _closing(template: Template) -> str:
+def _closing(separator: str) -> list[str]:
     """The separator, but for its longest beginning that the answer ends with."""
-    separator, before = template.seps[-1], _text(template._before_answer)
-    told = f'({before} ~ answer if answer else "")'
-    lines = [
-        f'{{%- {"if" if n == len(separator) else "elif"} {told}.endswith({_text(separator[:n])}) -%}}{_say(separator[n:])}'
-        for n in range(len(separator), 0, -1)
-    ]
-    return f"{''.join(lines)}{{%- else -%}}{_say(separator)}{{%- endif -%}}"
+    begun = [f"told.endswith({_text(separator[:n])})" for n in range(len(separator), 0, -1)]
+    rests = [_text(separator[n:]) for n in range(len(separator), -1, -1)]
+    choice = " ".join(f"{rest} if {ends} else" for rest, ends in zip(rests, begun))
+    return [f"    {{{{- {choice} {rests[-1]} -}}}}"]
