@@ -4,8 +4,8 @@ from transformers import PretrainedConfig
 
 
 class Rwkv6Config(PretrainedConfig):
-    """``mix_low_rank_dim`` and ``decay_low_rank_dim`` are the ranks of the pairs of matrices that give a token its mixes and its
-    decay; the heads' norm has the epsilon 1e-5 * head_size_divisor ** 2."""
+    """``mix_low_rank_dim`` and ``decay_low_rank_dim`` are the ranks of the pairs of matrices that give a token its mixes
+    and its decay; the heads' norm has the epsilon 1e-5 * head_size_divisor ** 2."""
 
     model_type = "rwkv6"
 

@@ -4,9 +4,9 @@ from transformers import PretrainedConfig
 
 
 class RWKV7Config(PretrainedConfig):
-    """``decay_low_rank_dim``, ``a_low_rank_dim``, ``v_low_rank_dim`` and ``gate_low_rank_dim`` are the ranks of the pairs of matrices
-    that give a token its decay, rate, share of the first layer's values and gate; the heads' norm has the epsilon
-    head_dim * norm_eps. Keys that choose kernels of flash-linear-attention mean nothing here."""
+    """``decay_low_rank_dim``, ``a_low_rank_dim``, ``v_low_rank_dim`` and ``gate_low_rank_dim`` are the ranks of the pairs
+    of matrices that give a token its decay, rate, share of the first layer's values and gate; the heads' norm has the
+    epsilon head_dim * norm_eps. Keys that choose kernels of flash-linear-attention mean nothing here."""
 
     model_type = "rwkv7"
 

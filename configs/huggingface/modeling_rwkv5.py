@@ -1,5 +1,5 @@
-"""RWKV-5 (Peng et al. 2024, "Eagle and Finch", section 4) in plain PyTorch: 5.2 is the paper's Eagle; in 5.1 decay and bonus are
-one number a head, and 5.0 has no gate either."""
+"""RWKV-5 (Peng et al. 2024, "Eagle and Finch", section 4) in plain PyTorch: 5.2 is the paper's Eagle; in 5.1 decay and
+bonus are one number a head, and 5.0 has no gate either."""
 
 import torch
 from torch import nn
@@ -103,7 +103,7 @@ class Rwkv5Block(nn.Module):
 class Rwkv5PreTrainedModel(RwkvPreTrainedModel):
     config_class = Rwkv5Config
     base_model_prefix = "rwkv"
-    _no_split_modules = ["Rwkv5Block"]
+    _no_split_modules = ("Rwkv5Block",)
 
 
 class Rwkv5Model(Rwkv5PreTrainedModel, RwkvBaseModel):

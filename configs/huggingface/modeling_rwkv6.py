@@ -111,7 +111,7 @@ class Rwkv6Block(nn.Module):
 class Rwkv6PreTrainedModel(RwkvPreTrainedModel):
     config_class = Rwkv6Config
     base_model_prefix = "rwkv"
-    _no_split_modules = ["Rwkv6Block"]
+    _no_split_modules = ("Rwkv6Block",)
 
 
 class Rwkv6Model(Rwkv6PreTrainedModel, RwkvBaseModel):

@@ -1,4 +1,5 @@
-"""RWKV-7 (Peng et al. 2025, "RWKV-7 Goose", section 4) in plain PyTorch, with the names of flash-linear-attention's modeling_rwkv7.py."""
+"""RWKV-7 (Peng et al. 2025, "RWKV-7 Goose", section 4) in plain PyTorch, with the names of flash-linear-attention's
+modeling_rwkv7.py."""
 
 import math
 
@@ -13,8 +14,8 @@ from .rwkv_causal_lm import RwkvBaseModel, RwkvCausalLM, RwkvPreTrainedModel, to
 def wkv(r, w, k, v, kk, a, s, mask):
     """s_t r_t, where s_t = s_{t-1} (diag(w_t) - kk_t^T (a_t * kk_t)) + v_t^T k_t.
 
-    r, w (decay, 0 to 1), k, v, kk (removal key of length 1), a (rate, 0 to 1) [B, T, H, N], s [B, H, N, N] with values before keys:
-    all float32. Returns the heads' outputs [B, T, H, N] and the next s."""
+    r, w (decay, 0 to 1), k, v, kk (removal key of length 1), a (rate, 0 to 1) [B, T, H, N], s [B, H, N, N] with values
+    before keys: all float32. Returns the heads' outputs [B, T, H, N] and the next s."""
     out = []
     for t in range(k.shape[1]):
         removed = s @ kk[:, t, :, :, None]
@@ -30,9 +31,7 @@ class RWKV7LoRA(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int, activation: nn.Module, bias: bool = True):
         super().__init__()
-        self.lora = nn.Sequential(
-            nn.Linear(inputs, rank, bias=False), activation, nn.Linear(rank, outputs, bias=bias)
-        )
+        self.lora = nn.Sequential(nn.Linear(inputs, rank, bias=False), activation, nn.Linear(rank, outputs, bias=bias))
 
     def forward(self, x):
         return self.lora(x)
@@ -120,7 +119,7 @@ class RWKV7Block(nn.Module):
 class RWKV7PreTrainedModel(RwkvPreTrainedModel):
     config_class = RWKV7Config
     base_model_prefix = "model"
-    _no_split_modules = ["RWKV7Block"]
+    _no_split_modules = ("RWKV7Block",)
 
 
 class RWKV7Model(RWKV7PreTrainedModel, RwkvBaseModel):

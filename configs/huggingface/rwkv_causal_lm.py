@@ -1,7 +1,8 @@
 """What the RWKV models of this folder have in common: their state, the shift by one token, and the model around the blocks.
 
-A model reads a text of any length with a state of one size. The state is returned as ``outputs.state`` and given to the next call
-as ``state=``, which changes it; ``copy.deepcopy`` keeps one. B texts, T tokens, C channels, H heads of N channels."""
+A model reads a text of any length with a state of one size. The state is returned as ``outputs.state`` and given to the
+next call as ``state=``, which changes it; ``copy.deepcopy`` keeps one. B texts, T tokens, C channels, H heads of N
+channels."""
 
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from transformers.utils import ModelOutput
 
 
 class RwkvState:
-    """What is kept of ``length`` tokens: for every layer the last inputs of its time mixing and of its channel mixing, [B, C] each,
-    and the heads' matrices ``wkv``, float32 [B, H, N, N]. A layer that has read nothing has None."""
+    """What is kept of ``length`` tokens: for every layer the last inputs of its time mixing and of its channel mixing, [B,
+    C] each, and the heads' matrices ``wkv``, float32 [B, H, N, N]. A layer that has read nothing has None."""
 
     def __init__(self, layers: int):
         self.time_mixing: list[torch.Tensor | None] = [None] * layers
@@ -91,7 +92,8 @@ class RwkvBaseModel(RwkvPreTrainedModel):
         output_hidden_states: bool | None = None,
         **_,
     ) -> RwkvOutput:
-        """``attention_mask`` [B, at least T] is 0 for padding, which changes nothing; its last T columns are those of the tokens."""
+        """``attention_mask`` [B, at least T] is 0 for padding, which changes nothing; its last T columns are those of the
+        tokens."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
@@ -101,7 +103,9 @@ class RwkvBaseModel(RwkvPreTrainedModel):
         mask = None
         if attention_mask is not None:
             if attention_mask.dim() != 2 or attention_mask.shape[1] < x.shape[1]:
-                raise ValueError(f"attention_mask is {list(attention_mask.shape)}, expected [texts, {x.shape[1]} or more].")
+                raise ValueError(
+                    f"attention_mask is {list(attention_mask.shape)}, expected [texts, {x.shape[1]} or more]."
+                )
             mask = attention_mask[:, -x.shape[1] :].bool()
             mask = None if mask.all() else mask
         hidden_states = []

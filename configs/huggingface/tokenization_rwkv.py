@@ -21,7 +21,13 @@ class RwkvTokenizer(PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(
-        self, vocab_file, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, errors="replace", **kwargs
+        self,
+        vocab_file,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        errors="replace",
+        **kwargs,
     ):
         self.vocab_file, self.errors = str(vocab_file), errors
         self.bytes_of: dict[int, bytes] = {}

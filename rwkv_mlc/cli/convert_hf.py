@@ -18,7 +18,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--max-shard-size", default="2GB", metavar="SIZE", help="of a file of weights, such as 500MB (2GB)"
     )
-    parser.add_argument("--tokenizer", type=named_path, metavar="PATH", help="vocabulary, where not beside the checkpoint")
+    parser.add_argument(
+        "--tokenizer", type=named_path, metavar="PATH", help="vocabulary, where not beside the checkpoint"
+    )
     parser.add_argument("--template", help="prompt template of configs/templates, where not the model's usual one")
     add_overwrite(parser, "folder of a model")
     parser.set_defaults(run=run)
@@ -39,9 +41,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = str(args.tokenizer) if args.tokenizer else None
     source = Source.of(open_checkpoint(args.model), BuildOptions(tokenizer=tokenizer, template=args.template))
     with counted("writing tensors") as progress:
-        convert_hf(
-            source, args.out, args.dtype, args.max_shard_size, overwrite=args.overwrite, progress=progress
-        )
+        convert_hf(source, args.out, args.dtype, args.max_shard_size, overwrite=args.overwrite, progress=progress)
     say_written(args.out)
     return 0
 

@@ -35,8 +35,8 @@ def convert_hf(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> None:
-    """Write the folder ``out``. ``dtype`` is a key of ``TYPES``, None keeps the types of the checkpoint; no shard is larger than
-    ``max_shard_size`` unless one tensor is.
+    """Write the folder ``out``. ``dtype`` is a key of ``TYPES``, None keeps the types of the checkpoint; no shard is larger
+    than ``max_shard_size`` unless one tensor is.
 
     Raises UserError for a generation of which there is no layout, a model that the layout cannot express, a value that is not
     finite or that the type does not hold, and an output that is there, unless ``overwrite`` and it is a model's folder."""
@@ -138,8 +138,8 @@ tags:
 
 # {checkpoint.name}
 
-RWKV-{config.generation}, {config.num_hidden_layers} layers of {config.hidden_size}, vocabulary {config.vocab_size}, trained on texts
-of {config.context_length} tokens; weights in {dtype}.
+RWKV-{config.generation}, {config.num_hidden_layers} layers of {config.hidden_size}, vocabulary {config.vocab_size}, trained
+on texts of {config.context_length} tokens; weights in {dtype}.
 
 | converted from | {checkpoint.format} |
 |---|---|

@@ -1,8 +1,8 @@
 """A PyTorch ``.pth`` without PyTorch, written one tensor after the other.
 
 The archive is what ``torch.save`` writes of a dictionary of tensors (PyTorch's ``torch/serialization.py``): a pickle that
-describes them and one uncompressed member per storage. ``torch.save`` itself takes all tensors at once, and nothing that runs in
-this package needs PyTorch."""
+describes them and one uncompressed member per storage. ``torch.save`` itself takes all tensors at once, and nothing that
+runs in this package needs PyTorch."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ STORAGES = {
 }
 ROOT = "model"
 ALIGNMENT = 64  # of storages, so that torch.load can map them
-LOCAL_HEADER, ZIP64_EXTRA = 30, 20  # bytes of a member's header, without its name, and of the field with its large sizes
+LOCAL_HEADER, ZIP64_EXTRA = (
+    30,
+    20,
+)  # bytes of a member's header, without its name, and of the field with its large sizes
 PADDING_FIELD = b"FB"  # PyTorch's name of the field that moves a member to a multiple of ALIGNMENT
 EPOCH = (1980, 1, 1, 0, 0, 0)  # no times, so that the same tensors give the same bytes
 
 
 def convert_pth(checkpoint: Checkpoint, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> None:
-    """Write the tensors of a checkpoint of any format, in the types in which it holds them, as BlinkDL's ``.pth``; quantized ones
-    as float32. Raises UserError for one of no known generation, for values that are not finite, and for an output that is there,
-    unless ``overwrite``."""
+    """Write the tensors of a checkpoint of any format, in the types in which it holds them, as BlinkDL's ``.pth``;
+    quantized ones as float32. Raises UserError for one of no known generation, for values that are not finite, and for an
+    output that is there, unless ``overwrite``."""
     model = BlinkDLTensors.of(checkpoint)
     dtypes = model.stored_as(None)
     tensors = [OutputTensor(name, tensor.shape, dtypes[name], tensor) for name, tensor in model.tensors.items()]

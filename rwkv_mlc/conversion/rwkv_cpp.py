@@ -31,10 +31,12 @@ def convert_rwkv_cpp(
     progress: Progress = silent,
 ) -> None:
     """Write a checkpoint as rwkv.cpp's file; ``dtype``, ``FP16`` or ``FP32``, is that of matrices. Raises UserError for a
-    generation that rwkv.cpp does not know, for values that are not finite, or that float16 does not hold, and for an output that
-    is there, unless ``overwrite``."""
+    generation that rwkv.cpp does not know, for values that are not finite, or that float16 does not hold, and for an output
+    that is there, unless ``overwrite``."""
     if dtype not in FILE_TYPES:
-        raise UserError(f"rwkv.cpp's files are {' or '.join(FILE_TYPES)}, not {dtype}; its quantize.py makes the others.")
+        raise UserError(
+            f"rwkv.cpp's files are {' or '.join(FILE_TYPES)}, not {dtype}; its quantize.py makes the others."
+        )
     model = BlinkDLTensors.of(checkpoint)
     config = model.config
     if not model.generation.in_rwkv_cpp:

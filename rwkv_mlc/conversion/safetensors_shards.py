@@ -1,7 +1,7 @@
 """Shards of safetensors, written one tensor after the other.
 
-The format is that of https://github.com/huggingface/safetensors#format. Its own library takes all tensors of a file at once, which
-are gigabytes."""
+The format is that of https://github.com/huggingface/safetensors#format. Its own library takes all tensors of a file at
+once, which are gigabytes."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ def silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """What is to be written as ``name``: an array of ``shape`` and ``dtype``, a key of ``DTYPES``, of the numbers that ``source``
-    has when it is read."""
+    """What is to be written as ``name``: an array of ``shape`` and ``dtype``, a key of ``DTYPES``, of the numbers that
+    ``source`` has when it is read."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,7 +54,8 @@ class OutputTensor:
             stored = np.ascontiguousarray(array, DTYPES[self.dtype])
         if stored.dtype != array.dtype and not np.isfinite(stored.astype(np.float32)).all():
             raise UserError(
-                f"The tensor {self.name} holds {float(np.abs(array).max()):g}, which {self.dtype} does not; take another --dtype."
+                f"The tensor {self.name} holds {float(np.abs(array).max()):g}, which {self.dtype} does not; take another "
+                "--dtype."
             )
         return memoryview(stored.reshape(-1).view(np.uint8))
 

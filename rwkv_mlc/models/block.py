@@ -32,10 +32,13 @@ class BlockGeneration(Generation):
     A generation whose layers hand on more than ``x`` writes ``blocks`` of its own."""
 
     own: Sequence[str] = ()
-    in_rwkv_cpp = True
     hugging_face_names: Sequence[tuple[str, str]] = HUGGING_FACE_NAMES
     state_parameters = 1
     """How many of the parameters of wkv, the first ones, the state depends on."""
+
+    @property
+    def in_rwkv_cpp(self) -> bool:
+        return True
 
     def check_norms(self, config: RWKVConfig, of_folder: bool) -> None:
         """Every epsilon is built as it is given."""

@@ -133,7 +133,8 @@ class Generation(ABC):
     @abstractmethod
     def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
         """What that layout's ``config.json`` holds beside what all have (the sizes of vocabulary, residual stream, layers and
-        channel mixing); ``names`` are those of the tensors as ``arrange`` has them. Raises UserError for a model that the layout cannot express."""
+        channel mixing); ``names`` are those of the tensors as ``arrange`` has them. Raises UserError for a model that the
+        layout cannot express."""
 
     @property
     @abstractmethod

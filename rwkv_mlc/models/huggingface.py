@@ -73,12 +73,12 @@ PREFIX_RULES: Rules = ((r"(?:rwkv|model)\.", ""),)
 @dataclass(frozen=True)
 class HuggingFace:
     """The layout of a folder that transformers loads. ``names`` are told after ``prefix``, with which every name but the
-    head's begins. By the end of BlinkDL's name, ``transposed`` are matrices that lie the other way round, as torch's Linear, and
-    ``flat`` vectors without axes of length 1.
+    head's begins. By the end of BlinkDL's name, ``transposed`` are matrices that lie the other way round, as torch's Linear,
+    and ``flat`` vectors without axes of length 1.
 
-    ``architecture`` is the class of the model with its head, ``model_type`` what the configuration calls it. ``code`` are files of ``configs/huggingface`` that the folder
-    brings, where transformers has no class of its own: the first with the class of the configuration, ``configuration``, the
-    second with those of the model, of which ``base`` has no head."""
+    ``architecture`` is the class of the model with its head, ``model_type`` what the configuration calls it. ``code`` are
+    files of ``configs/huggingface`` that the folder brings, where transformers has no class of its own: the first with the
+    class of the configuration, ``configuration``, the second with those of the model, of which ``base`` has no head."""
 
     architecture: str
     model_type: str

@@ -50,8 +50,8 @@ class RWKV4(BlockGeneration):
     def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
         if config.attention_size != config.hidden_size:
             raise UserError(
-                f"transformers keeps states of hidden_size channels, {config.hidden_size} here, and this model's time mixing has "
-                f"{config.attention_size}; it has no class for that."
+                f"transformers keeps states of hidden_size channels, {config.hidden_size} here, and this model's time mixing "
+                f"has {config.attention_size}; it has no class for that."
             )
         return transformers_config(config)
 

@@ -97,7 +97,7 @@ class RWKV5(BlockGeneration):
             return dataclasses.replace(tensor, read=lambda: np.exp(tensor.read().astype(np.float64)))
 
         result = self.arrange(tensors)
-        for name, tensor in tensors.items():
+        for name in tensors:
             if not self.gated and (bonus := self._bonus(name, tensors)) != name:
                 result[bonus] = exponential(result.pop(name))
         return result

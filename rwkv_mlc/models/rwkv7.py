@@ -230,8 +230,8 @@ class RWKV7(BlockGeneration):
         is another than ``hidden_size``."""
         if not (config.layer_norm_epsilon == EPSILON and self._has_fla_norms(config)):
             raise UserError(
-                f"The layout of RWKV-7 has head_dim times 1e-5 for the norm of heads, {config.head_size * EPSILON:g}; this model "
-                f"has {config.group_norm_epsilon:g}, and {config.layer_norm_epsilon:g} for its layer norms."
+                f"The layout of RWKV-7 has head_dim times 1e-5 for the norm of heads, {config.head_size * EPSILON:g}; this "
+                f"model has {config.group_norm_epsilon:g}, and {config.layer_norm_epsilon:g} for its layer norms."
             )
         ranks = {"decay_rank": "decay", "rate_rank": "a", "value_rank": "v", "gate_rank": "gate"}
         other = {"attention_hidden_size": config.attention_size} if "attention_size" in config.own else {}

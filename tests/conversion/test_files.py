@@ -105,7 +105,9 @@ def contents(path: Path) -> dict:
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the models of rwkv.cpp's own tests in ../shared/golden")
-@pytest.mark.parametrize("file", ["tiny-rwkv-4v0-660K-FP32.bin", "tiny-rwkv-4v0-660K-FP16.bin", "tiny-rwkv-5v2-730K-FP32.bin"])
+@pytest.mark.parametrize(
+    "file", ["tiny-rwkv-4v0-660K-FP32.bin", "tiny-rwkv-4v0-660K-FP16.bin", "tiny-rwkv-5v2-730K-FP32.bin"]
+)
 def test_rwkv_cpps_own_files_come_back_bit_for_bit(tmp_path, file):
     kind = file[-8:-4]
     assert main(["convert-rwkv-cpp", str(GOLDEN / file), str(tmp_path / file), "--dtype", kind]) == 0

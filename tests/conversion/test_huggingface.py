@@ -47,7 +47,10 @@ def convert(source: Path, *more: str) -> Path:
 
 
 def load(folder: Path):
-    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    """Computing in float32, whatever the weights are stored in."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, output_loading_info=True, dtype=torch.float32
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
@@ -206,9 +209,10 @@ def test_demo_models_say_what_ours_say(tmp_path, name):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     model = load(tmp_path / "out")
     for prompt, answer in GREEDY[name].items():
-        tokens = [0, *tokenizer(prompt).input_ids]
-        found = model.generate(torch.tensor([tokens]), max_new_tokens=64, do_sample=False, eos_token_id=None)
-        assert tokenizer.decode(found[0, len(tokens) :], skip_special_tokens=True) == answer
+        tokens = torch.tensor([[0, *tokenizer(prompt).input_ids]])
+        mask = torch.ones_like(tokens)  # or else the first token would be taken for padding
+        found = model.generate(tokens, attention_mask=mask, max_new_tokens=64, do_sample=False, eos_token_id=None)
+        assert tokenizer.decode(found[0, tokens.shape[1] :], skip_special_tokens=True) == answer
 
 
 @pytest.mark.parametrize("generation", KNOWN)

@@ -59,7 +59,9 @@ def test_any_bytes(ours, theirs):
 def test_parts_of_characters_and_the_end_of_text(theirs):
     assert theirs.decode(theirs.encode("🤗")[:1]) == "\ufffd"
     hello = theirs.encode("Hello")
-    assert theirs.decode([*hello, 0]) == f"Hello{END}" and theirs.decode([*hello, 0], skip_special_tokens=True) == "Hello"
+    assert (
+        theirs.decode([*hello, 0]) == f"Hello{END}" and theirs.decode([*hello, 0], skip_special_tokens=True) == "Hello"
+    )
     assert (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id) == (0, 0, 0)
     assert 0 not in theirs.encode(END) and theirs.encode(END, split_special_tokens=False) == [0]
     assert theirs.decode([65535]) == "" and theirs.vocab_size == 65530
@@ -96,7 +98,7 @@ def rendered(template: Template, messages: list[dict], mode: str | None, tools: 
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             answer = message["content"]
-            thought, end, said = answer.partition("</think>")
+            _, end, said = answer.partition("</think>")
             text += template.told(said.lstrip() if end else answer).decode()
         else:
             said = message["content"]

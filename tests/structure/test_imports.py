@@ -106,11 +106,13 @@ def test_verifying_does_not_know_compiling():
     assert importers(rooms, "rwkv_mlc.compiler", "rwkv_mlc.graph", "rwkv_mlc.building", "tir_kernels") == set()
 
 
-def test_only_the_command_line_knows_building():
-    own = sources("rwkv_mlc/building", "rwkv_mlc/cli")
+def test_only_the_command_line_and_conversion_know_building():
+    own = sources("rwkv_mlc/building", "rwkv_mlc/conversion", "rwkv_mlc/cli")
     others = [path for path in sources("rwkv_mlc") if path not in own]
     assert importers(others, "rwkv_mlc.building") == {"rwkv_mlc/__init__.py"}
-    assert importers(sources("rwkv_mlc/building"), "rwkv_mlc.cli", "rwkv_mlc.debug") == set()
+    assert importers(sources("rwkv_mlc/building", "rwkv_mlc/conversion"), "rwkv_mlc.cli", "rwkv_mlc.debug") == set()
+    assert importers(sources("rwkv_mlc/conversion"), "rwkv_mlc.building") == {"rwkv_mlc/conversion/huggingface.py"}
+    assert importers(sources("rwkv_mlc"), "rwkv_mlc.conversion") <= {str(p.relative_to(ROOT)) for p in own}
 
 
 def test_graphs_do_not_ask_for_their_target():
@@ -127,7 +129,7 @@ def test_nothing_but_a_measure_imports_torch():
     measures = (*sources("rwkv_mlc/bench"), ROOT / "rwkv_mlc" / "debug" / "chatrwkv.py")
     rooms = [path for path in sources("rwkv_mlc", "tir_kernels", "build.py") if path not in measures]
     assert importers(rooms, "torch", "transformers", "rwkv", "pickletools") == set()
-    assert importers(rooms, "pickle") == {"rwkv_mlc/weights/pth.py"}
+    assert importers(rooms, "pickle") == {"rwkv_mlc/weights/pth.py", "rwkv_mlc/conversion/pth.py"}
 
 
 def test_tests_share_through_the_package_of_helpers():
@@ -164,6 +166,8 @@ def test_converting_does_not_load_the_compiler(tmp_path):
     assert not loaded_by(code, "convert-weight", "--model", demo, "-o", str(tmp_path / "demo")) & unwanted
     build = ("build", "--model", demo, "--artifact-path", str(tmp_path), "--convert-weights-only")
     assert not loaded_by(code, *build) & unwanted
+    for command in ("convert-hf", "convert-pth", "convert-rwkv-cpp"):
+        assert not loaded_by(code, command, demo, str(tmp_path / command)) & unwanted
 
 
 @pytest.fixture(scope="session")
