@@ -57,7 +57,7 @@ class OutputTensor:
                 f"The tensor {self.name} holds {float(np.abs(array).max()):g}, which {self.dtype} does not; take another "
                 "--dtype."
             )
-        return memoryview(stored.reshape(-1).view(np.uint8))
+        return stored.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True)
