@@ -21,7 +21,7 @@ def refused(capsys, line: str) -> str:
     "line, message",
     [
         ("genrate", "rwkv-mlc: error: there is no command genrate; did you mean generate?"),
-        ("conv", "rwkv-mlc: error: there is no command conv; did you mean convert-weight?"),
+        ("convert-w", "rwkv-mlc: error: there is no command convert-w; did you mean convert-weight?"),
         ("serve", "rwkv-mlc: error: there is no command serve; the commands are build, convert-weight, gen-config,"),
         ("--model M build", "there is no --model; the flags of a command follow it, and rwkv-mlc COMMAND --help lists"),
         (
