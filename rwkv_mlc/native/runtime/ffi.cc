@@ -1,0 +1,18 @@
+// The part of tvm-ffi that a compiled model needs, from the sources in its wheel, as one unit: its headers are most of
+// the work.
+#include "src/ffi/backtrace.cc"
+#include "src/ffi/container.cc"
+#include "src/ffi/custom_allocator.cc"
+#include "src/ffi/dtype.cc"
+#include "src/ffi/error.cc"
+#include "src/ffi/extra/env_c_api.cc"
+#include "src/ffi/extra/env_context.cc"
+#include "src/ffi/extra/json_parser.cc"
+#include "src/ffi/extra/json_writer.cc"
+#include "src/ffi/extra/library_module.cc"
+#include "src/ffi/extra/library_module_system_lib.cc"
+#include "src/ffi/extra/module.cc"
+#include "src/ffi/function.cc"
+#include "src/ffi/init_once.cc"
+#include "src/ffi/object.cc"
+#include "src/ffi/tensor.cc"

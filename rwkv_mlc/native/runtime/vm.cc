@@ -1,0 +1,12 @@
+// TVM's virtual machine and what it needs on a CPU, from the sources in its wheel, as one unit.
+#include "src/runtime/cpu_device_api.cc"
+#include "src/runtime/device_api.cc"
+#include "src/runtime/file_utils.cc"
+#include "src/runtime/logging.cc"
+#include "src/runtime/memory/memory_manager.cc"
+#include "src/runtime/tensor.cc"
+#include "src/runtime/vm/builtin.cc"
+#include "src/runtime/vm/bytecode.cc"
+#include "src/runtime/vm/executable.cc"
+#include "src/runtime/vm/vm.cc"
+#include "src/runtime/workspace_pool.cc"
