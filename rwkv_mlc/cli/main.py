@@ -14,20 +14,7 @@ from types import FrameType
 from .. import __version__
 from ..errors import UserError
 from . import (
-    bench,
-    build,
-    chat,
-    compare,
-    convert_hf,
-    convert_pth,
-    convert_rwkv_cpp,
-    debug,
-    dump,
-    generate,
-    inspect,
-    logits,
-    verify,
-)
+    bench, ), bench, build, chat, compare, convert_hf, convert_pth, convert_rwkv_cpp, debug, dump, generate, inspect, logits, package, verify
 from .faults import lacks_memory, say_error, sentence
 from .memory_limit import check_limit
 from .parser import Parser
@@ -133,7 +120,7 @@ def _parser(build_program: str | None) -> Parser:
     subparsers = parser.add_subparsers(metavar="command", required=True)
     build.add_parsers(subparsers, build_program)
     conversions = (convert_hf, convert_pth, convert_rwkv_cpp)
-    for verb in (chat, generate, logits, inspect, bench, verify, dump, compare, debug, *conversions):
+    for verb in (chat, generate, logits, package, inspect, bench, verify, dump, compare, debug, *conversions):
         verb.add_parser(subparsers)
     parser.commands = subparsers.choices
     return parser

@@ -41,7 +41,7 @@ class NativeLibrary:
         """Build it, or find it in the cache where it was built before from these sources for these packages.
 
         Raises UserError where a compiler or headers are missing, or the cache cannot be written."""
-        folder = _cache() / f"{self.name}-{self._key()}"
+        folder = cache_folder() / f"{self.name}-{self._key()}"
         try:
             return kept_library(folder, self.file, self.title, self._compile, say=self.takes_long)
         except OSError as error:
@@ -80,5 +80,6 @@ class NativeLibrary:
         raise UserError(f"{self.title} cannot be built ({lines[0]}); install a newer g++ or clang.")
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """The user's, for what is built once."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwkv_mlc"

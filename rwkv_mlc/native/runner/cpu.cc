@@ -90,14 +90,11 @@ double quota() {
     if (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
     const std::string root = controllers.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
     // In a container the path may be that of the host, and the container's own group is the folder itself.
-    for (;; group.erase(std::min(group.rfind('/'), group.size()))) {
-      least = std::min(least, limit(root + group));
-      if (group.empty()) break;
-      if (group.back() == '/') group.pop_back();
-      if (group.empty()) {
-        least = std::min(least, limit(root));
-        break;
-      }
+    for (std::string below = group == "/" ? "" : group;;) {
+      least = std::min(least, limit(root + below));
+      if (below.empty()) break;
+      const size_t cut = below.rfind('/');
+      below.resize(cut == std::string::npos ? 0 : cut);
     }
   }
   return least;

@@ -5,6 +5,7 @@
 #include <tvm/ffi/function.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -17,8 +18,12 @@ namespace {
 
 constexpr int kAlignment = 64;      // of tensors
 constexpr int kPooledAllocator = 2;  // of TVM's virtual machine
+using Clock = std::chrono::steady_clock;
+
 constexpr DLDevice kCpu{kDLCPU, 0};
 constexpr DLDataType kFloat32{kDLFloat, 32, 1}, kInt32{kDLInt, 32, 1};
+
+double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
 
 // What in memory is somebody else's.
 struct Lent {
@@ -82,13 +87,13 @@ struct Model::Spec {
 };
 
 struct Model::Library {
-  ffi::Module machine;
+  std::optional<ffi::Module> machine;
   ffi::Function prefill, decode, sample;
   ffi::Array<ffi::Any> params;
   ffi::Tensor ends_of_one, slots, padding;
 
   ffi::Function function(const char* name) const {
-    const auto found = machine->GetFunction(name);
+    const auto found = (*machine)->GetFunction(name);
     if (!found) throw UserError(std::string("The library of this program has no ") + name + "; package the model again.");
     return *found;
   }
@@ -211,6 +216,7 @@ void Model::read(std::span<const int> tokens, State& state) {
   for (const int token : tokens) {
     if (token < 0 || token >= vocab_size_) throw UserError("Token " + std::to_string(token) + " is none of this model's.");
   }
+  const Clock::time_point began = Clock::now();
   const int64_t count = tokens.size();
   ffi::Tensor ids = allocate({count}, kInt32);
   std::copy(tokens.begin(), tokens.end(), static_cast<int32_t*>(ids.data_ptr()));
@@ -223,9 +229,12 @@ void Model::read(std::span<const int> tokens, State& state) {
   auto tensor = std::make_shared<ffi::Tensor>(function(ids, ends, library_->slots, states, library_->params).cast<ffi::Tensor>());
   const std::span<const float> values{static_cast<const float*>(tensor->data_ptr()), size_t(vocab_size_)};
   state.last = Ending{{tensor, values}, {}};
+  (count == 1 ? stats.decoded : stats.prefilled) += count;
+  (count == 1 ? stats.decode_seconds : stats.prefill_seconds) += seconds_since(began);
 }
 
 int Model::choose(const Logits& logits, Sampler& sampler) {
+  const Clock::time_point began = Clock::now();
   std::vector<Penalty> penalties{{0, 0}};  // no tensor is empty
   const Request request = sampler.request(penalties);
   ffi::Tensor requests = allocate({1, sizeof request / 4}, kInt32);
@@ -240,6 +249,7 @@ int Model::choose(const Logits& logits, Sampler& sampler) {
                     "32-bit ones, such as q4f32_1.");
   }
   sampler.count(token);
+  stats.decode_seconds += seconds_since(began);
   return token;
 }
 

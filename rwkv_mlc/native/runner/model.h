@@ -40,6 +40,12 @@ struct State {
   int64_t length = 0;          // tokens that it has read
 };
 
+// What was read and written, and in how many seconds.
+struct Stats {
+  int64_t prefilled = 0, decoded = 0;
+  double prefill_seconds = 0, decode_seconds = 0;
+};
+
 class Model {
  public:
   // That of a pack, for this CPU. Raises UserError where this program has no code for it, and where both do not fit together.
@@ -59,6 +65,8 @@ class Model {
   int choose(const Logits& logits, Sampler& sampler);
   // Gives back memory that calls have left for later ones.
   void free_memory();
+
+  Stats stats;
 
   const std::string& level() const { return level_; }
   int64_t vocab_size() const { return vocab_size_; }
