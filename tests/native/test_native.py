@@ -1,0 +1,247 @@
+"""A packaged model writes what the Python engine writes, and says in a sentence what is wrong with what it is given."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rwkv_mlc import Chat, UserError
+from rwkv_mlc.packaging import SYSTEMS, package
+from rwkv_mlc.packaging.runner import FLAGS, _include, runner, runtime
+from rwkv_mlc.packaging.zig import zig
+from support.accuracy import PROMPTS
+from support.paths import ROOT
+
+VILLAGE, OTHERS = "rwkv-7-village", ("rwkv-4-village", "rwkv-5-village", "rwkv-7-reverser")
+QUESTIONS = ("Who lives in the red house?", "And what does he like to eat?", "Tell me a story.")
+TOKEN = "a secret of the house"
+
+
+@pytest.fixture(scope="module")
+def village(programs, levels):
+    return programs(VILLAGE, levels)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_greedy_text_is_pythons(programs, name: str):
+    program = programs(name)
+    for prompt in (*PROMPTS, "reverse 31415926: "):
+        expected = program.engine.generate(prompt, temperature=0, max_tokens=48).text
+        assert program("--prompt", prompt, "--temperature", "0", "--max-tokens", "48") == expected + "\n"
+
+
+def test_every_level_writes_pythons_text(village, levels):
+    for prompt in (*PROMPTS, "\udcff\udcf0 £ 好 <think>"):
+        expected = village.engine.generate(prompt, temperature=0, max_tokens=48).text
+        for level in levels:
+            found = village("--prompt", prompt, "--temperature", "0", "--max-tokens", "48", level=level)
+            assert found == expected + "\n", level
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0, "top_p": 1.0, "seed": 0},
+        {"temperature": 1.3, "top_p": 0.7, "top_k": 12, "seed": 2**64 - 1},
+        {
+            "temperature": 0.9,
+            "top_p": 0.9,
+            "presence_penalty": 0.4,
+            "frequency_penalty": 0.3,
+            "repetition_penalty": 1.2,
+            "penalty_decay": 0.9,
+            "seed": 7,
+        },
+    ],
+)
+def test_sampled_text_is_pythons(village, settings: dict):
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    for prompt in ("Once upon a time", ""):
+        expected = village.engine.generate(prompt, max_tokens=60, stop=("house",), **settings).text
+        assert village("--prompt", prompt, "--max-tokens", "60", "--stop", "h\\x6fuse", *flags) == expected + "\n"
+
+
+def test_a_conversation_is_pythons(village, tmp_path: Path):
+    chat = Chat(village.engine, village.engine.chat_params(temperature=0.8, seed=5))
+    expected = [chat.send(QUESTIONS[0]), chat.send(QUESTIONS[1]), chat.retry()]
+    lines = [f"Assistant: {''.join(chat.displayed(pieces))}" for pieces in expected]
+    chat.save(tmp_path / "python")
+    typed = f"{QUESTIONS[0]}\n{QUESTIONS[1]}\n/retry\n/save {tmp_path / 'native'}\n"
+    printed = village("--temperature", "0.8", "--seed", "5", text=typed)
+    assert printed.splitlines() == [*lines, f"Saved the conversation to {tmp_path / 'native'}"]
+    goes_on = village("--state", str(tmp_path / "python"), "--temperature", "0.8", "--seed", "5", text=QUESTIONS[2])
+    assert goes_on == f"Assistant: {''.join(chat.displayed(chat.send(QUESTIONS[2])))}\n"
+
+
+@pytest.mark.parametrize("settings", [{"max_tokens": 9}, {"max_tokens": 60, "stop": ("house", "\n\n")}])
+def test_states_are_the_other_sides_too(village, tmp_path: Path, settings: dict):
+    engine, ours, theirs = village.engine, tmp_path / "python", tmp_path / "native"
+    prompt, params = "Tom lives in the", {"temperature": 0.7, "presence_penalty": 0.5, "seed": 3, **settings}
+    state = engine.new_state()
+    engine.generate(prompt, state=state, **params)
+    engine.save_state(state, ours)
+    flags = ["--temperature", "0.7", "--presence-penalty", "0.5", "--seed", "3", "--max-tokens", str(params["max_tokens"])]
+    stops = [word for stop in params.get("stop", ()) for word in ("--stop", stop.replace("\n", "\\n"))]
+    village("--prompt", prompt, *flags, *stops, "--save-state", str(theirs))
+    length = int.from_bytes(ours.read_bytes()[:8], "little") + 8
+    assert theirs.read_bytes()[:length] == ours.read_bytes()[:length]  # names, shapes, places, tokens
+    loaded = engine.load_state(theirs)
+    for found, expected in zip(loaded.arrays(), state.arrays(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(abs(expected).max(), 1e-3))
+    assert loaded.last[0].counts.ids.tolist() == state.last[0].counts.ids.tolist()
+    np.testing.assert_array_equal(loaded.last[0].counts.counts, state.last[0].counts.counts)
+    expected = engine.generate("", state=state, **params).text
+    assert village("--prompt", "", "--state", str(ours), *flags, *stops) == expected + "\n"
+
+
+def test_vectors(village, levels, tmp_path: Path):
+    """Random numbers, streams, thoughts and templates, as docs/generation.md has them."""
+    system = SYSTEMS["linux-x86_64"] if levels[0].startswith("x86") else SYSTEMS["linux-aarch64"]
+    archives = [runner().build(system), runtime().build(system)]
+    source, folder = Path(__file__).with_name("vectors.cc"), ROOT / "rwkv_mlc" / "native" / "runner"
+    paths = [f"-I{path}" for path in (folder, *_include())]
+    zig("c++", "-target", system.zig, *FLAGS, *paths, "-O0", source, *archives, "-static", "-o", tmp_path / "vectors")
+    vectors = json.loads((ROOT / "tests" / "engine" / "generation_vectors.json").read_text(encoding="utf-8"))
+    names = [case["name"] for case in vectors["templates"]]
+    templates = ROOT / "configs" / "templates"
+    conversations = {name: json.loads((templates / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+    given = json.dumps({**vectors, "conversations": conversations}).encode()
+    checked = subprocess.run([tmp_path / "vectors"], input=given, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout.decode()
+    assert int(checked.stdout.split()[0]) > 150
+
+
+def test_what_is_wrong_is_said_in_a_sentence(village, tmp_path: Path):
+    assert village("--promt", "x", code=2) == "There is no --promt; --help lists the flags.\n"
+    assert "top_p must be from 0 to 1" in village("--prompt", "x", "--top-p", "2", code=2)
+    assert "has no think mode" in village("--prompt", "x", "--chat", "--think", "on", code=2)
+    assert "RWKV_MLC_CPU is z80" in village("--prompt", "x", level="z80", code=2)
+    assert "cannot be read" in village("--prompt", "x", "--state", str(tmp_path / "none"), code=2)
+    (tmp_path / "state").write_bytes(b"\xff" * 64)
+    assert "ends too early" in village("--prompt", "x", "--state", str(tmp_path / "state"), code=2)
+    assert "--token-file FILE" in village("--serve", "8080", "--listen", "0.0.0.0", code=2)
+    assert "MIT" in village("--licenses") and "Apache License" in village("--licenses")
+
+
+def test_a_program_that_was_cut_says_so(village, programs, tmp_path: Path):
+    whole = village.path.read_bytes()
+    cut = shutil.copy(village.path, tmp_path / "cut")
+    with open(cut, "r+b") as file:
+        file.truncate(len(whole) - 1000)
+    said = subprocess.run([cut, "--prompt", "x"], capture_output=True, text=True)
+    assert said.returncode == 2 and "The weights are missing" in said.stderr and said.stderr.count("\n") == 1
+    start = int.from_bytes(whole[-24:-16], "little")
+    beside = tmp_path / "cut.weights"
+    beside.write_bytes(whole[-start:])
+    found = subprocess.run([cut, "--prompt", "Tom", "--temperature", "0", "--max-tokens", "8"], capture_output=True, text=True)
+    assert found.stdout == village("--prompt", "Tom", "--temperature", "0", "--max-tokens", "8")
+    shutil.copy(programs(OTHERS[0]).path, beside)
+    said = subprocess.run([cut, "--prompt", "x"], capture_output=True, text=True)
+    assert said.returncode == 2 and "belongs to another program" in said.stderr
+
+
+def test_what_cannot_be_packaged(village, tmp_path: Path):
+    with pytest.raises(UserError, match="There is no system windows; a model is packaged for linux-x86_64 or linux-aarch64"):
+        package(village.dist, "windows", tmp_path / "out")
+    with pytest.raises(UserError, match="has no level z80"):
+        package(village.dist, "linux-x86_64", tmp_path / "out", levels=["z80"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def serving(path: Path, *flags: str) -> Iterator[Callable]:
+    """A server, and what asks it: (method, path, body, headers) -> status, bytes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([path, "--serve", str(port), *flags], stderr=subprocess.PIPE)
+
+    def ask(method: str, where: str, body: object = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, where, data, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    try:
+        assert process.stderr and b"answers at http://127.0.0.1" in process.stderr.readline()
+        ask.port = port
+        yield ask
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+def wait_for(ask: Callable) -> None:
+    for _ in range(100):
+        try:
+            ask("GET", "/health")
+            return
+        except OSError:
+            time.sleep(0.05)
+
+
+def test_completions_are_the_chats_answers(village):
+    chat, messages = Chat(village.engine, village.engine.chat_params(temperature=0)), []
+    with serving(village.path, "--temperature", "0") as ask:
+        wait_for(ask)
+        assert json.loads(ask("GET", "/v1/models")[1])["data"][0]["id"] == village.engine.name
+        for question in QUESTIONS:
+            expected = "".join(chat.displayed(chat.send(question)))
+            messages.append({"role": "user", "content": question})
+            status, body = ask("POST", "/v1/chat/completions", {"messages": messages})
+            (choice,), usage = json.loads(body)["choices"], json.loads(body)["usage"]
+            assert (status, choice["message"]["content"], choice["finish_reason"]) == (200, expected, "stop")
+            assert usage["completion_tokens"] == len(chat.answer.tokens)
+            status, stream = ask("POST", "/v1/chat/completions", {"messages": messages, "stream": True})
+            events = [event.removeprefix("data: ") for event in stream.decode().split("\n\n") if event]
+            assert events.pop() == "[DONE]"
+            deltas = [json.loads(event)["choices"][0] for event in events]
+            assert "".join(d["delta"].get("content", "") for d in deltas) == expected
+            assert deltas[-1]["finish_reason"] == "stop"
+            messages.append({"role": "assistant", "content": expected})
+
+
+def test_a_server_refuses_in_a_sentence(village, tmp_path: Path):
+    question = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    with serving(village.path) as ask:
+        wait_for(ask)
+        for body, sentence in [
+            (b"{", "is no JSON"),
+            (b"[" * 100_000, "nested too deeply"),
+            (b'{"messages": "\xff"}', "not UTF-8"),
+            ({}, 'lacks "messages"'),
+            ({"messages": []}, "last message should be the user's"),
+            ({"messages": [{"role": "assistant", "content": "x"}]}, "by turns"),
+            ({**question, "temperature": -1}, "temperature must be"),
+            ({**question, "max_tokens": "many"}, "should be an integer"),
+            ({**question, "think": "on"}, "no think mode"),
+        ]:
+            status, answer = ask("POST", "/v1/chat/completions", body)
+            assert status == 400 and sentence in json.loads(answer)["error"]["message"], body
+        own = f"127.0.0.1:{ask.port}"
+        assert ask("POST", "/v1/chat/completions", question, Host="evil.example")[0] == 403
+        assert ask("POST", "/v1/chat/completions", question, Origin="http://evil.example")[0] == 403
+        assert ask("POST", "/v1/chat/completions", question, Origin=f"http://{own}")[0] == 200
+        assert ask("GET", "/nothing")[0] == 404
+        status, page = ask("GET", "/")
+        assert status == 200 and b"chat.js" in page and b"v1/chat/completions" in ask("GET", "/chat.js")[1]
+        taken = subprocess.run([village.path, "--serve", str(ask.port)], capture_output=True, text=True, timeout=60)
+        assert taken.returncode == 2 and "is in use" in taken.stderr
+    with serving(village.path, "--token-file", str(tmp_path / "token")) as ask:
+        wait_for(ask)
+        assert ask("POST", "/v1/chat/completions", question)[0] == 401
+        assert ask("GET", "/v1/models", Authorization=f"Bearer {TOKEN}x")[0] == 401
+        assert ask("POST", "/v1/chat/completions", question, Authorization=f"Bearer {TOKEN}")[0] == 200
