@@ -4,10 +4,10 @@ BIN := .venv/bin
 DEMO := rwkv-7-village
 
 # What the tests run code of other machines with, of Debian: a linker; aarch64; Vulkan on the CPU with its loader, headers,
-# validation layer, validator and a compiler of shaders; a parser of OpenCL C, Metal and C++; what packaged programs serve with. Before them what Debian's own
+# validation layer, validator and a compiler of shaders; a parser of OpenCL C, Metal and C++. Before them what Debian's own
 # Python lacks to make a virtual environment, and git, which has the older version that a test compares with.
 TOOLS := python3-venv git g++ qemu-user-static g++-aarch64-linux-gnu mesa-vulkan-drivers libvulkan1 libvulkan-dev \
-	vulkan-validationlayers spirv-tools glslang-tools clang libcpp-httplib-dev
+	vulkan-validationlayers spirv-tools glslang-tools clang
 
 chat: dist/$(DEMO)-q4f16_1
 	$(BIN)/rwkv-mlc chat $<

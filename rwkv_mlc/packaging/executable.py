@@ -63,8 +63,7 @@ def package(
             "alone; run it with rwkv-mlc chat."
         )
     tokenizer.valid_ids(opened.config.vocab_size)
-    talks = runner.runner()  # before anything takes time
-    archives = [runner.runtime().build(system), talks.build(system)]
+    archives = [runner.runtime().build(system), runner.runner().build(system)]
     with writing(program), tempfile.TemporaryDirectory(dir=program.resolve().parent) as scratch:
         folder = Path(scratch)
         codes: list[LevelCode] = []

@@ -19,7 +19,7 @@ from .systems import System
 from .zig import zig
 
 NATIVE = Path(__file__).parents[1] / "native"
-HTTPLIB = [Path(folder) / "httplib.h" for folder in ("/usr/local/include", "/usr/include")]
+VENDORED = NATIVE / "vendored"  # cpp-httplib, which serves
 FLAGS = (
     *("-std=c++20", "-O2", "-g0", "-DNDEBUG", "-ffunction-sections", "-fdata-sections", "-ffp-contract=off"),
     *("-DTVM_FFI_CMAKE_LITTLE_ENDIAN=1", "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_LOG_DEBUG=0"),
@@ -53,12 +53,7 @@ class Part:
         return digest.hexdigest()[:16]
 
     def _compile(self, system: System, folder: Path, file: str) -> Path:
-        include = folder / "include"  # this header alone: those of this machine's system are not for others
-        include.mkdir()
-        for header in self.headers:
-            if not header.is_relative_to(NATIVE):
-                (include / header.name).symlink_to(header)
-        paths = [f"-I{path}" for path in (*_include(), include)]
+        paths = [f"-I{path}" for path in include()]
         objects = [folder / f"{source.stem}.o" for source in self.sources]
 
         def compile_one(source: Path, target: Path) -> None:
@@ -76,19 +71,10 @@ def runtime() -> Part:
 
 
 def runner() -> Part:
-    """Raises UserError where a header is missing."""
     folder = NATIVE / "runner"
     sources = (*sorted(folder.glob("*.cc")), *THREADS.folder.glob("*.cc"))
-    headers = (*folder.glob("*.h"), *sorted((NATIVE / "web").iterdir()), find_httplib())
+    headers = (*folder.glob("*.h"), *sorted((NATIVE / "web").iterdir()), *VENDORED.glob("*.h"))
     return Part("rwkv_runner", "The program that runs packaged models", sources, headers)
-
-
-def find_httplib() -> Path:
-    """cpp-httplib, which serves. Raises UserError where it is not installed."""
-    for header in HTTPLIB:
-        if header.is_file():
-            return header
-    raise UserError("Packaged programs serve with cpp-httplib; install its header with apt install libcpp-httplib-dev.")
 
 
 def licenses() -> str:
@@ -103,18 +89,13 @@ def licenses() -> str:
             name = next((name for name in names if str(file).endswith(f"/{name}")), None)
             if name and ".dist-info/" in str(file) and "/wasi/" not in str(file):
                 texts.append(f"{package} {metadata.version(package)}, {name}\n\n{file.read_text(encoding='utf-8')}")
-    texts.append(f"cpp-httplib\n\n{_comment(find_httplib())}")
+    texts.append(f"cpp-httplib\n\n{(VENDORED / 'LICENSE').read_text(encoding='utf-8')}")
     return f"\n{'-' * 80}\n".join(texts)
 
 
-def _comment(header: Path) -> str:
-    """What a header begins with, which names its author and its license."""
-    lines = header.read_text(encoding="utf-8").splitlines()
-    return "\n".join(lines[: next((i for i, line in enumerate(lines) if not line.startswith("//")), 0)])
-
-
-def _include() -> Iterator[Path]:
-    yield from (NATIVE / "headers", NATIVE / "headers/support", NATIVE / "headers/tvm/support")
+def include() -> Iterator[Path]:
+    """Folders of headers. The last two of ours are where the runtime's own sources look for ``../support``."""
+    yield from (VENDORED, NATIVE / "headers", NATIVE / "headers/support", NATIVE / "headers/tvm/support")
     for package in ("tvm", "tvm_ffi"):
         found = importlib.util.find_spec(package)
         assert found and found.origin

@@ -14,9 +14,10 @@ from filelock import FileLock
 
 from rwkv_mlc import Engine
 from rwkv_mlc.building import build
+from rwkv_mlc.interfaces import native
 from rwkv_mlc.machine.cpu_features import host_architecture, host_features
-from rwkv_mlc.packaging import SYSTEMS, package, runner
-from support.compiled import QUICK, only
+from rwkv_mlc.packaging import SYSTEMS, package
+from support.compiled import QUICK
 from support.paths import DEMOS
 
 SYSTEM = f"linux-{host_architecture()}"
@@ -60,16 +61,16 @@ def levels() -> list[str]:
 
 @pytest.fixture(scope="session")
 def programs(artifacts, levels) -> Callable[..., Program]:
-    """Package a demo model, with the code for some ``levels`` or the best of this machine's CPU, which is not optimized."""
+    """Package a demo model, with the code for some ``levels`` or for the best of this machine's CPU."""
     pytest.importorskip("ziglang", reason="programs are compiled by zig (pip install ziglang)")
-    if not any(header.is_file() for header in runner.HTTPLIB):
-        pytest.skip("programs serve with cpp-httplib: the package libcpp-httplib-dev is not installed")
     folder, kept = artifacts / "programs", dict[Path, Program]()
     folder.mkdir(exist_ok=True)
 
     def packaged(name: str, chosen: Sequence[str] = levels[:1]) -> Program:
         program = Program(folder / name, folder / "dist" / f"{name}-q4f16_1")
-        with FileLock(folder / f"{name}.lock"), only(("prefill", "decode")):
+        functions = {function: native.FUNCTIONS[function] for function in ("prefill", "decode")}
+        with FileLock(folder / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "FUNCTIONS", functions)  # those that are called
             if not program.path.exists():
                 build(DEMOS / name, QUICK, artifact_path=folder / "dist")
                 package(program.dist, SYSTEM, program.path, levels=chosen)

@@ -18,7 +18,7 @@ import pytest
 
 from rwkv_mlc import Chat, UserError
 from rwkv_mlc.packaging import SYSTEMS, package
-from rwkv_mlc.packaging.runner import FLAGS, _include, runner, runtime
+from rwkv_mlc.packaging.runner import FLAGS, include, runner, runtime
 from rwkv_mlc.packaging.zig import zig
 from support.accuracy import PROMPTS
 from support.paths import ROOT
@@ -110,7 +110,7 @@ def test_vectors(village, levels, tmp_path: Path):
     system = SYSTEMS["linux-x86_64"] if levels[0].startswith("x86") else SYSTEMS["linux-aarch64"]
     archives = [runner().build(system), runtime().build(system)]
     source, folder = Path(__file__).with_name("vectors.cc"), ROOT / "rwkv_mlc" / "native" / "runner"
-    paths = [f"-I{path}" for path in (folder, *_include())]
+    paths = [f"-I{path}" for path in (folder, *include())]
     zig("c++", "-target", system.zig, *FLAGS, *paths, "-O0", source, *archives, "-static", "-o", tmp_path / "vectors")
     vectors = json.loads((ROOT / "tests" / "engine" / "generation_vectors.json").read_text(encoding="utf-8"))
     names = [case["name"] for case in vectors["templates"]]

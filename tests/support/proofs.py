@@ -41,7 +41,6 @@ TOOLS = (
     Tool("spirv-tools: shaders are not validated", r"spirv-val", "spirv-val"),
     Tool("clang: sources for GPUs are not parsed", r"\bclang is not installed", "clang"),
     Tool("g++", r"g\+\+|C\+\+ compiler", "g++"),
-    Tool("libcpp-httplib-dev", r"libcpp-httplib-dev"),
     Tool("git", r"\bgit is not installed"),
     Tool("PoCL, an OpenCL platform of PyPI", r"OpenCL", installable=False),
     Tool("golden data in ../shared", r"golden", installable=False),

@@ -69,7 +69,7 @@ class Server {
     http_.set_read_timeout(30);
     http_.set_write_timeout(30);
     http_.set_keep_alive_timeout(5);
-    http_.new_task_queue = [] { return new httplib::ThreadPool(4); };
+    http_.new_task_queue = [] { return new httplib::ThreadPool(16); };
     http_.set_default_headers({{"X-Content-Type-Options", "nosniff"}, {"Cache-Control", "no-store"}});
     http_.set_pre_routing_handler([this](const auto& request, auto& response) { return admit(request, response); });
     http_.set_exception_handler([](const auto&, auto& response, std::exception_ptr error) {
