@@ -46,8 +46,8 @@ def package(
     levels: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Packaged:
-    """Write the program ``out`` for a system of ``SYSTEMS`` that runs the model of an artifact, and knows ``levels`` of its CPUs,
-    all where not given. ``progress`` is told of every step.
+    """Write the program ``out`` for a system of ``SYSTEMS`` that runs the model of an artifact, with the code for ``levels`` of
+    its CPUs, all where not given. ``progress`` is told of every step.
 
     Raises UserError for an artifact or a system that cannot be packaged, for a tool that is missing and for a full disk; what
     was there under the name ``out`` is then as it was."""
@@ -98,8 +98,8 @@ def _levels(system: System, names: Sequence[str] | None) -> list[Level]:
 def _compile(
     artifact: Artifact, system: System, level: Level, folder: Path
 ) -> tuple[LevelCode, list[Path], Sequence[ParameterSpec]]:
-    """The objects of the library for a kind of CPU, whose functions have names of their own in the program, and the tensors that
-    they take."""
+    """The objects of the library for a kind of CPU, whose functions have names of their own in the program, and the tensors
+    that they take."""
     from ..compiler.link import export_library
     from ..compiler.pipeline import compile_module
     from ..compiler.targets import resolve_target

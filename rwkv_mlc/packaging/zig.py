@@ -22,4 +22,6 @@ def zig(*arguments: str | Path) -> None:
     if result.returncode:
         lines = result.stderr.splitlines()
         reason = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise UserError(f"zig cannot {arguments[0]} ({reason}); install the version of ziglang that rwkv_mlc was tested with.")
+        raise UserError(
+            f"zig cannot {arguments[0]} ({reason}); install the version of ziglang that rwkv_mlc was tested with."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from rwkv_mlc import Engine
-from rwkv_mlc.building import build
+from rwkv_mlc.building import BuildOptions, build
 from rwkv_mlc.interfaces import native
 from rwkv_mlc.machine.cpu_features import host_architecture, host_features
 from rwkv_mlc.packaging import SYSTEMS, package
@@ -61,18 +61,22 @@ def levels() -> list[str]:
 
 @pytest.fixture(scope="session")
 def programs(artifacts, levels) -> Callable[..., Program]:
-    """Package a demo model, with the code for some ``levels`` or for the best of this machine's CPU."""
+    """Package a demo model, with the code for some ``levels`` or for the best of this machine's CPU. What LLVM makes of the
+    kernels is not the subject: they are not optimized, and those alone are compiled that a program calls."""
     pytest.importorskip("ziglang", reason="programs are compiled by zig (pip install ziglang)")
     folder, kept = artifacts / "programs", dict[Path, Program]()
     folder.mkdir(exist_ok=True)
+    system = SYSTEMS[SYSTEM]
+    quick = tuple(replace(level, options=f"{level.options} -opt-level=0") for level in system.levels)
+    functions = {name: native.FUNCTIONS[name] for name in ("prefill", "decode")}
 
-    def packaged(name: str, chosen: Sequence[str] = levels[:1]) -> Program:
+    def packaged(name: str, chosen: Sequence[str] = levels[:1], template: str = "rwkv_world") -> Program:
         program = Program(folder / name, folder / "dist" / f"{name}-q4f16_1")
-        functions = {function: native.FUNCTIONS[function] for function in ("prefill", "decode")}
         with FileLock(folder / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "FUNCTIONS", functions)  # those that are called
+            patch.setattr(native, "FUNCTIONS", functions)
+            patch.setitem(SYSTEMS, SYSTEM, replace(system, levels=quick))
             if not program.path.exists():
-                build(DEMOS / name, QUICK, artifact_path=folder / "dist")
+                build(DEMOS / name, QUICK, artifact_path=folder / "dist", options=BuildOptions(template=template))
                 package(program.dist, SYSTEM, program.path, levels=chosen)
         return kept.setdefault(program.path, program)
 
