@@ -65,6 +65,10 @@ class Server {
  public:
   Server(Engine& engine, const SamplingParams& params, std::string token, std::string host, int port)
       : engine_(engine), params_(params), completions_(engine), token_(std::move(token)), host_(std::move(host)), port_(port) {
+    http_.set_socket_options([](socket_t socket) {  // the library's own choice lets several programs have one port
+      const int yes = 1;
+      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    });
     http_.set_payload_max_length(kLargestRequest);
     http_.set_read_timeout(30);
     http_.set_write_timeout(30);
