@@ -14,7 +14,21 @@ from types import FrameType
 from .. import __version__
 from ..errors import UserError
 from . import (
-    bench, ), bench, build, chat, compare, convert_hf, convert_pth, convert_rwkv_cpp, debug, dump, generate, inspect, logits, package, verify
+    bench,
+    build,
+    chat,
+    compare,
+    convert_hf,
+    convert_pth,
+    convert_rwkv_cpp,
+    debug,
+    dump,
+    generate,
+    inspect,
+    logits,
+    package,
+    verify,
+)
 from .faults import lacks_memory, say_error, sentence
 from .memory_limit import check_limit
 from .parser import Parser
