@@ -45,18 +45,19 @@ class OutputTensor:
 
     def bytes(self) -> memoryview:
         """Its little-endian bytes. Raises UserError for a value that is not finite, or that the type does not hold."""
-        array = self.source.read()
-        if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        array, dtype = self.source.read(), DTYPES[self.dtype]
+        extremes = np.array([array.min(), array.max()])
+        if not np.isfinite(extremes).all():
             raise UserError(
                 f"The tensor {self.name} holds NaN or infinite values; the checkpoint is damaged, get it again."
             )
         with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(array, DTYPES[self.dtype])
-        if stored.dtype != array.dtype and not np.isfinite(stored.astype(np.float32)).all():
-            raise UserError(
-                f"The tensor {self.name} holds {float(np.abs(array).max()):g}, which {self.dtype} does not; take another "
-                "--dtype."
-            )
+            if not np.isfinite(extremes.astype(dtype).astype(np.float64)).all():
+                raise UserError(
+                    f"The tensor {self.name} holds {float(np.abs(extremes).max()):g}, which {self.dtype} does not; take "
+                    "another --dtype."
+                )
+        stored = np.ascontiguousarray(array, dtype)
         return stored.reshape(-1).view(np.uint8).data
 
 
