@@ -29,6 +29,13 @@ signal.signal(
 )  # which shells have those ignore that they start in the background
 pytest_plugins = ["support.proofs"]
 os.environ[TRACEBACKS] = "1"
+LONG = ("test_device_matrix.py", "test_benchmark_tools.py", "test_vulkan_size.py")
+"""Files whose single tests take half a minute and more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They come first: begun last they would leave the other processes of a run idle at its end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
