@@ -68,6 +68,17 @@ class PackageHooks:
     head_size_divisor: int | None = None
 
 
+@dataclass(frozen=True)
+class MlcChat:
+    """What mlc_chat of 2023, which numbers its parameters, did to a generation's: the order in which it numbered those of a
+    ``time_mixing``, which parameters stay ``float32`` in every quantization, by the end of their names, and what was
+    ``done`` to values, as ``Generation.mlc_llm`` says it."""
+
+    time_mixing: tuple[str, ...]
+    float32: tuple[str, ...]
+    done: Mapping[str, str]
+
+
 class Generation(ABC):
     """All that is known of one generation of RWKV.
 
@@ -158,6 +169,11 @@ class Generation(ABC):
     def mlc_llm(self) -> Mapping[str, str] | None:
         """What mlc_llm's loader does to a parameter before it stores it, by the end of its name, in the words of
         ``rwkv_cpp_tensor``; None where mlc_llm does not have the generation."""
+
+    @property
+    @abstractmethod
+    def mlc_chat(self) -> MlcChat | None:
+        """None where mlc_chat of 2023 did not have the generation."""
 
     @property
     @abstractmethod

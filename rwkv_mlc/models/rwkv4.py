@@ -11,7 +11,7 @@ import numpy as np
 from ..config import RWKVConfig
 from ..errors import UserError
 from .block import BlockGeneration, attention_size, matrix, mix, mixed_roles, squeezed, transformers_config
-from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
+from .generation import Beside, Device, MlcChat, PackageHooks, Recurrence, ReferenceForward, Shapes, kernel_module
 from .huggingface import TRANSFORMERS_NAMES, HuggingFace
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, product_role
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
 TARGETS = ("key", "value", "receptance")
 AVERAGE = ("att_a", "att_b", "att_p")
 
+# mlc-llm's mlc_llm/relax_model/rwkv.py, from August 2023 on
+MLC_CHAT = MlcChat(
+    time_mixing=(
+        "time_decay",
+        "time_first",
+        "time_mix_key",
+        "time_mix_value",
+        "time_mix_receptance",
+        "key.weight",
+        "value.weight",
+        "receptance.weight",
+        "output.weight",
+    ),
+    float32=("time_decay", "time_first"),
+    done={"attention.time_decay": "-exp"},
+)
+
 
 class RWKV4(BlockGeneration):
     name = "4"
@@ -33,6 +50,7 @@ class RWKV4(BlockGeneration):
         architecture="RwkvForCausalLM", model_type="rwkv", names=TRANSFORMERS_NAMES, prefix="rwkv."
     )
     mlc_llm = None
+    mlc_chat = MLC_CHAT
     package = PackageHooks(environment={}, states=("att_x", *AVERAGE, "ffn_x"))
 
     def recognizes(self, shapes: Shapes) -> bool:

@@ -24,7 +24,17 @@ from .block import (
     squeezed,
     states_of_heads,
 )
-from .generation import Beside, Device, PackageHooks, Recurrence, ReferenceForward, Shapes, TunedState, kernel_module
+from .generation import (
+    Beside,
+    Device,
+    MlcChat,
+    PackageHooks,
+    Recurrence,
+    ReferenceForward,
+    Shapes,
+    TunedState,
+    kernel_module,
+)
 from .huggingface import TRANSFORMERS_NAMES, HuggingFace
 from .parameter import Parameter, StateTensor, Transform
 from .values import Role, norm_role, product_role
@@ -32,6 +42,29 @@ from .vocabulary import Expr, Ops, Weights
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import LazyTensor
+
+MLC_LLM = {"attention.time_decay": "exp(-exp)"}
+
+# mlc-llm's mlc_llm/relax_model/rwkv5.py, of pull request 1275
+MLC_CHAT = MlcChat(
+    time_mixing=(
+        "time_decay",
+        "time_faaaa",
+        "time_mix_gate",
+        "time_mix_key",
+        "time_mix_value",
+        "time_mix_receptance",
+        "key.weight",
+        "value.weight",
+        "receptance.weight",
+        "gate.weight",
+        "output.weight",
+        "ln_x.weight",
+        "ln_x.bias",
+    ),
+    float32=("time_decay", "time_faaaa", "ln_x.weight", "ln_x.bias"),
+    done=MLC_LLM,
+)
 
 
 class RWKV5(BlockGeneration):
@@ -50,7 +83,7 @@ class RWKV5(BlockGeneration):
         configuration="Rwkv5Config",
         base="Rwkv5Model",
     )
-    mlc_llm: Mapping[str, str] = {"attention.time_decay": "exp(-exp)"}
+    mlc_llm: Mapping[str, str] = MLC_LLM
     package = PackageHooks(environment={}, states=("att_x", "att_kv", "ffn_x"), head_size_divisor=8)
 
     def __init__(self, name: str, gated: bool, by_channel: bool):
@@ -60,6 +93,11 @@ class RWKV5(BlockGeneration):
     def targets(self) -> tuple[str, ...]:
         """What the mixed inputs are for."""
         return ("key", "value", "receptance", "gate") if self.gated else ("key", "value", "receptance")
+
+    @property
+    def mlc_chat(self) -> MlcChat | None:
+        """Its decay and its bonus are [heads, channels]."""
+        return MLC_CHAT if self.by_channel else None
 
     def recognizes(self, shapes: Shapes) -> bool:
         """ChatRWKV's ``model.py``: ``ln_x`` is 5, ``att.gate.weight`` 5.1, a second axis of ``time_decay`` 5.2."""

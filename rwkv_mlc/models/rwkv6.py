@@ -79,6 +79,7 @@ class RWKV6(BlockGeneration):
         base="Rwkv6Model",
     )
     mlc_llm: Mapping[str, str] = {}
+    mlc_chat = None
     state_parameters = 0
 
     # web-rwkv's converter calls BlinkDL's time_maa time_mix, and time_faaaa time_first

@@ -88,6 +88,7 @@ class RWKV7(BlockGeneration):
     tuned_state = TunedState("att_kv", axes=(0, 1, 2))
     state_parameters = 2
     mlc_llm = None
+    mlc_chat = None
 
     def __init__(self, name: str, embedded: bool):
         self.name, self.embedded = name, embedded

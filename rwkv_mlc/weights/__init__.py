@@ -54,7 +54,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     if mlc.is_converted(path):
         vocabularies = [*tokenizer_files(path), *path.glob(TOKENIZER_MODEL)]
-        return mlc.read_converted(path, model, vocabularies)
+        return mlc.read_converted(path, name.parent.name if model == mlc.PARAMS else model, vocabularies)
     weights = huggingface.weights_of_folder(path) if path.is_dir() else huggingface.weights_of_file(path)
 
     content, tensors = FileContent("", {}), dict[str, LazyTensor]()

@@ -15,6 +15,7 @@ from rwkv_mlc.models.values import Role, norm_role, product_role
 class Doubled(RWKV5):
     model_type = "rwkv5doubled"
     package = None
+    mlc_chat = None
     targets = ("key", "value", "receptance", "gate", "second")
 
     def __init__(self):
