@@ -8,16 +8,16 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..escaping import listed
-from .names import CHAT_CONFIG, PARAMS
+from .names import BUILD_RECORD, CHAT_CONFIG, PARAMS
 
 ARTIFACTS = Path("dist")
 """Where artifacts are, where nobody says otherwise."""
 
 
 def is_artifact(path: Path | str) -> bool:
-    """Whether a path looks like an artifact, be it a damaged one, and not like a checkpoint."""
+    """Whether a path looks like an artifact or the ``params`` in one, be it a damaged one, and not like a checkpoint."""
     folder = Path(path)
-    return (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder / CHAT_CONFIG).is_file())
+    return (folder / PARAMS).is_dir() or (folder.name == PARAMS and (folder.parent / BUILD_RECORD).is_file())
 
 
 def artifacts_in(folder: Path) -> list[Path]:

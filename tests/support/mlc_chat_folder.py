@@ -128,22 +128,21 @@ def _quantized(matrix: np.ndarray, bits: int, group: int, word: type) -> tuple[n
     return words, scales
 
 
-def stored_values(stored: list[tuple[str, np.ndarray]], quantization: str, rescale_every: int) -> dict[str, np.ndarray]:
-    """BlinkDL's values, float64, that stored tensors stand for."""
+def stored_values(
+    tensors: dict[str, np.ndarray], stored: list[tuple[str, np.ndarray]], quantization: str, rescale_every: int
+) -> dict[str, np.ndarray]:
+    """BlinkDL's values, float64, that what is ``stored`` of ``tensors`` stands for."""
     by_name, values = dict(stored), {}
-    columns = len(by_name["ln_out.weight"])
     for stem, array in ((name.removesuffix(":words"), array) for name, array in stored if not name.endswith(":scales")):
         if f"{stem}:scales" in by_name:
             array = _dequantized(array, by_name[f"{stem}:scales"], quantization, stem)
-            array = array[:, : 4 * columns if stem.endswith("ffn.value.weight") else columns]
+            array = array[:, : tensors[stem].shape[1]]
         array = array.astype(np.float64)
         if stem.endswith("time_decay"):
             array = np.log(-np.log(array) if (array > 0).all() else -array)
-        if "time_mix_" in stem:
-            array = array.reshape(1, 1, -1)
         if rescale_every and stem.endswith(("att.output.weight", "ffn.value.weight")):
             array = array * 2 ** (int(stem.split(".")[1]) // rescale_every)
-        values[stem] = array
+        values[stem] = array.reshape(tensors[stem].shape)
     return values
 
 

@@ -134,7 +134,7 @@ DAMAGES = {
     ),
     "numbered": (
         lambda f: changed(f, INDEX, lambda c: renamed(c, "model.ln_out.bias", "param_3")),
-        "mlc_chat of 2023",
+        "missing ln_out.bias.*unknown param_3",
     ),
 }
 
