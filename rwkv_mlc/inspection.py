@@ -21,7 +21,7 @@ from .quantization.schemes import FloatForm, Scheme
 from .schema import LibraryMetadata
 from .tokenizer import find_vocabulary, load_tokenizer
 from .weights import open_checkpoint
-from .weights.checkpoint import Checkpoint
+from .weights.checkpoint import Checkpoint, LazyTensor
 from .weights.ggml import FORMATS
 from .weights.lora import merged
 from .weights.parameters import map_parameters, read_parameter
@@ -44,8 +44,7 @@ def checkpoint_summary(checkpoint: Checkpoint, options: ModelOptions = ModelOpti
     config, parameters, tensors = resolve(checkpoint, options)
     sources = {p.source: tensors[p.source] for p in parameters}
     sizes = {p: math.prod(sources[p.source].shape) for p in parameters}
-    blocks = {p: BLOCKS[sources[p.source].dtype] for p in parameters}
-    nbytes = {p: sizes[p] * blocks[p][1] // blocks[p][0] for p in parameters}
+    nbytes = {p: _stored_bytes(sources[p.source]) for p in parameters}
     return {
         "kind": "checkpoint",
         "name": checkpoint.name,
@@ -101,6 +100,15 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         "versions": record.versions,
         "libraries": [_library(artifact, target, library) for target, library in record.libraries.items()],
     }
+
+
+def _stored_bytes(tensor: LazyTensor) -> int:
+    if tensor.packed:
+        form = tensor.packed.form
+        words, scales = form.shapes(tensor.shape)
+        return 4 * math.prod(words) + np.dtype(form.scale_dtype).itemsize * math.prod(scales)
+    elements, nbytes = BLOCKS[tensor.dtype]
+    return math.prod(tensor.shape) * nbytes // elements
 
 
 def artifact_errors(artifact: Artifact, source: str | None, progress: Progress) -> list[dict[str, Any]]:

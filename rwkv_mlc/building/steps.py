@@ -249,7 +249,10 @@ def _check_output(folder: Path) -> None:
 
 
 def _check_source(folder: Path, source: Source, options: BuildOptions, advice: str) -> None:
-    """Raises UserError where an artifact of another checkpoint is there and may not be overwritten."""
+    """Raises UserError where an artifact of another checkpoint is there and may not be overwritten, and where the checkpoint
+    itself is, as in the folder that mlc_chat's build wrote."""
+    if any(file.resolve().is_relative_to(folder.resolve()) for file in source.checkpoint.files):
+        raise UserError(f"{folder} holds {source.checkpoint.source} itself, which would be lost; {advice}.")
     other = _other_source(folder, source)
     if other and not options.overwrite:
         raise UserError(

@@ -147,7 +147,11 @@ def _config(
 
 def _parameters(generation: Generation, done: MlcChat, config: RWKVConfig) -> list[Parameter]:
     """In mlc_chat's order."""
-    parts = (*NORMS, *(f"attention.{name}" for name in done.time_mixing), *(f"feed_forward.{n}" for n in CHANNEL_MIXING))
+    parts = (
+        *NORMS,
+        *(f"attention.{name}" for name in done.time_mixing),
+        *(f"feed_forward.{n}" for n in CHANNEL_MIXING),
+    )
     before, after = ("pre_ln.weight", "pre_ln.bias"), ("ln_out.weight", "ln_out.bias")
     names = [
         "model.embeddings.weight",

@@ -119,7 +119,9 @@ def _quantized(matrix: np.ndarray, bits: int, group: int, word: type) -> tuple[n
     padded[:, :columns] = matrix
     padded = padded.reshape(rows, groups, group)
     scales = np.maximum(np.abs(padded).max(-1), np.float16(1e-4)) / np.float16(largest)
-    levels = np.rint(padded / scales[..., None] + np.float16(largest)).clip(0, 2 * largest).reshape(rows, -1).astype(word)
+    levels = (
+        np.rint(padded / scales[..., None] + np.float16(largest)).clip(0, 2 * largest).reshape(rows, -1).astype(word)
+    )
     levels[:, columns:] = 0
     per_word = 8 * np.dtype(word).itemsize // bits
     words = np.zeros((rows, groups * group // per_word), word)

@@ -94,6 +94,9 @@ def test_a_folder_in_mlc_chats_place_is_built_and_computes_with_its_own_words(tm
     home.mkdir(parents=True)
     (folder / CONFIG).rename(home / CONFIG)
     command = ["build", "--model", str(folder), "--artifact-path", str(tmp_path / "ours"), "--target", QUICK]
+    assert main(["inspect", str(folder)]) == 0 and "q4f16_1" in capsys.readouterr().out
+    assert main(["build", "--model", str(folder), "--artifact-path", str(tmp_path / "dist"), "--target", QUICK]) == 2
+    assert "itself, which would be lost; give --artifact-name" in capsys.readouterr().err
     assert main(command) == 0
     assert capsys.readouterr().err == ""
     artifact = tmp_path / "ours" / "RWKV-4-World-tiny-q4f16_1"
@@ -152,11 +155,23 @@ DAMAGES = {
     "no quantization": (retold(local_id="tiny"), "local_id 'tiny'"),
     "path": (retold(local_id="../tiny-q4f16_1"), "local_id"),
     "other quantization": (retold(local_id="tiny-q0f16"), r"holds 83 tensors, expected 6 and 18 for every layer"),
-    "bits": (retold(local_id="tiny-q8f16_1"), r"param_0 as uint32 \[300, 8\], expected uint32 \[300, 16\] of model.emb"),
-    "generation": (retold(model_category="rwkv5"), "holds 83 tensors, expected 8 and 30 for every layer of an RWKV-5.2"),
+    "bits": (
+        retold(local_id="tiny-q8f16_1"),
+        r"param_0 as uint32 \[300, 8\], expected uint32 \[300, 16\] of model.emb",
+    ),
+    "generation": (
+        retold(model_category="rwkv5"),
+        "holds 83 tensors, expected 8 and 30 for every layer of an RWKV-5.2",
+    ),
     "vocabulary": (retold(vocab_size=301), r"param_0 as uint32 \[300, 8\], expected uint32 \[301, 8\]"),
-    "order": (swapped("param_4", "param_8"), r"holds param_4 as float32 \[64\], expected float16 \[64\] of .*ln1.weight"),
-    "shapes": (swapped("param_22", "param_20"), r"param_20 as float16 \[64\], expected float16 \[64, 2\] of .*output.q_scale"),
+    "order": (
+        swapped("param_4", "param_8"),
+        r"holds param_4 as float32 \[64\], expected float16 \[64\] of .*ln1.weight",
+    ),
+    "shapes": (
+        swapped("param_22", "param_20"),
+        r"param_20 as float16 \[64\], expected float16 \[64, 2\] of .*output.q_scale",
+    ),
     "missing": (without(82), "holds 82 tensors, expected 8 and 25 for every layer of an RWKV-4 in q4f16_1"),
     "gap": (without(40), "holds 82 tensors and no param_40 among them"),
     "named": (renamed("param_82", "head.q_scale"), "model_type|model type"),
