@@ -1,5 +1,5 @@
-"""Folders of numbered parameters as mlc_chat's build of 2023 writes them (mlc-llm before March 2024, ``mlc_llm/relax_model/rwkv.py``
-and ``rwkv5.py``, ``mlc_llm/quantization/group_quantization.py``), from BlinkDL's tensors."""
+"""Folders of numbered parameters as mlc_chat's build of 2023 writes them (mlc-llm before March 2024, in ``mlc_llm``:
+``relax_model/rwkv.py``, ``relax_model/rwkv5.py``, ``quantization/group_quantization.py``), from BlinkDL's tensors."""
 
 from __future__ import annotations
 
