@@ -23,7 +23,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "model", metavar="DIST", type=named_path, help="artifact folder, such as dist/rwkv-7-village-q4f16_1"
     )
-    parser.add_argument("--to", required=True, metavar="SYSTEM", help="linux-x86_64 or linux-aarch64")
+    parser.add_argument("--to", required=True, metavar="SYSTEM", help="linux-x86_64")
     parser.add_argument(
         "--out", type=named_path, metavar="FILE", default=Path("rwkv-chat"), help="the program (rwkv-chat)"
     )

@@ -37,11 +37,5 @@ SYSTEMS = {
                 Level("x86-64-v2", "-mcpu=x86-64-v2"),
             ),
         ),
-        System(
-            "linux-aarch64",
-            "aarch64-linux-musl",
-            "aarch64-linux-musl",
-            (Level("armv8.2-dotprod", "-mattr=+neon,+dotprod"), Level("armv8", "-mattr=+neon")),
-        ),
     )
 }
