@@ -19,7 +19,6 @@ from .systems import System
 from .zig import zig
 
 NATIVE = Path(__file__).parents[1] / "native"
-VENDORED = NATIVE / "vendored"  # cpp-httplib, which serves
 FLAGS = (
     *("-std=c++20", "-O2", "-g0", "-DNDEBUG", "-ffunction-sections", "-fdata-sections", "-ffp-contract=off"),
     *("-DTVM_FFI_CMAKE_LITTLE_ENDIAN=1", "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_LOG_DEBUG=0"),
@@ -73,7 +72,7 @@ def runtime() -> Part:
 def runner() -> Part:
     folder = NATIVE / "runner"
     sources = (*sorted(folder.glob("*.cc")), *THREADS.folder.glob("*.cc"))
-    headers = (*folder.glob("*.h"), *sorted((NATIVE / "web").iterdir()), *VENDORED.glob("*.h"))
+    headers = tuple(folder.glob("*.h"))
     return Part("rwkv_runner", "The program that runs packaged models", sources, headers)
 
 
@@ -89,13 +88,12 @@ def licenses() -> str:
             name = next((name for name in names if str(file).endswith(f"/{name}")), None)
             if name and ".dist-info/" in str(file) and "/wasi/" not in str(file):
                 texts.append(f"{package} {metadata.version(package)}, {name}\n\n{file.read_text(encoding='utf-8')}")
-    texts.append(f"cpp-httplib\n\n{(VENDORED / 'LICENSE').read_text(encoding='utf-8')}")
     return f"\n{'-' * 80}\n".join(texts)
 
 
 def include() -> Iterator[Path]:
     """Folders of headers. The last two of ours are where the runtime's own sources look for ``../support``."""
-    yield from (VENDORED, NATIVE / "headers", NATIVE / "headers/support", NATIVE / "headers/tvm/support")
+    yield from (NATIVE / "headers", NATIVE / "headers/support", NATIVE / "headers/tvm/support")
     for package in ("tvm", "tvm_ffi"):
         found = importlib.util.find_spec(package)
         assert found and found.origin

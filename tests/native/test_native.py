@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import shutil
-import signal
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +19,6 @@ from support.paths import ROOT
 
 VILLAGE, OTHERS = "rwkv-7-village", ("rwkv-4-village", "rwkv-5-village", "rwkv-7-reverser")
 QUESTIONS = ("Who lives in the red house?", "And what does he like to eat?", "Tell me a story.")
-TOKEN = "a secret of the house"
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +151,6 @@ def test_what_is_wrong_is_said_in_a_sentence(village, tmp_path: Path):
     assert "cannot be read" in village("--prompt", "x", "--state", str(tmp_path / "none"), code=2)
     (tmp_path / "state").write_bytes(b"\xff" * 64)
     assert "ends too early" in village("--prompt", "x", "--state", str(tmp_path / "state"), code=2)
-    assert "--token-file FILE" in village("--serve", "8080", "--listen", "0.0.0.0", code=2)
     assert "MIT" in village("--licenses") and "Apache License" in village("--licenses")
 
 
@@ -187,91 +179,3 @@ def test_what_cannot_be_packaged(village, tmp_path: Path):
     with pytest.raises(UserError, match="has no level z80"):
         package(village.dist, "linux-x86_64", tmp_path / "out", levels=["z80"])
     assert list(tmp_path.iterdir()) == []
-
-
-@contextmanager
-def serving(path: Path, *flags: str) -> Iterator[Callable]:
-    """A server, and what asks it: (method, path, body, headers) -> status, bytes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([path, "--serve", str(port), *flags], stderr=subprocess.PIPE)
-
-    def ask(method: str, where: str, body: object = None, **headers: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, where, data, headers)
-        response = connection.getresponse()
-        return response.status, response.read()
-
-    try:
-        assert process.stderr and b"answers at http://127.0.0.1" in process.stderr.readline()
-        ask.port = port
-        yield ask
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
-
-
-def wait_for(ask: Callable) -> None:
-    for _ in range(100):
-        try:
-            ask("GET", "/health")
-            return
-        except OSError:
-            time.sleep(0.05)
-
-
-def test_completions_are_the_chats_answers(village):
-    chat, messages = Chat(village.engine, village.engine.chat_params(temperature=0)), []
-    with serving(village.path, "--temperature", "0") as ask:
-        wait_for(ask)
-        assert json.loads(ask("GET", "/v1/models")[1])["data"][0]["id"] == village.engine.name
-        for question in QUESTIONS:
-            expected = "".join(chat.displayed(chat.send(question)))
-            messages.append({"role": "user", "content": question})
-            status, body = ask("POST", "/v1/chat/completions", {"messages": messages})
-            (choice,), usage = json.loads(body)["choices"], json.loads(body)["usage"]
-            assert (status, choice["message"]["content"], choice["finish_reason"]) == (200, expected, "stop")
-            assert usage["completion_tokens"] == len(chat.answer.tokens)
-            status, stream = ask("POST", "/v1/chat/completions", {"messages": messages, "stream": True})
-            events = [event.removeprefix("data: ") for event in stream.decode().split("\n\n") if event]
-            assert events.pop() == "[DONE]"
-            deltas = [json.loads(event)["choices"][0] for event in events]
-            assert "".join(d["delta"].get("content", "") for d in deltas) == expected
-            assert deltas[-1]["finish_reason"] == "stop"
-            messages.append({"role": "assistant", "content": expected})
-
-
-def test_a_server_refuses_in_a_sentence(village, tmp_path: Path):
-    question = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
-    (tmp_path / "token").write_text(f"{TOKEN}\n")
-    with serving(village.path) as ask:
-        wait_for(ask)
-        for body, sentence in [
-            (b"{", "is no JSON"),
-            (b"[" * 100_000, "nested too deeply"),
-            (b'{"messages": "\xff"}', "not UTF-8"),
-            ({}, 'lacks "messages"'),
-            ({"messages": []}, "last message should be the user's"),
-            ({"messages": [{"role": "assistant", "content": "x"}]}, "by turns"),
-            ({**question, "temperature": -1}, "temperature must be"),
-            ({**question, "max_tokens": "many"}, "should be an integer"),
-            ({**question, "think": "on"}, "no think mode"),
-        ]:
-            status, answer = ask("POST", "/v1/chat/completions", body)
-            assert status == 400 and sentence in json.loads(answer)["error"]["message"], body
-        own = f"127.0.0.1:{ask.port}"
-        assert ask("POST", "/v1/chat/completions", question, Host="evil.example")[0] == 403
-        assert ask("POST", "/v1/chat/completions", question, Origin="http://evil.example")[0] == 403
-        assert ask("POST", "/v1/chat/completions", question, Origin=f"http://{own}")[0] == 200
-        assert ask("GET", "/nothing")[0] == 404
-        status, page = ask("GET", "/")
-        assert status == 200 and b"chat.js" in page and b"v1/chat/completions" in ask("GET", "/chat.js")[1]
-        taken = subprocess.run([village.path, "--serve", str(ask.port)], capture_output=True, text=True, timeout=60)
-        assert taken.returncode == 2 and "is in use" in taken.stderr
-    with serving(village.path, "--token-file", str(tmp_path / "token")) as ask:
-        wait_for(ask)
-        assert ask("POST", "/v1/chat/completions", question)[0] == 401
-        assert ask("GET", "/v1/models", Authorization=f"Bearer {TOKEN}x")[0] == 401
-        assert ask("POST", "/v1/chat/completions", question, Authorization=f"Bearer {TOKEN}")[0] == 200

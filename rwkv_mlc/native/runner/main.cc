@@ -1,4 +1,4 @@
-// A model in a file: talks in the terminal, goes on from a prompt, or serves.
+// A model in a file: talks in the terminal, or goes on from a prompt.
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -8,7 +8,6 @@
 #include "error.h"
 #include "options.h"
 #include "pack.h"
-#include "server.h"
 #include "terminal.h"
 #include "threads.h"
 #include "utf8.h"
@@ -28,10 +27,6 @@ int run(int count, char** words) {
     std::puts(pack.index().at(options.version ? "version" : "licenses").text().c_str());
     return 0;
   }
-  if (options.listen && !options.port) throw UserError("--listen is where --serve PORT listens; give both.");
-  if (options.listen && !options.token_file) {
-    throw UserError("--listen lets other machines in; give a file with a secret that they have to know, --token-file FILE.");
-  }
   set_threads(options.threads ? options.threads : usable_cores());
   Engine engine(pack);
   if (options.system) engine.form.system_message = *options.system;
@@ -39,7 +34,6 @@ int run(int count, char** words) {
   for (const auto& [name, value] : options.settings) set(params, name, value);
   for (const std::string& stop : options.stops) params.stop.push_back(stop);
   params.check();
-  if (options.port) return run_server(engine, options, params);
   return options.prompt ? run_prompt(engine, options, params) : run_chat(engine, options, params);
 }
 

@@ -13,9 +13,6 @@ const char* const kHelp = R"(Talks with the model in this file.
   (nothing)              a conversation in the terminal, or line by line from a pipe
   --prompt TEXT          print what the model writes after a prompt, and end
   --chat                 put the prompt into the model's chat template
-  --serve PORT           answer HTTP requests of OpenAI's form at http://127.0.0.1:PORT/v1, with a page to chat at /
-  --listen ADDRESS       of this machine's addresses, in place of 127.0.0.1; needs --token-file
-  --token-file FILE      its first line is the token that requests have to bear
 
   --system TEXT          system message, in place of the template's
   --think MODE           how much the model thinks before it answers, where its template has that
@@ -152,12 +149,6 @@ Options Options::parse(int count, char** words) {
       options.prompt = value();
     } else if (flag == "--chat") {
       options.chat = true;
-    } else if (flag == "--serve") {
-      options.port = int(whole_number(flag, value(), 1, 65535));
-    } else if (flag == "--listen") {
-      options.listen = value();
-    } else if (flag == "--token-file") {
-      options.token_file = value();
     } else if (flag == "--system") {
       options.system = value();
     } else if (flag == "--think") {

@@ -6,9 +6,8 @@
 #include "engine.h"
 
 struct Options {
-  std::optional<std::string> prompt, think, system, state, save_state, listen, token_file;
-  std::optional<int> port;  // --serve
-  int threads = 0;          // 0: as many as there are cores
+  std::optional<std::string> prompt, think, system, state, save_state;
+  int threads = 0;  // 0: as many as there are cores
   bool chat = false, stats = false, help = false, version = false, licenses = false;
   // The settings that were given, by their names.
   std::vector<std::pair<std::string, std::string>> settings;
