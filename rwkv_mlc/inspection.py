@@ -93,7 +93,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         "quantization": artifact.scheme.name,
         "kept": _kept(artifact),
         **_sizes(parameters, sizes, nbytes),
-        "bits_per_weight": 8 * sum(nbytes.values()) / sum(sizes.values()),
+        "bits_per_weight": bits_per_weight(artifact),
         "source": {"source": record.source, "format": record.source_format, "sha256": record.source_sha256},
         "lora": record.lora.to_dict() if record.lora else None,
         "time": record.time,
@@ -189,6 +189,12 @@ def scheme_cost(checkpoint: Checkpoint, scheme: Scheme, progress: Progress) -> d
         "worst_group": max(error["worst_group"] for error in errors),
         "tensors": errors,
     }
+
+
+def bits_per_weight(artifact: Artifact) -> float:
+    """Of all parameters of an artifact, those that stay floats among them."""
+    parameters = artifact.model_parameters
+    return 8 * sum(stored_bytes(artifact.scheme, p) for p in parameters) / sum(math.prod(p.shape) for p in parameters)
 
 
 def stored_bytes(scheme: Scheme, parameter: Parameter) -> int:

@@ -23,6 +23,7 @@ from . import (
     convert_rwkv_cpp,
     debug,
     dump,
+    eval,
     generate,
     inspect,
     logits,
@@ -134,7 +135,7 @@ def _parser(build_program: str | None) -> Parser:
     subparsers = parser.add_subparsers(metavar="command", required=True)
     build.add_parsers(subparsers, build_program)
     conversions = (convert_hf, convert_pth, convert_rwkv_cpp)
-    for verb in (chat, generate, logits, package, inspect, bench, verify, dump, compare, debug, *conversions):
+    for verb in (chat, generate, logits, package, inspect, bench, eval, verify, dump, compare, debug, *conversions):
         verb.add_parser(subparsers)
     parser.commands = subparsers.choices
     return parser

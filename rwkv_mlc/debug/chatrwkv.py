@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..config import RWKVConfig
 from ..errors import UserError
 from ..models import ModelOptions, PackageHooks, Parameter, generation_of, resolve
 from ..models.values import LAST_ROW, Value
@@ -37,10 +38,34 @@ def dump_chatrwkv(
     """With the weights rounded by ``scheme`` where one is given, and never with ``rescale_every``. Raises UserError for
     a checkpoint that the package cannot run, and as ``Recipe.check``; ImportError where the package is not
     installed."""
-    config, _, tensors = resolve(checkpoint, dataclasses.replace(options, rescale_every=0))
-    checkpoint = dataclasses.replace(checkpoint, tensors=tensors)  # whose names tell the package what the values are
+    config, checkpoint, hooks = supported(checkpoint, options)
     generation = generation_of(config)
-    hooks = generation.package
+    recipe.check(config)
+    model = load_model(_rounded(checkpoint, scheme) if scheme else checkpoint, hooks)
+    weights = {id(tensor): name for name, tensor in model.w.items()}
+    states = [f"blocks.{layer}.state.{role}" for layer in range(config.num_hidden_layers) for role in hooks.states]
+    state = None
+
+    def step(tokens: Sequence[int], _single: bool) -> dict[str, np.ndarray]:
+        nonlocal state
+        with Observer(weights, generation.values(config)) as observer:
+            logits, state = model.forward(list(tokens), state)
+        found = observer.found | {"logits": logits.numpy().copy()}
+        rows = {name: array.reshape(1 if name in LAST_ROW else len(tokens), -1) for name, array in found.items()}
+        return rows | {name: tensor.numpy().copy() for name, tensor in zip(states, state)}
+
+    values = record(config, recipe, step)
+    made_of = (checkpoint.name, checkpoint.sha256(), scheme.name if scheme else None)
+    return Dump(header("rwkv", config, *made_of, np.float32, recipe), values)
+
+
+def supported(
+    checkpoint: Checkpoint, options: ModelOptions = ModelOptions()
+) -> tuple[RWKVConfig, Checkpoint, PackageHooks]:
+    """The config without ``rescale_every``, the checkpoint with the tensors that the generation makes of it, whose names tell
+    the package what the values are, and how it runs them. Raises UserError for a checkpoint that the package cannot run."""
+    config, _, tensors = resolve(checkpoint, dataclasses.replace(options, rescale_every=0))
+    hooks = generation_of(config).package
     if hooks is None:
         raise UserError(f"The rwkv package shows nothing of what it computes of RWKV-{config.generation}; {INSTEAD}.")
     if hooks.head_size_divisor not in (None, config.head_size_divisor):
@@ -57,23 +82,7 @@ def dump_chatrwkv(
         )
     if config.num_heads and config.num_hidden_layers == 1:
         raise UserError(f"The rwkv package finds no heads in a model of one layer; {INSTEAD}.")
-    recipe.check(config)
-    model = _load(_rounded(checkpoint, scheme) if scheme else checkpoint, hooks)
-    weights = {id(tensor): name for name, tensor in model.w.items()}
-    states = [f"blocks.{layer}.state.{role}" for layer in range(config.num_hidden_layers) for role in hooks.states]
-    state = None
-
-    def step(tokens: Sequence[int], _single: bool) -> dict[str, np.ndarray]:
-        nonlocal state
-        with Observer(weights, generation.values(config)) as observer:
-            logits, state = model.forward(list(tokens), state)
-        found = observer.found | {"logits": logits.numpy().copy()}
-        rows = {name: array.reshape(1 if name in LAST_ROW else len(tokens), -1) for name, array in found.items()}
-        return rows | {name: tensor.numpy().copy() for name, tensor in zip(states, state)}
-
-    values = record(config, recipe, step)
-    made_of = (checkpoint.name, checkpoint.sha256(), scheme.name if scheme else None)
-    return Dump(header("rwkv", config, *made_of, np.float32, recipe), values)
+    return config, dataclasses.replace(checkpoint, tensors=tensors), hooks
 
 
 def _rounded(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
@@ -96,7 +105,7 @@ def _rounded(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
     return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **matrices})
 
 
-def _load(checkpoint: Checkpoint, hooks: PackageHooks) -> Any:
+def load_model(checkpoint: Checkpoint, hooks: PackageHooks) -> Any:
     """The package's model of a checkpoint of any format: it reads a .pth, so it is given one."""
     os.environ.update(dict.fromkeys(SWITCHES, "0") | hooks.environment)
     from rwkv.model import RWKV
