@@ -326,6 +326,6 @@ def _print_answers(answers: Answers, questions: int, most: int, seed: int) -> No
     out.print(table)
     same, shared = answers.same.figure(seed), answers.shared.figure(seed)
     out.print(
-        f"{questions} questions, answers of at most {most} tokens: {same.value:.1%} are the same, and {shared.value:.1f} tokens "
-        "come before the first that differs."
+        f"{questions} questions, answers of at most {most} tokens: {same.value:.1%} are the same, and {shared.value:.1f} "
+        "tokens come before the first that differs."
     )

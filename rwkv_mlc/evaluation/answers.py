@@ -22,8 +22,8 @@ class Answer:
 def answer(
     scorer: Scorer, prompts: Sequence[Tokens], most: Sequence[int], stop: Sequence[str] = ()
 ) -> Iterator[Answer]:
-    """The likeliest next token, again and again, at most ``most[i]`` of them for prompt i, until one ends the answer or its text
-    has one of the ``stop`` strings. Raises UserError for logits that are not finite."""
+    """The likeliest next token, again and again, at most ``most[i]`` of them for prompt i, until one ends the answer or its
+    text has one of the ``stop`` strings. Raises UserError for logits that are not finite."""
     for first in range(0, len(prompts), scorer.slots):
         batch = slice(first, first + scorer.slots)
         yield from _answer_together(scorer, prompts[batch], most[batch], [text.encode("utf-8") for text in stop])

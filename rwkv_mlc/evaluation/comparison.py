@@ -1,13 +1,13 @@
 """What a scheme, a target or another runner costs: two models of one vocabulary on the same tokens.
 
-Windows begin in the state before the first token, and what is found of a token belongs to how many the state had read: errors of
-weights grow with the state's age, which a perplexity of short texts does not show."""
+Windows begin in the state before the first token, and what is found of a token belongs to how many the state had read: errors
+of weights grow with the state's age, which a perplexity of short texts does not show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def compare(
         read += len(targets)
         tell(read, len(positions))
     edges = [0, *(FIRST_BUCKET << i for i in range(64) if FIRST_BUCKET << i < max(sizes)), max(sizes)]
-    ranges = [(0, max(sizes)), *zip(edges, edges[1:])]
+    ranges = [(0, max(sizes)), *pairwise(edges)]
     return [_bucket(first, end, found, positions) for first, end in (ranges if len(ranges) > 2 else ranges[:1])]
 
 

@@ -2,9 +2,9 @@
 written it.
 
 Of every document the last word, with the space before it, is the target, and the rest the context; both are tokenized by
-themselves, and nothing stands before the context. The perplexity is exp(-sum of log p / documents), by word and not by token, and
-a document is right where every token of the target is the likeliest (ChatRWKV's ``misc/lambada_test.jsonl``; D. Paperno et al.,
-"The LAMBADA dataset", 2016)."""
+themselves, and nothing stands before the context. The perplexity is exp(-sum of log p / documents), by word and not by token,
+and a document is right where every token of the target is the likeliest (ChatRWKV's ``misc/lambada_test.jsonl``; D. Paperno et
+al., "The LAMBADA dataset", 2016)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A figure with its interval, and the difference of two with theirs, from the same resampled units.
 
-The units (documents, or blocks of consecutive tokens) are drawn with replacement, the same ones for every model, and the interval
-is between percentiles of what they give (B. Efron, "Bootstrap Methods", 1979): a paired interval is narrow where two models fail
-at the same places, however wide each one's own is."""
+The units (documents, or blocks of consecutive tokens) are drawn with replacement, the same ones for every model, and the
+interval is between percentiles of what they give (B. Efron, "Bootstrap Methods", 1979): a paired interval is narrow where two
+models fail at the same places, however wide each one's own is."""
 
 from __future__ import annotations
 

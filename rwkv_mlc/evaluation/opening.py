@@ -23,7 +23,7 @@ def open_scorer(
     vocabulary: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Scorer:
-    """An artifact runs on its library unless ``runner`` is "reference", a checkpoint on the reference unless that says otherwise.
+    """An artifact runs on its library unless ``runner`` is "reference", a checkpoint on the reference unless it says otherwise.
 
     Raises UserError for what is neither, for a runner that it does not have or whose packages are not installed, and as
     ``Engine``."""

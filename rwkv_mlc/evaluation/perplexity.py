@@ -17,8 +17,9 @@ BLOCK = 64  # tokens of a unit
 def perplexity(
     scorer: Scorer, text: bytes, length: int, stride: int, tell: Callable[[int, int], None] = lambda *_: None
 ) -> Result:
-    """``perplexity`` per token and ``bits per byte``, which models of other vocabularies share, with blocks of consecutive tokens
-    as their units. A window as long as the text reads it as one stream. ``tell`` gets how many windows of how many were read.
+    """``perplexity`` per token and ``bits per byte``, which models of other vocabularies share, with blocks of consecutive
+    tokens as their units. A window as long as the text reads it as one stream. ``tell`` gets how many windows of how many were
+    read.
 
     Raises UserError for a text that is too short or that the vocabulary cannot spell, and as ``windows``."""
     tokens = encode(scorer, text)

@@ -42,8 +42,8 @@ def recall(
     trials: int = TRIALS,
     tell: Callable[[int, int], None] = lambda *_: None,
 ) -> Result:
-    """For each distance the share of trials in which every token of the number is the likeliest, ``exact``, and its ``perplexity``,
-    by number and not by token: 1000 is that of who knows nothing but that three digits follow.
+    """For each distance the share of trials in which every token of the number is the likeliest, ``exact``, and its
+    ``perplexity``, by number and not by token: 1000 is that of who knows nothing but that three digits follow.
 
     ``tell`` gets how many of how many trials were read. Raises UserError for a vocabulary that cannot spell the texts."""
     rng = random.Random(SEED)

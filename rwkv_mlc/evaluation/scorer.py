@@ -24,8 +24,8 @@ token where the flag says so, else after the last of each text, [rows, V], text 
 class Scorer(ABC):
     """A model that reads texts.
 
-    ``name`` is the model's, ``runner`` what runs it ("llvm", "reference", "rwkv", "transformers"); ``begin`` is the token that a
-    text begins with where nothing stands before it, ``ends`` are those that end an answer. ``quantization`` and
+    ``name`` is the model's, ``runner`` what runs it ("llvm", "reference", "rwkv", "transformers"); ``begin`` is the token that
+    a text begins with where nothing stands before it, ``ends`` are those that end an answer. ``quantization`` and
     ``bits_per_weight`` say how the weights are stored, where that is known. A call reads at most ``chunk`` tokens, or ``rows``
     where the logits after each are wanted, of at most ``slots`` texts."""
 

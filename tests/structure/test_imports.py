@@ -126,7 +126,11 @@ def test_graphs_do_not_ask_for_their_target():
 
 
 def test_nothing_but_a_measure_imports_torch():
-    measures = (*sources("rwkv_mlc/bench"), ROOT / "rwkv_mlc" / "debug" / "chatrwkv.py")
+    measures = sources(
+        "rwkv_mlc/bench",
+        "rwkv_mlc/debug/chatrwkv.py",
+        *(f"rwkv_mlc/evaluation/{runner}.py" for runner in ("huggingface", "package")),
+    )
     rooms = [path for path in sources("rwkv_mlc", "tir_kernels", "build.py") if path not in measures]
     assert importers(rooms, "torch", "transformers", "rwkv", "pickletools") == set()
     assert importers(rooms, "pickle") == {"rwkv_mlc/weights/pth.py", "rwkv_mlc/conversion/pth.py"}
