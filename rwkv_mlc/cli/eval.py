@@ -172,7 +172,8 @@ def run_recall(args: argparse.Namespace) -> int:
 
 
 def run_reverse(args: argparse.Namespace) -> int:
-    from ..evaluation.reversal import measured, reverse
+    from ..evaluation.reversal import measured
+    from ..evaluation.reverse import reverse
 
     strings = measured(args.limit)
     return _run(args, "reverse", {"strings": len(strings)}, lambda scorer, tell: reverse(scorer, strings, tell))

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rwkv_mlc import build, reference
+from rwkv_mlc import reference
 from rwkv_mlc.errors import UserError
 from rwkv_mlc.models import GENERATIONS
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.checkpoint import LazyTensor
-from support.paths import DEMO, DEMOS
+from support.paths import DEMO
 from support.synthetic import synthetic_checkpoint
 
 TOOLS = Path(__file__).parents[2] / "tools" / "benchmarks"
@@ -27,18 +27,9 @@ import engines
 import families
 import participants
 import peers
-import perplexity
 import sweep
 from participants import expand, parse_llama_bench, parse_rates
 from rwkv_cpp import write_model
-
-
-def test_perplexity_is_the_readmes(tmp_path, capsys):
-    built = build(DEMOS / "rwkv-7-village", "llvm", "q0f32", tmp_path).path
-    perplexity.main([str(built)])
-    assert capsys.readouterr().out == f"{built.name}: 1.4048\n"
-    table = (TOOLS.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "| `q0f32` | float32 | 32.0 | 6.31 GB | 1.4048 |" in table
 
 
 def test_families_side_by_side(demo, capsys):

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rwkv_mlc import Engine, UserError
+from rwkv_mlc import Engine, SamplingParams, UserError
 from rwkv_mlc.evaluation.answers import answer
 from rwkv_mlc.evaluation.compiled import CompiledScorer
 from rwkv_mlc.evaluation.opening import open_scorer
@@ -79,7 +79,7 @@ def test_greedy_answers_are_the_engines(demo, compiled):
     ]
     found = list(answer(compiled, [engine.encode(prompt) for prompt in prompts], [30] * 5, stop))
     for prompt, one in zip(prompts, found, strict=True):
-        expected = engine.generate(prompt, temperature=0, max_tokens=30, stop=stop)
+        expected = engine.generate(prompt, SamplingParams(temperature=0, max_tokens=30, stop=stop))
         assert engine.tokenizer.decode(one.tokens).partition("\n\n")[0] == expected.text
         assert one.ended == (expected.finish_reason == "stop")
     assert {one.ended for one in found} == {True, False}

@@ -16,7 +16,8 @@ from rwkv_mlc.evaluation.lambada import lambada, read_documents
 from rwkv_mlc.evaluation.opening import open_scorer
 from rwkv_mlc.evaluation.perplexity import perplexity
 from rwkv_mlc.evaluation.recall import pairs, recall, trial
-from rwkv_mlc.evaluation.reversal import measured, reverse
+from rwkv_mlc.evaluation.reversal import measured
+from rwkv_mlc.evaluation.reverse import reverse
 from rwkv_mlc.evaluation.scorer import Request
 from rwkv_mlc.evaluation.text import pieces, windows
 from support.paths import DEMOS

@@ -1,7 +1,4 @@
-"""Strings of digits and their reversals: what the ruler learns, and how it is read.
-
-A model keeps a string's digits in its state alone until it has read all of them, and one wrong digit makes an answer wrong:
-what a state or a weight loses shows in the share of exact answers long before it shows in a perplexity."""
+"""Strings of digits to learn to reverse; ``rwkv_mlc/evaluation/reversal.py`` has those that models are measured on."""
 
 from __future__ import annotations
 
@@ -9,14 +6,9 @@ import random
 from collections.abc import Callable, Iterator
 from itertools import count
 
-FIRST_DIGITS, MOST_DIGITS = 5, 40
-MEASURED, MEASURED_SEED = 500, 1_000_037
-ASKED, ENDED = "=", "\n"
+from rwkv_mlc.evaluation.reversal import ASKED, ENDED, MEASURED, MOST_DIGITS, is_exact, measured, string
 
-
-def string(rng: random.Random, most: int = MOST_DIGITS) -> str:
-    """Digits drawn independently; every length from 1 to ``most`` is as likely."""
-    return "".join(rng.choices("0123456789", k=rng.randint(1, most)))
+FIRST_DIGITS = 5
 
 
 def growing_strings(seed: int, until: int) -> Iterator[str]:
@@ -26,12 +18,6 @@ def growing_strings(seed: int, until: int) -> Iterator[str]:
         yield string(rng, min(MOST_DIGITS, FIRST_DIGITS + (MOST_DIGITS - FIRST_DIGITS) * i // until))
 
 
-def measured(number: int = MEASURED) -> list[str]:
-    """The first of the strings that models are measured on."""
-    rng = random.Random(MEASURED_SEED)
-    return [string(rng) for _ in range(number)]
-
-
 def answered(digits: str) -> str:
     return digits + ASKED + digits[::-1] + ENDED
 
@@ -39,4 +25,4 @@ def answered(digits: str) -> str:
 def exact_share(answer: Callable[[str], str], number: int = MEASURED) -> float:
     """The share of strings that ``answer(prompt)`` reverses without a mistake, to the end of the line and not beyond."""
     asked = measured(number)
-    return sum(answer(digits + ASKED) == digits[::-1] + ENDED for digits in asked) / len(asked)
+    return sum(is_exact(digits, answer(digits + ASKED)) for digits in asked) / len(asked)
