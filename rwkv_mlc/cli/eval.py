@@ -253,7 +253,7 @@ def _figure(kind: str, figure: Figure) -> list[str]:
 def _difference(kind: str, figure: Figure) -> list[str]:
     if kind == "perplexity":
         return [f"x {figure.value:.5f}", f"[{figure.low:.5f}, {figure.high:.5f}]"]
-    form = (lambda x: f"{100 * x:+.1f} %") if kind == "share" else (lambda x: f"{x:+.4f}")
+    form = (lambda x: f"{100 * x:+.1f} pts") if kind == "share" else (lambda x: f"{x:+.4f}")
     return [form(figure.value), f"[{form(figure.low)}, {form(figure.high)}]"]
 
 

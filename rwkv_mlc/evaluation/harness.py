@@ -29,24 +29,27 @@ MOST_TOKENS = 256  # of an answer, where a task does not say
 @register_model("rwkv_mlc")
 class RwkvMlc(TemplateLM):
     """``artifact`` is an artifact's folder, or a checkpoint that ``runner`` runs, as ``open_scorer`` says. ``batch_size`` texts
-    are read at a time, as many as their states allow where it is None or "auto". There is no longest text."""
+    are read at a time, but as many as their states allow where it is "auto" or 1, which the harness says where nobody does.
+    ``run_on`` is the engine's device: what the harness calls ``device`` is "cuda" where nobody says. There is no longest text."""
 
     def __init__(
         self,
         artifact: str,
         runner: Any = None,
-        device: str | None = None,
+        run_on: str = "auto",
         threads: int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        device: str | None = None,
     ):
         """Raises UserError as ``open_scorer``, and for a batch size that is no positive number."""
         super().__init__()
-        scorer = open_scorer(str(artifact), runner, device=device or "auto", threads=threads)
+        scorer = open_scorer(str(artifact), runner, device=run_on, threads=threads)
         if batch_size not in (None, "auto"):
             if not str(batch_size).isdecimal() or int(batch_size) < 1:
                 raise UserError(f"batch_size must be a number of texts or auto, not {quoted(batch_size)}.")
-            scorer = dataclasses.replace(scorer, slots=min(scorer.slots, int(batch_size)))
+            if int(batch_size) > 1:
+                scorer = dataclasses.replace(scorer, slots=min(scorer.slots, int(batch_size)))
         self.scorer = scorer
 
     @property
@@ -99,4 +102,7 @@ def _before(text: str, stop: Sequence[str]) -> str:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    sys.exit(cli_evaluate())
+    try:
+        cli_evaluate()
+    except UserError as error:
+        sys.exit(f"error: {error}")
