@@ -30,7 +30,7 @@ MOST_TOKENS = 256  # of an answer, where a task does not say
 class RwkvMlc(TemplateLM):
     """``artifact`` is an artifact's folder, or a checkpoint that ``runner`` runs, as ``open_scorer`` says. ``batch_size`` texts
     are read at a time, but as many as their states allow where it is "auto" or 1, which the harness says where nobody does.
-    ``run_on`` is the engine's device: what the harness calls ``device`` is "cuda" where nobody says. There is no longest text."""
+    ``run_on`` is the engine's device: what the harness calls ``device`` is "cuda" where nobody says."""
 
     def __init__(
         self,
