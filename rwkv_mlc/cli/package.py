@@ -15,8 +15,8 @@ def add_parser(subparsers) -> None:
         "package",
         help="write a program that runs a model on a machine without Python",
         description=(
-            "Write one executable that holds an artifact's model and all that runs it: it chats in the terminal and goes on from "
-            "a prompt, and needs nothing of the machine but its system. The artifact needs no library of its own. zig "
+            "Write one executable that holds an artifact's model and all that runs it: it chats in the terminal and goes on "
+            "from a prompt, and needs nothing of the machine but its system. The artifact needs no library of its own. zig "
             "compiles the program: pip install 'rwkv_mlc[package]'."
         ),
     )

@@ -19,7 +19,7 @@ from support.compiled import QUICK, runner_for
 SHAPE = {"vocab_size": 61, "hidden_size": 64, "layers": 2, "head_size": 32}
 SEQUENCES = [[5, 9, 17, 60, 2, 33, 8, 41, 7], [3], [11, 12, 13, 14, 15]]
 CASES = [("7a", QUICK), ("4", "vulkan")]
-"""``test_mlc_engine`` has the other generations in such an interface, which 7a has no other of; here every state is compared, too."""
+"""``test_mlc_engine`` has the other generations in such an interface, which 7a has no other of; here states are compared."""
 
 
 @pytest.mark.parametrize("generation, target", CASES)
