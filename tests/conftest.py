@@ -110,7 +110,7 @@ def within(request, record_property) -> Callable[[str, float, float], None]:
     """Print a measured error beside its bound and hold it to that."""
 
     def check(what: str, found: float, bound: float) -> None:
-        record_property(what, found)
+        record_property(what, float(found))  # which other processes are told
         print(f"{request.node.name}: {what} {found:.1e} (bound {bound:.0e})")
         assert found < bound, what
 
