@@ -140,6 +140,8 @@ def resolve(
 def _check_stated(checkpoint: Checkpoint, config: RWKVConfig) -> None:
     found: dict[str, tuple[Any, ...]] = {
         "model_type": (generation_of(config).model_type,),
+        "architectures": (generation_of(config).model_type,),
+        "value_dim": (config.attention_size,),
         "model_version": (config.generation, config.generation.replace(".", "_")),
         "vocab_size": (config.vocab_size,),
         "hidden_size": (config.hidden_size,),
@@ -152,10 +154,12 @@ def _check_stated(checkpoint: Checkpoint, config: RWKVConfig) -> None:
             config.head_size,
         ),  # RWKV-5's first folders give the latter by this name
     }
+    generation = generation_of(config)
+    found |= {name: (config.own[own],) for name, own in generation.own_in_configs.items() if config.own[own]}
     wrong = [
         f"{name} {value}, where its tensors have {found[name][0]}"
         for name, value in checkpoint.stated.items()
-        if value not in found[name]
+        if name in found and value not in found[name]
     ]
     if wrong:
         raise UserError(

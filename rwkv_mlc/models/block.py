@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,10 @@ class BlockGeneration(Generation):
     @property
     def in_rwkv_cpp(self) -> bool:
         return True
+
+    @property
+    def own_in_configs(self) -> Mapping[str, str]:
+        return {}
 
     def check_norms(self, config: RWKVConfig, of_folder: bool) -> None:
         """Every epsilon is built as it is given."""

@@ -103,6 +103,11 @@ class Generation(ABC):
     def own(self) -> Sequence[str]:
         """The sizes that every ``RWKVConfig.own`` of the generation holds."""
 
+    @property
+    @abstractmethod
+    def own_in_configs(self) -> Mapping[str, str]:
+        """Those of ``own`` that Hugging Face's ``config.json`` gives, by the names that they have there."""
+
     @abstractmethod
     def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The tensors under the names and in the order of axes of a BlinkDL ``.pth``, with its values, where other formats

@@ -100,6 +100,10 @@ class RWKV6(BlockGeneration):
         ranks = {"mix_rank": mixes // (len(TARGETS) * hidden_size), "decay_rank": decay // hidden_size}
         return {"head_size": head_size, "own": {**other, **ranks}}
 
+    @property
+    def own_in_configs(self) -> Mapping[str, str]:
+        return {f"{name}_low_rank_dim": f"{name}_rank" for name in ("mix", "decay")}
+
     def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Low-rank matrices as BlinkDL stores them, [inputs, outputs]."""
         _, hidden_size = tensors["emb.weight"].shape
@@ -109,8 +113,7 @@ class RWKV6(BlockGeneration):
         return self.arrange(tensors)
 
     def hugging_face_config(self, config: RWKVConfig, names: Collection[str]) -> dict[str, Any]:
-        ranks = {f"{name}_low_rank_dim": config.own[f"{name}_rank"] for name in ("mix", "decay")}
-        return headed_config(config) | ranks
+        return headed_config(config) | {theirs: config.own[ours] for theirs, ours in self.own_in_configs.items()}
 
     def attention(self, config: RWKVConfig, layer: int) -> list[Parameter]:
         name, source, halvings = f"model.blocks.{layer}.attention", f"blocks.{layer}.att", config.halvings(layer)

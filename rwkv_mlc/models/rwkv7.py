@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,12 @@ MIXES = {"receptance": "r", "key": "k", "value": "v", "decay": "w", "rate": "a",
 MATRICES = ("receptance", "key", "value")
 RANKS = {"decay_rank": "w", "rate_rank": "a", "value_rank": "v", "gate_rank": "g"}
 """The sizes of the low-rank pairs by BlinkDL's letter."""
+IN_CONFIGS = {
+    "decay_low_rank_dim": "decay_rank",
+    "a_low_rank_dim": "rate_rank",
+    "v_low_rank_dim": "value_rank",
+    "gate_low_rank_dim": "gate_rank",
+}
 
 EPSILON = 1e-5
 """Of BlinkDL's layer norms."""
@@ -118,6 +124,10 @@ class RWKV7(BlockGeneration):
         if self.embedded:
             own["embedding_rank"] = math.prod(shapes.get("blocks.0.ffn.s1", (0,))) // hidden_size
         return {"head_size": heads_of(shapes, "blocks.0.att.r_k", size), "own": own}
+
+    @property
+    def own_in_configs(self) -> Mapping[str, str]:
+        return IN_CONFIGS
 
     def arrange(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Low-rank matrices as BlinkDL stores them, [inputs, outputs], without those of the first layer's value, which
@@ -234,11 +244,10 @@ class RWKV7(BlockGeneration):
                 f"The layout of RWKV-7 has head_dim times 1e-5 for the norm of heads, {config.head_size * EPSILON:g}; this "
                 f"model has {config.group_norm_epsilon:g}, and {config.layer_norm_epsilon:g} for its layer norms."
             )
-        ranks = {"decay_rank": "decay", "rate_rank": "a", "value_rank": "v", "gate_rank": "gate"}
         other = {"attention_hidden_size": config.attention_size} if "attention_size" in config.own else {}
         return {
             "attn_mode": "chunk",
-            **{f"{theirs}_low_rank_dim": config.own[ours] for ours, theirs in ranks.items()},
+            **{theirs: config.own[ours] for theirs, ours in IN_CONFIGS.items()},
             **other,
             "fuse_norm": False,
             "head_dim": config.head_size,

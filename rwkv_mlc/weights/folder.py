@@ -27,8 +27,13 @@ STATED = (
     "num_hidden_layers",
     "head_size",
     "num_attention_heads",
+    "decay_low_rank_dim",
+    "a_low_rank_dim",
+    "v_low_rank_dim",
+    "gate_low_rank_dim",
+    "mix_low_rank_dim",
 )
-"""What tensors say too."""
+"""What tensors say too; ranks where the generation has one of that name."""
 
 OTHER_NAMES = {
     "hidden_size": ("n_embd",),
@@ -57,6 +62,16 @@ def _squared_relu(name: str) -> str:
 
 
 Activation = Annotated[str, AfterValidator(_squared_relu)]
+
+
+def _with_biases(given: bool) -> bool:
+    if not given:
+        raise ValueError("true, as the layer norms of every RWKV have biases")
+    return given
+
+
+Biased = Annotated[bool, AfterValidator(_with_biases)]
+Ratio = Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TokenIds = Count | tuple[Count, ...] | None
 
@@ -89,6 +104,16 @@ class FolderConfig(Schema):
     layer_norm_eps: Epsilon | None = None
     norm_eps: Epsilon | None = None
     rescale_every: int | None = None
+    architectures: tuple[str, ...] | None = None
+    decay_low_rank_dim: Count | None = None
+    a_low_rank_dim: Count | None = None
+    v_low_rank_dim: Count | None = None
+    gate_low_rank_dim: Count | None = None
+    mix_low_rank_dim: Count | None = None
+    value_dim: Count | tuple[Count, ...] | None = None
+    hidden_ratio: Ratio | None = None
+    norm_bias: Biased | None = None
+    attn: dict[str, Any] | None = None
     hidden_act: Activation | None = None
     activation_function: Activation | None = None
     quantization_config: dict[str, Any] | None = None
@@ -141,11 +166,21 @@ class Facts:
 
     @property
     def stated(self) -> dict[str, int | str]:
-        """Those of ``STATED`` that are there, and the ``model_type`` where it has a number; 0 and null leave them to the
-        tensors."""
-        found = {name: value for name in STATED if (value := getattr(self.config, name))}
-        architecture = ARCHITECTURE.search(self.config.model_type or "")
-        return found | ({"model_type": f"rwkv{architecture[1]}"} if architecture and architecture[1] else {})
+        """Those of ``STATED`` that are there, the ``model_type`` and one of the ``architectures`` where they have a number, and
+        what flash-linear-attention's configurations give otherwise; 0 and null leave them to the tensors."""
+        config = self.config
+        found = {name: value for name in STATED if (value := getattr(config, name))}
+        classes = config.architectures or ()
+        for name, given in (("model_type", config.model_type), *(("architectures", given) for given in classes)):
+            architecture = ARCHITECTURE.search(given or "")
+            if architecture and architecture[1]:
+                found[name] = f"rwkv{architecture[1]}"
+        widths = (config.value_dim,) if isinstance(config.value_dim, int) else config.value_dim or ()
+        if some := sorted({width for width in widths if width}):
+            found["value_dim"] = some[0] if len(some) == 1 else ", ".join(map(str, some))
+        if config.hidden_ratio and config.hidden_size and not config.intermediate_size:
+            found["intermediate_size"] = -(-int(config.hidden_size * config.hidden_ratio) // 32) * 32
+        return found
 
 
 def read_facts(folder: Path, own: bool) -> Facts | None:
@@ -166,6 +201,10 @@ def read_facts(folder: Path, own: bool) -> Facts | None:
         raise UserError(
             f"{folder / CONFIG} is of a model of the type {quoted(config.model_type)}, expected one of RWKV's; get the "
             "config.json of these weights, or move them to a folder of their own."
+        )
+    if config.attn:
+        raise UserError(
+            f"{folder / CONFIG} says that layers are attention's (attn): a hybrid, which this project does not compute."
         )
     if config.quantization_config is not None:
         raise UserError(

@@ -12,10 +12,11 @@ from safetensors.numpy import save_file
 
 from rwkv_mlc import reference
 from rwkv_mlc.errors import UserError
-from rwkv_mlc.models import GENERATIONS, ModelOptions, resolve
+from rwkv_mlc.models import GENERATIONS, ModelOptions, generation_of, resolve
 from rwkv_mlc.weights import open_checkpoint
 from rwkv_mlc.weights.checkpoint import Checkpoint
 from support.build_inputs import huggingface_name, write_index, write_json
+from support.compiled import in_memory
 from support.synthetic import synthetic_checkpoint
 
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "layers": 2, "head_size": 16}
@@ -289,6 +290,39 @@ def test_what_the_tensors_contradict_is_refused(tmp_path, stated, message, named
     checkpoint = open_checkpoint(str(folder if named == "folder" else folder / "model.safetensors"))
     with pytest.raises(UserError, match=re.escape(message)):
         resolve(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"decay_low_rank_dim": 9}, "decay_low_rank_dim 9, where its tensors have {decay_rank}"),
+        ({"v_low_rank_dim": 65}, "v_low_rank_dim 65, where its tensors have {value_rank}"),
+        ({"architectures": ["RWKV6ForCausalLM"]}, "architectures rwkv6, where its tensors have rwkv7"),
+        ({"value_dim": [32, 64]}, "value_dim 32, 64, where its tensors have 32"),
+        ({"hidden_size": 32, "hidden_ratio": 7.0}, "intermediate_size 224, where its tensors have {intermediate_size}"),
+        ({"norm_bias": False}, "norm_bias as False, expected true, as the layer norms of every RWKV have biases"),
+        ({"attn": {"layers": [1]}}, "says that layers are attention's (attn)"),
+    ],
+)
+def test_what_flash_linear_attention_would_compute_otherwise(tmp_path, stated, message):
+    weights = weights_of(generation="7")
+    config, _, _ = resolve(in_memory(weights))
+    folder = folder_of(tmp_path / "hf", weights, norm_eps=4e-5, **stated)
+    sizes = {**config.own, "intermediate_size": config.intermediate_size}
+    with pytest.raises(UserError, match=re.escape(message.format(**sizes))):
+        resolve(open_checkpoint(str(folder)))
+
+
+def test_what_flash_linear_attention_says_of_these_tensors(tmp_path):
+    weights = weights_of(generation="7")
+    config, _, _ = resolve(in_memory(weights))
+    own = generation_of(config).own_in_configs.items()
+    stated: dict[str, object] = {theirs: config.own[ours] for theirs, ours in own}
+    stated |= {"architectures": ["RWKV7ForCausalLM"], "value_dim": [32, 32], "norm_bias": True, "attn": None}
+    stated |= {"hidden_size": 32, "hidden_ratio": config.intermediate_size / 32, "intermediate_size": None}
+    assert len(own) == 4 and min(config.own.values()) > 0
+    folder = folder_of(tmp_path / "hf", weights, norm_eps=4e-5, **stated)
+    assert resolve(open_checkpoint(str(folder)))[0].own == config.own
 
 
 def test_what_the_tensors_bear_out_is_no_obstacle(tmp_path):
