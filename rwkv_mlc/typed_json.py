@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from .errors import UserError
 from .escaping import CONTROL, listed, shortened
@@ -95,22 +96,22 @@ def parse(
     try:
         return TypeAdapter(kind).validate_json(text, extra=extra)
     except ValidationError as error:
-        raise UserError(f"{source} {_found(error)}; {advice}.") from None
+        raise UserError(f"{source} {_found(error, text)}; {advice}.") from None
 
 
-def _found(error: ValidationError) -> str:
+def _found(error: ValidationError, text: str | bytes) -> str:
     if error.error_count() > MOST_ERRORS:
         return f"has {error.error_count():,} values that do not fit"
     errors = error.errors(include_url=False)
-    first = errors[0]
+    first, data = errors[0], None if errors[0]["type"] == "json_invalid" else from_json(text)
     context = first.get("ctx", {})
     if first["type"] == "json_invalid":
         return f"is not JSON ({context['error']})"
     if first["type"] == "missing":
-        missing = [_place(each["loc"]) for each in errors if each["type"] == "missing"]
+        missing = [_place(each["loc"], data) for each in errors if each["type"] == "missing"]
         return f"lacks {listed(missing)}"
     if first["type"] == "extra_forbidden":
-        return f"has a key {_place(first['loc'])}, which means nothing"
+        return f"has a key {_place(first['loc'], data)}, which means nothing"
     if first["type"] in EXPECTED:
         expected = EXPECTED[first["type"]].format(**context)
     else:
@@ -119,10 +120,18 @@ def _found(error: ValidationError) -> str:
         return expected
     if not first["loc"]:
         return f"holds a {type(first['input']).__name__}, expected {expected}"
-    return f"gives {_place(first['loc'])} as {reprlib.repr(first['input'])}, expected {expected}"
+    return f"gives {_place(first['loc'], data)} as {reprlib.repr(first['input'])}, expected {expected}"
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    """``records[0].records[3].shape``."""
-    steps = (f"[{step}]" if isinstance(step, int) else f".{shortened(step)}" for step in location)
-    return "".join(steps).removeprefix(".")
+def _place(location: tuple[int | str, ...], data: Any) -> str:
+    """``records[0].records[3].shape``. Steps that the data have not are names of alternatives, but for the last one, which may
+    be missing in an object."""
+    place = ""
+    for number, step in enumerate(location, 1):
+        if isinstance(step, int):
+            place += f"[{step}]"
+            data = data[step] if isinstance(data, list) and step < len(data) else None
+        elif isinstance(data, dict) and (step in data or number == len(location)):
+            place += f".{shortened(step)}"
+            data = data.get(step)
+    return place.removeprefix(".")

@@ -21,6 +21,8 @@ def named_path(text: str) -> Path:
 
 def path_or_name(text: str) -> str:
     """The same for what may also be the name of something else."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; this folder is .")
     try:
         check_name(Path(text))
     except OSError as error:

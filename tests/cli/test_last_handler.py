@@ -66,6 +66,8 @@ def assert_sentence(result: subprocess.CompletedProcess, message: str) -> None:
         (["dump", LONG], "File name too long"),
         (["debug", "D", "--against", LONG], "File name too long"),
         (["compare", "A", LONG], "File name too long"),
+        (["inspect", ""], "it is empty; this folder is ."),
+        (["build", "--artifact-path", ""], "it is empty; this folder is ."),
     ],
 )
 def test_arguments_that_no_command_could_use(arguments, message, capsys):
