@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..escaping import listed, listed_problems, quoted
-from ..schema import LONGEST_PREFILL_CHUNK, NATIVE, LibraryMetadata, ParameterSpec, StateSpec
+from ..schema import LONGEST_PREFILL_CHUNK, MLC, NATIVE, LibraryMetadata, ParameterSpec, StateSpec
 from .call_memory import CallMemory
 from .cuda_graph import FUNCTION, DecodeGraph
 from .integers import integers
@@ -204,9 +204,10 @@ def open_library(library: Path, device: Device) -> tuple[Module, Module, Library
 
 def _check_functions(library: Path, metadata: LibraryMetadata, machine: Module) -> None:
     if metadata.interface != NATIVE:
+        advice = "build it with --abi both" if metadata.interface == MLC else "build it again"
         raise UserError(
             f"{library} has the functions of the interface {metadata.interface} alone, and the engine calls those of "
-            f"{NATIVE}; build it with --abi both."
+            f"{NATIVE}; {advice}."
         )
     if missing := [
         name for name, spec in metadata.functions.items() if not machine.implements_function(spec.symbol or name)

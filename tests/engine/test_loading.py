@@ -152,7 +152,7 @@ def test_parameters_of_another_model(reciter):
     [
         (
             lambda metadata: {"interface": "other"},
-            "has the functions of the interface other, and the engine calls those",
+            "has the functions of the interface other alone, and the engine calls those",
         ),
         (
             lambda metadata: {"functions": {**metadata.functions, "verify": metadata.functions["score"]}},

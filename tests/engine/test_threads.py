@@ -43,11 +43,19 @@ allowed = {cpu for task in tasks for cpu in os.sched_getaffinity(task)}
 print(engine.runner.pool.threads, sorted(allowed), os.sched_getaffinity(0) == before)
 """
 
-CALLERS = """
-import threading, time
-engines = [engine, *(Engine(sys.argv[1]) for _ in range(3))]
+TASKS = """
+import os, sys, time
 def tasks():
-    return len(os.listdir("/proc/self/task"))
+    found = [len(os.listdir("/proc/self/task"))]
+    while len(found) < 5 or len(set(found[-5:])) > 1:  # a thread that has ended is there for a moment
+        time.sleep(0.05)
+        found.append(len(os.listdir("/proc/self/task")))
+    return found[-1]
+"""
+
+CALLERS = """
+import threading
+engines = [engine, *(Engine(sys.argv[1]) for _ in range(3))]
 def generate(caller):
     texts.append(engines[caller % 4].generate("Tom", max_tokens=8, temperature=0).text)
 texts = []
@@ -58,10 +66,6 @@ for caller in callers:
     caller.start()
 for caller in callers:
     caller.join()
-waited = 0
-while tasks() > alone and waited < 100:  # a thread that was joined has a moment to live
-    time.sleep(0.1)
-    waited += 1
 print(len(set(texts)), len(texts), tasks() - alone)
 """
 
@@ -107,7 +111,7 @@ found = []
 for count, command in enumerate([generate, generate, generate, chat, chat], 1):
     sys.stdin = io.TextIOWrapper(io.BytesIO(b"Tom"))
     assert main([*command, sys.argv[1], "--max-tokens", "8", "--threads", str(count)]) == 0
-    found.append(len(os.listdir("/proc/self/task")) - count)
+    found.append(tasks() - count)
 print(found)
 """
 
@@ -127,9 +131,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def run(artifact: Path, code: str, cpus: set[int] | None = None, **environment: str) -> str:
     """What a process prints that has loaded ``engine``, allowed on ``cpus`` alone."""
-    start = (
-        "import os, sys\nbefore = os.sched_getaffinity(0)\nfrom rwkv_mlc import Engine\nengine = Engine(sys.argv[1])\n"
-    )
+    start = f"{TASKS}\nbefore = os.sched_getaffinity(0)\nfrom rwkv_mlc import Engine\nengine = Engine(sys.argv[1])\n"
     if cpus:
         start = f"import os\nos.sched_setaffinity(0, {cpus})\n{start}"
     names = {threads.THREADS, threads.TVM_THREADS, threads.POOL}

@@ -91,7 +91,7 @@ def fenced_place(seeds: Path, folder: Path) -> Place:
     temporary.mkdir()
     tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)
     sys.dont_write_bytecode = True
-    place = Place(seeds, scratch, Fence([folder, native._cache()], named=[VERIFIED]))
+    place = Place(seeds, scratch, Fence([folder, native.cache_folder()], named=[VERIFIED]))
     place.fence.close()
     return place
 
