@@ -134,4 +134,7 @@ def _place(location: tuple[int | str, ...], data: Any) -> str:
         elif isinstance(data, dict) and (step in data or number == len(location)):
             place += f".{shortened(step)}"
             data = data.get(step)
+        elif isinstance(data, list) and step.isidentifier():  # of what is read from a list of names
+            place += f".{shortened(step)}"
+            data = None
     return place.removeprefix(".")

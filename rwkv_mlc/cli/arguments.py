@@ -16,13 +16,13 @@ LARGEST = (1 << 31) - 1
 
 def named_path(text: str) -> Path:
     """A path that a file system takes."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; this folder is .")
     return Path(path_or_name(text))
 
 
 def path_or_name(text: str) -> str:
     """The same for what may also be the name of something else."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; this folder is .")
     try:
         check_name(Path(text))
     except OSError as error:

@@ -66,7 +66,7 @@ def assert_sentence(result: subprocess.CompletedProcess, message: str) -> None:
         (["dump", LONG], "File name too long"),
         (["debug", "D", "--against", LONG], "File name too long"),
         (["compare", "A", LONG], "File name too long"),
-        (["inspect", ""], "it is empty; this folder is ."),
+        (["verify", ""], "it is empty; this folder is ."),
         (["build", "--artifact-path", ""], "it is empty; this folder is ."),
     ],
 )
